@@ -1,0 +1,229 @@
+/* kernels/kern.h - the operations of a forward pass, as a table that a CPU path or a device fills.
+ *
+ * Dimension letters, used everywhere: T rows (tokens of a step), C model dim, H query heads of this
+ * rank, K kv heads of this rank, D head_dim, F ffn columns of this rank, V vocabulary rows of this
+ * rank, N outputs and K inputs of a product (in gemm only), R leaves. Row-major unless said.
+ *
+ * What the numbers must be is docs/numerics.md; kernels/ref/ is that text as code. "Lanes are
+ * outputs": each output element is computed by one fixed sequence of operations, so every path
+ * below gives equal bits, for every number of threads and every T.
+ *
+ * Streams. Every op takes a stream. On CPU a stream is a team of threads and ops are done when the
+ * call returns; on a device they are queued in order and `stream_sync` waits. Pointers are memory
+ * of the stream's device (mem_alloc) unless marked host. Ops cannot fail: shapes were checked when
+ * the plan was made, and a device's asynchronous error comes out of stream_sync. Threads: a stream
+ * belongs to one thread. Kernels start no threads of their own, read no clock. */
+#ifndef KERNELS_KERN_H
+#define KERNELS_KERN_H
+
+#include "base/err.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum {
+    KERN_LEAVES_MAX = 64,    /* R at most */
+    KERN_KV_BLOCK = 32,      /* tokens in a KV block */
+    KERN_SPAN = 256,         /* tokens in an attention span: a multiple of KERN_KV_BLOCK */
+    KERN_VOCAB_BLOCK = 1024, /* ids in a block of (max, sum); vocabulary slices end on blocks */
+    KERN_CAND_MAX = 1024,    /* candidates kept for top-k / top-p / min-p / top log-probabilities */
+    KERN_ALIGN = 64          /* bytes; every pointer given to an op is so aligned unless marked */
+};
+
+/* Storage and product format. In KERN_BF16 operands of products are bf16, sums f32. */
+enum kern_fmt { KERN_F32, KERN_BF16 };
+
+/* How tensors stand in files (host). */
+enum kern_src { KERN_SRC_F32, KERN_SRC_F16, KERN_SRC_BF16 };
+
+struct kern_stream; /* opaque, one per rank */
+
+struct kern_stream_config {
+    uint32_t n_threads; /* CPU: threads in the team, the caller counted */
+    uint32_t device;    /* device index; 0 on CPU */
+};
+
+/* ---- matrices ---- */
+
+/* W[N,K], packed by mat_pack for streaming. A column-parallel product (qkv, gate/up, head) has one
+ * leaf; a row-parallel one (attention output, ffn down) has this rank's R/tp leaves, each summed on
+ * its own and combined by the binary tree over leaf indices. n_leaves is a power of two. */
+struct kern_mat {
+    enum kern_fmt fmt;
+    uint32_t n, k;                      /* outputs, inputs held by this rank */
+    uint32_t n_leaves;                  /* 1 .. KERN_LEAVES_MAX */
+    uint32_t leaf[KERN_LEAVES_MAX + 1]; /* K offsets: leaf[0] = 0 <= ... <= leaf[n_leaves] = k */
+    void *data;                         /* mat_bytes() bytes, owner: whoever allocated it */
+};
+
+/* Rows of a weight tensor in file format, host memory. */
+struct kern_rows {
+    enum kern_src type;
+    const void *data;      /* host, no alignment promised */
+    uint32_t row0, n_rows; /* rows of the kern_mat that these are; any row0 */
+    uint32_t ld;           /* elements from one row to the next; the first k of each are used */
+};
+
+/* ---- embedding ---- */
+
+struct kern_embed {
+    enum kern_fmt fmt;
+    uint32_t row0, n_rows; /* ids [row0, row0 + n_rows) are held here */
+    uint32_t dim;          /* C */
+    void *data;            /* [n_rows, C] in fmt, not packed */
+};
+
+/* ---- KV cache ---- */
+
+/* One layer's cache. Token t of a sequence is slot t % KERN_KV_BLOCK of block table[t /
+ * KERN_KV_BLOCK]. The layout inside is the path's own affair (CPU: K as [block][K][D/2][slot][2] so
+ * that lanes are positions, V as [block][K][slot][D]). */
+struct kern_kv {
+    enum kern_fmt fmt;
+    uint32_t n_heads, head_dim; /* K, D; D is even */
+    uint32_t n_blocks;
+    void *k, *v; /* kv_bytes() each */
+};
+
+/* Which rows belong to which sequence. Arrays are device memory, written by copy_in. Rows of one
+ * sequence are adjacent and in ascending position. */
+struct kern_rows_map {
+    uint32_t n_rows; /* T */
+    uint32_t n_seqs;
+    uint32_t table_stride;  /* entries per row of `tables` */
+    const uint32_t *pos;    /* [T] absolute position */
+    const uint32_t *seq;    /* [T] index into tables, < n_seqs */
+    const uint32_t *tables; /* [n_seqs, table_stride] block ids; entry b covers positions
+                               [b * KERN_KV_BLOCK, ...); valid up to the row's own position */
+};
+
+/* cos and sin of pos * freq[i], built by rope_table_fill (kernels/rope.h), [n_pos, D/2] each, f32.
+ */
+struct kern_rope {
+    uint32_t n_pos, head_dim;
+    const float *cos, *sin;
+};
+
+struct kern_qkv {
+    uint32_t n_heads, n_kv_heads, head_dim; /* H, K, D of this rank */
+    uint32_t kv_head0;                      /* global index of this rank's first kv head */
+    uint32_t head0;                         /* global index of this rank's first query head */
+    uint32_t group; /* query heads per kv head in the whole model: kv head = head / group */
+    float scale;    /* score = scale * (q . k) */
+};
+
+/* ---- sampling ---- */
+
+/* Parameters of one sampled row, as they reach the kernels (host struct, copied by value). */
+struct kern_sample {
+    uint64_t seed;
+    uint32_t choice;   /* which of the request's answers */
+    uint32_t pos;      /* absolute position of the token being chosen: counter of the generator */
+    float temperature; /* 0: greedy (argmax, ties to the lower id) */
+    uint32_t n_cand;   /* candidates wanted, 1 .. KERN_CAND_MAX */
+    bool gumbel_all;   /* plain temperature sampling: Gumbel-max over the whole vocabulary */
+};
+
+struct kern_cand {
+    float logit;
+    uint32_t id;
+};
+
+/* (max, sum of exp(x - max)) over one block of KERN_VOCAB_BLOCK ids. */
+struct kern_lse {
+    float max, sum;
+};
+
+/* What a vocabulary slice contributes to one row; merged by sample_merge (kernels/sample.h). Host.
+ */
+struct kern_scan {
+    struct kern_lse *lse; /* [n_vblocks] of logits */
+    struct kern_lse
+        *lse_temp;          /* [n_vblocks] of logits / temperature; untouched if temperature is 0 */
+    struct kern_cand *cand; /* [min(n_cand, V)] sorted by (logit descending, id ascending) */
+    struct kern_cand gumbel; /* best (logit / temperature + gumbel noise, id); if gumbel_all */
+};
+
+/* ---- the table ---- */
+
+struct kern_ops {
+    const char *name; /* "scalar", "avx2", "avx512", "avx512bf16", later "cuda" */
+
+    /* Life, memory. mem_alloc is KERN_ALIGN-aligned and zeroed. copy_* are ordered with the ops of
+     * the stream; the host side may be reused when the call returns (in) or after sync (out). */
+    status (*stream_create)(const struct kern_stream_config *config, struct kern_stream **stream_p,
+                            struct err *err);
+    void (*stream_destroy)(struct kern_stream *s); /* NULL is fine */
+    status (*stream_sync)(struct kern_stream *s, struct err *err);
+    status (*mem_alloc)(struct kern_stream *s, size_t bytes, void **mem_p, struct err *err);
+    void (*mem_free)(struct kern_stream *s, void *mem, size_t bytes); /* NULL is fine */
+    void (*copy_in)(struct kern_stream *s, void *dst, const void *src_host, size_t bytes);
+    void (*copy_out)(struct kern_stream *s, void *dst_host, const void *src, size_t bytes);
+
+    /* Weights. mat->data holds mat_bytes(mat) zeroed bytes; every row of [0, n) is packed once. */
+    size_t (*mat_bytes)(const struct kern_mat *mat);
+    void (*mat_pack)(struct kern_stream *s, struct kern_mat *mat, const struct kern_rows *rows);
+    size_t (*embed_bytes)(const struct kern_embed *e);
+    void (*embed_pack)(struct kern_stream *s, struct kern_embed *e, const struct kern_rows *rows);
+    size_t (*kv_bytes)(const struct kern_kv *kv); /* of k, and the same again of v */
+
+    /* x[T,C] f32 <- rows `ids` of the table, -0 made +0; a row not held here becomes all +0, so
+     * that a sum over the slices is the owner's row exactly. */
+    void (*embed)(struct kern_stream *s, float *x, const struct kern_embed *e, const uint32_t *ids,
+                  uint32_t n_rows);
+    /* y[T,C] fmt <- x[T,C] f32 / rms(x) * w[C] f32 */
+    void (*rmsnorm)(struct kern_stream *s, void *y, enum kern_fmt fmt, const float *x,
+                    const float *w, uint32_t n_rows, uint32_t dim, float eps);
+    /* y[T,N] f32 <- x[T,K] (in w->fmt) times W[N,K] transposed. With leaves: this rank's partial.
+     */
+    void (*gemm)(struct kern_stream *s, float *y, const void *x, const struct kern_mat *w,
+                 uint32_t n_rows);
+    /* y[T,N] += b[N] */
+    void (*add_bias)(struct kern_stream *s, float *y, const float *b, uint32_t n_rows, uint32_t n);
+    /* dst[i] = a[i] + b[i]; dst may be a or b. Residual and the collectives' tree. */
+    void (*add)(struct kern_stream *s, float *dst, const float *a, const float *b, size_t n);
+    /* qkv[T, (H+2K)*D] f32: per-head rmsnorm of q and of k (qk-norm models), w[D], in place. */
+    void (*qk_norm)(struct kern_stream *s, float *qkv, const struct kern_qkv *g, const float *q_w,
+                    const float *k_w, uint32_t n_rows, float eps);
+    /* Rotate q and k of qkv[T, (H+2K)*D] in place (halves: i with i + D/2, as Hugging Face stores).
+     */
+    void (*rope)(struct kern_stream *s, float *qkv, const struct kern_qkv *g,
+                 const struct kern_rope *rope, const struct kern_rows_map *map);
+    /* Write k and v of qkv[T, (H+2K)*D] into the cache, rounded to kv->fmt. */
+    void (*kv_store)(struct kern_stream *s, const struct kern_kv *kv, const float *qkv,
+                     const struct kern_qkv *g, const struct kern_rows_map *map);
+    /* out[T, H*D] (in kv->fmt) <- softmax(scale q k^T) v over positions [0, pos] of the row's
+     * sequence; reads q from qkv[T, (H+2K)*D], k and v from the cache only. */
+    void (*attention)(struct kern_stream *s, void *out, const struct kern_kv *kv, const float *qkv,
+                      const struct kern_qkv *g, const struct kern_rows_map *map);
+    /* y[T,F] fmt <- silu(gu[T, 0:F]) * gu[T, F:2F] */
+    void (*silu_mul)(struct kern_stream *s, void *y, enum kern_fmt fmt, const float *gu,
+                     uint32_t n_rows, uint32_t ffn);
+    /* dst[n,C] f32 <- rows[i] of src[T,C] */
+    void (*gather)(struct kern_stream *s, float *dst, const float *src, const uint32_t *rows,
+                   uint32_t n_rows, uint32_t dim);
+    /* Reduce logits[V] f32 of one row, ids starting at id0 (a multiple of KERN_VOCAB_BLOCK), to
+     * `scan` (host memory, whose arrays the caller provides). Waits: scan is valid on return. */
+    void (*scan)(struct kern_stream *s, const float *logits, uint32_t id0, uint32_t n_ids,
+                 const struct kern_sample *params, struct kern_scan *scan);
+};
+
+/* The best CPU table that this machine runs, cpu_mask() applied; every part of it was compared with
+ * kernels/ref on canned vectors first, and what differed was left out (`note` gets one sentence
+ * about it, empty if all agree; may be NULL). Static storage. */
+const struct kern_ops *kern_ops_cpu(struct err *note);
+/* The specification: scalar and slow. */
+const struct kern_ops *kern_ops_ref(void);
+/* The table of exactly the path named by CPU flags (base/cpu.h), for tests; NULL if this CPU
+ * cannot. */
+const struct kern_ops *kern_ops_path(uint32_t cpu_flags);
+
+/* ---- slices: who holds what of a row-parallel dimension ---- */
+
+/* R of a model: the largest power of two that is at most n_heads and at most 8 (16 from 64 heads
+ * on). Part of the numeric profile. */
+uint32_t kern_leaves_for(uint32_t n_heads);
+/* First unit of leaf i when n_units are cut into n_leaves: floor(i * n_units / n_leaves). */
+uint32_t kern_leaf_begin(uint32_t n_units, uint32_t n_leaves, uint32_t i);
+
+#endif

@@ -1,0 +1,55 @@
+/* kernels/sample.h - from the slices' scans of one row to one token. Host code, scalar, same
+ * everywhere.
+ *
+ * Order of filters (as Hugging Face and vLLM): temperature, top_k, top_p over what top_k left
+ * (renormalised), min_p relative to the best; then Gumbel-max over what is left, with noise from a
+ * counter-based generator keyed by (seed, choice, position, token id), so that no order and no
+ * neighbour matters. Candidates beyond KERN_CAND_MAX are never considered when a filter is set.
+ * Log-probabilities are of the model's distribution (temperature 1, no filter). */
+#ifndef KERNELS_SAMPLE_H
+#define KERNELS_SAMPLE_H
+
+#include "kernels/kern.h"
+
+struct sample_params {
+    float temperature;   /* 0: greedy */
+    uint32_t top_k;      /* 0: off */
+    float top_p;         /* 1: off */
+    float min_p;         /* 0: off */
+    uint32_t n_logprobs; /* top log-probabilities to report, <= SAMPLE_LOGPROBS_MAX */
+    uint64_t seed;
+    uint32_t choice;
+};
+
+enum { SAMPLE_LOGPROBS_MAX = 20 };
+
+struct sample_result {
+    uint32_t token;
+    float logprob;
+    uint32_t n_top;
+    struct kern_cand top[SAMPLE_LOGPROBS_MAX]; /* .logit holds the log-probability; best first */
+};
+
+/* What the kernels must gather for these parameters at absolute position `pos`. */
+struct kern_sample sample_request(const struct sample_params *p, uint32_t pos, uint32_t vocab);
+
+/* Bytes of one slice's scan of a row as it travels (flat, host byte order), and both directions.
+ * scan_flat_bind points scan's arrays into `flat` (KERN_ALIGN-aligned) without copying. */
+size_t scan_flat_bytes(const struct kern_sample *req, uint32_t n_ids);
+void scan_flat_bind(void *flat, const struct kern_sample *req, uint32_t n_ids,
+                    struct kern_scan *scan);
+void scan_flat_finish(void *flat, const struct kern_scan *scan); /* store the by-value fields too */
+void scan_flat_load(const void *flat, const struct kern_sample *req, uint32_t n_ids,
+                    struct kern_scan *scan);
+
+struct sample_slice {
+    uint32_t id0, n_ids; /* ids held by the slice, slices in ascending order */
+    struct kern_scan scan;
+};
+
+/* Merge the slices of one row (n_slices >= 1, ascending, covering [0, vocab)) and choose. */
+void sample_merge(const struct sample_slice *slices, uint32_t n_slices,
+                  const struct sample_params *p, const struct kern_sample *req, uint32_t vocab,
+                  struct sample_result *result);
+
+#endif
