@@ -1,0 +1,58 @@
+/* cluster/launch.h - start, watch and end the MPI job of a replica.
+ *
+ * The child is mpirun in a process group of its own. What differs between Open MPI versions
+ * (options, names of knobs) stands in one table in launch.c; correctness needs none of them.
+ * Ending: SIGTERM, again after `grace`, then SIGKILL to the group; a launch that has ended left no
+ * process behind on this host. Threads: one owner; launch_poll never blocks. */
+#ifndef CLUSTER_LAUNCH_H
+#define CLUSTER_LAUNCH_H
+
+#include "base/buf.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { LAUNCH_ARGS_MAX = 256 };
+
+struct launch_config {
+    uint32_t n_ranks;
+    const char *hostfile;    /* NULL: this host (or the scheduler's allocation) */
+    const char *mpirun;      /* NULL: "mpirun" from PATH */
+    const char *program;     /* absolute path of gantry on every host */
+    const char *const *args; /* NULL-ended, after the program: "worker", "--run-dir", ... */
+    const char *log_dir;     /* mpirun's own output goes to log_dir/mpirun.log; NULL: to stderr */
+    const char *extra;       /* more mpirun options, split at spaces; NULL: none */
+    bool oversubscribe;      /* more ranks than cores on some host */
+};
+
+struct launch; /* a running (or ended) job */
+
+/* Major version of that mpirun, and its name line ("mpirun (Open MPI) 4.1.4"). ST_ERR_NOT_FOUND: no
+ * such program (says how to install or name it). Runs it once with --version (at most 5 s). */
+status launch_probe(const char *mpirun, uint32_t *major_p, char *line, size_t line_bytes,
+                    struct err *err);
+/* The exact argument vector, NULL-ended; strings live in `text` (arena-like, owned by the caller).
+ */
+status launch_command(const struct launch_config *config, uint32_t major, const char **argv,
+                      uint32_t argv_max, struct buf *text, struct err *err);
+/* The command as one shell line, quoted where needed (--dry-run). */
+status launch_command_line(const struct launch_config *config, uint32_t major, struct buf *out,
+                           struct err *err);
+status launch_start(const struct launch_config *config, struct launch **launch_p, struct err *err);
+/* ST_BUSY: runs. ST_END: has ended; *code_p its exit code (128 + signal if killed) and the tail of
+ * its output by launch_tail. Collects the child (no zombie). */
+status launch_poll(struct launch *l, int *code_p);
+/* Begin or go on ending it; call again from a timer until launch_poll says ST_END. now_ns by
+ * clock_real(). */
+void launch_end(struct launch *l, uint64_t now_ns);
+int launch_pid(const struct launch *l);
+/* Last lines of mpirun's output, for the error sentence. Borrowed. */
+const char *launch_tail(struct launch *l);
+/* Kills at once if still running, waits for it, frees. NULL is fine. */
+void launch_destroy(struct launch *l);
+
+/* Slots that a hostfile offers (sum of slots=, 1 per line without). ST_ERR_FORMAT names line and
+ * word. */
+status hostfile_slots(const char *path, uint32_t *n_slots_p, uint32_t *n_hosts_p, struct err *err);
+
+#endif

@@ -1,0 +1,67 @@
+/* model/weights.h - the tensors of a Hugging Face directory: where each lies, and one way to read
+ * them.
+ *
+ * model.safetensors, or model.safetensors.index.json with its shards. Headers are read and checked
+ * at open (sizes, overlaps, bounds against the real file length); bytes are read on demand by pread
+ * into the caller's memory, never mapped: a truncated mapped file is a SIGBUS, and strided faults
+ * are slow on Lustre. After weights_open the object is immutable: any number of threads may read.
+ */
+#ifndef MODEL_WEIGHTS_H
+#define MODEL_WEIGHTS_H
+
+#include "base/hash.h"
+#include "model/desc.h"
+
+struct weights; /* opaque; holds open descriptors */
+
+enum { WEIGHTS_RANK_MAX = 4, WEIGHTS_CHUNK_BYTES = 64 << 20 };
+
+struct weights_tensor {
+    const char *name; /* borrowed from the weights */
+    enum model_dtype dtype;
+    uint32_t n_dims;
+    uint64_t shape[WEIGHTS_RANK_MAX];
+    uint64_t bytes;
+    uint32_t i_file;
+    uint64_t offset; /* of its first byte in the file */
+};
+
+status weights_open(const char *dir, struct weights **weights_p, struct err *err);
+void weights_close(struct weights *w); /* NULL is fine */
+
+uint32_t weights_count(const struct weights *w);
+const struct weights_tensor *weights_at(const struct weights *w, uint32_t i);
+/* NULL: not there. */
+const struct weights_tensor *weights_find(const struct weights *w, const char *name);
+
+/* Every tensor that `desc` needs is there with the right shape (tied models: either of
+ * model.embed_tokens.weight and lm_head.weight). The first that is not is named, with both shapes.
+ */
+status weights_check(const struct weights *w, const struct model_desc *desc, struct err *err);
+
+/* Rows [row0, row0 + n_rows) x columns [col0, col0 + n_cols) of a 1- or 2-dimensional tensor (one
+ * dimension: a single row), into `dst` densely ([n_rows, n_cols] in the tensor's dtype). Whole rows
+ * are read in pieces of several MiB; column pieces are read one by one where a piece is 64 KiB or
+ * more, else by whole rows and cut (a seek costs more than the bytes). *read_p (may be NULL) +=
+ * bytes read from files. ST_ERR_IO, ST_ERR_FORMAT (file shorter than at open). */
+struct weights_box {
+    uint64_t row0, n_rows, col0, n_cols;
+};
+status weights_read(const struct weights *w, const struct weights_tensor *t,
+                    const struct weights_box *box, void *dst, uint64_t *read_p, struct err *err);
+
+/* Digest of all files, independent of tp and pp: hash of the hashes of fixed chunks of
+ * WEIGHTS_CHUNK_BYTES, so that ranks can share the work (chunk i is rank i mod n's). */
+uint32_t weights_chunk_count(const struct weights *w);
+status weights_chunk_hash(const struct weights *w, uint32_t i_chunk, struct hash128 *hash_p,
+                          struct err *err);
+struct hash128 weights_digest(const struct weights *w, const struct hash128 *chunk_hashes);
+
+/* The digest kept from an earlier run: in `cache_dir` under a name made from paths, sizes, inodes
+ * and mtimes. */
+status weights_digest_cached(const struct weights *w, const char *cache_dir,
+                             struct hash128 *digest_p);
+void weights_digest_store(const struct weights *w, const char *cache_dir,
+                          const struct hash128 *digest);
+
+#endif

@@ -1,0 +1,85 @@
+/* partition/plan.h - which rank holds which piece of the model, and what that costs.
+ *
+ *   layers [0, n_layers)      cut into `pp` contiguous stages, sizes may differ   -> send/recv
+ * between stages leaves [0, R)             cut into `tp` equal runs per stage                  ->
+ * all-reduce inside a stage rank = stage * tp + slice
+ *
+ * Heads and ffn columns follow the leaves of the numeric profile (docs/numerics.md): leaf i holds
+ * heads [iH/R, (i+1)H/R) and ffn column pairs [iP/R, (i+1)P/R), so a slice is a run of whole leaves
+ * and the reduction over slices is the upper part of one fixed tree. tp is a power of two that
+ * divides R. KV heads are those that the slice's query heads read; several slices may hold the same
+ * one. The vocabulary is cut at blocks of KERN_VOCAB_BLOCK ids.
+ *
+ * A plan is a pure function of its arguments: every node computes it alone and gets the same bytes,
+ * so ranks compare digests instead of exchanging plans. No MPI, no files, no clock here. */
+#ifndef PARTITION_PLAN_H
+#define PARTITION_PLAN_H
+
+#include "base/buf.h"
+#include "kernels/kern.h"
+#include "model/desc.h"
+
+enum { PLAN_RANKS_MAX = 4096, PLAN_STAGES_MAX = 256 };
+
+struct range {
+    uint32_t begin, end; /* half open */
+};
+
+static inline uint32_t range_len(struct range r)
+{
+    return r.end - r.begin;
+}
+
+/* What the operator asked for. Zero means: choose. */
+struct plan_request {
+    uint32_t tp, pp;
+    enum kern_fmt fmt;          /* product and KV format: the profile */
+    uint32_t n_ranks;           /* ranks at hand when tp or pp is 0 (at least 1) */
+    uint64_t rank_memory_bytes; /* memory that one rank may use; 0: not limited */
+    uint32_t ctx_max;           /* positions per stream at most; 0: the model's */
+    uint32_t kv_tokens;         /* KV capacity wanted; 0: what fits, at most seqs_max * ctx_max */
+    uint32_t seqs_max;          /* streams in one step at most; 0: 64 */
+    uint32_t rows_max;          /* rows (tokens) in one step at most; 0: 512 */
+    uint32_t n_stage_layers;    /* entries in stage_layers; 0: balance by weight bytes */
+    uint32_t stage_layers[PLAN_STAGES_MAX];
+};
+
+struct plan_part {
+    uint32_t rank, stage, slice;
+    struct range layers;   /* of desc->n_layers */
+    struct range leaves;   /* of R */
+    struct range q_heads;  /* of n_heads */
+    struct range kv_heads; /* of n_kv_heads */
+    struct range ffn_cols; /* of ffn_dim */
+    struct range
+        vocab; /* rows of embedding (first stage) and of the head (last stage); empty elsewhere */
+    bool has_embed, has_head;
+    uint64_t weight_bytes, kv_bytes, scratch_bytes; /* packed, as allocated */
+};
+
+struct plan {
+    struct model_desc desc; /* copied */
+    enum kern_fmt fmt;
+    uint32_t tp, pp, n_ranks;
+    uint32_t n_leaves; /* R */
+    uint32_t ctx_max, seqs_max, rows_max;
+    uint32_t kv_blocks;      /* blocks of KERN_KV_BLOCK tokens; the same number on every rank */
+    uint32_t kv_tokens;      /* kv_blocks * KERN_KV_BLOCK */
+    uint64_t digest;         /* of everything that ranks must agree on */
+    char profile[64];        /* "cpu-bf16-v1" */
+    char why[256];           /* how tp, pp and KV were chosen, one sentence */
+    struct plan_part *parts; /* [n_ranks], by rank; owned */
+};
+
+/* ST_ERR_ARG: cannot be cut so (names the dimension and the values that would do). ST_ERR_LIMIT:
+ * does not fit the memory (names the rank, what is needed and what there is). On success the caller
+ * owns *plan_p. */
+status plan_create(const struct model_desc *desc, const struct plan_request *request,
+                   struct plan **plan_p, struct err *err);
+void plan_destroy(struct plan *plan); /* NULL is fine */
+
+/* For people: a table with a row per rank, then a picture of stages x slices. And for programs. */
+status plan_print(const struct plan *plan, struct buf *out);
+status plan_print_json(const struct plan *plan, struct buf *out);
+
+#endif

@@ -1,0 +1,267 @@
+/* proto/msg.h - the messages of proto/control.proto and proto/gantry.proto as plain structs.
+ *
+ * The rest of Gantry uses these; only proto/codec_*.c sees generated code. Pointers inside a struct
+ * are borrowed: when packing from the caller, when unpacking from the arena given to the unpack
+ * call (and live until that is reset). Unpacking validates form (UTF-8, sizes, required parts,
+ * finite floats); ranges of meaning (top_p in (0,1]) are checked by generate_check and by the
+ * coordinator. Protocol numbers are append-only. */
+#ifndef PROTO_MSG_H
+#define PROTO_MSG_H
+
+#include "base/arena.h"
+#include "base/buf.h"
+#include "base/hash.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum {
+    MSG_PROTOCOL = 1,
+    MSG_STOP_STRINGS_MAX = 16,
+    MSG_STOP_BYTES_MAX = 256,
+    MSG_STOP_IDS_MAX = 64,
+    MSG_LOGPROBS_MAX = 20,
+    MSG_TOP_K_MAX = 1024,
+    MSG_REQUEST_ID_MAX = 128,
+    MSG_PROMPT_BYTES_MAX = 4 << 20, /* of text in one request */
+    MSG_BYTES_MAX = 16 << 20        /* one packed message, either side */
+};
+
+/* A borrowed byte string; `data` has a NUL behind it when it came from an unpack call. */
+struct msg_str {
+    const char *data;
+    size_t len;
+};
+
+/* ---- control ---- */
+
+enum finish_reason { FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_FAILED, FINISH_CANCELLED };
+
+struct msg_hello {
+    const char *build;
+    uint32_t protocol;
+    uint32_t replica, generation, rank, n_ranks;
+    uint64_t plan_digest;
+    const char *profile, *host, *kernels;
+    uint32_t pid;
+};
+
+struct msg_ready {
+    struct hash128 weights_digest; /* zero except from the leader */
+    uint64_t weight_bytes, kv_bytes;
+};
+
+struct msg_heartbeat {
+    const char *phase;
+    uint64_t step, loaded_bytes, weight_bytes;
+    uint32_t running, waiting, kv_blocks_used, kv_blocks_total; /* leader only */
+    double step_us, step_kernel_us;
+};
+
+struct msg_logprob {
+    uint32_t id;
+    float logprob;
+};
+
+struct msg_token {
+    uint64_t stream;
+    uint32_t attempt, index, token;
+    float logprob;
+    uint32_t n_top;
+    const struct msg_logprob *top;
+};
+
+struct msg_finish {
+    uint64_t stream;
+    uint32_t attempt;
+    enum finish_reason reason;
+    status code;      /* < 0 with FINISH_FAILED */
+    const char *text; /* sentence for the user when failed, else "" */
+    uint32_t cached_tokens;
+};
+
+struct msg_events {
+    uint64_t step;
+    uint32_t n_tokens, n_finishes;
+    const struct msg_token *tokens;
+    const struct msg_finish *finishes;
+};
+
+struct msg_fault {
+    status code;
+    uint32_t rank;
+    const char *text;
+};
+
+enum msg_rank_kind { MSG_HELLO = 1, MSG_READY, MSG_HEARTBEAT, MSG_EVENTS, MSG_FAULT };
+
+struct msg_rank {
+    enum msg_rank_kind kind;
+    union {
+        struct msg_hello hello;
+        struct msg_ready ready;
+        struct msg_heartbeat heartbeat;
+        struct msg_events events;
+        struct msg_fault fault;
+    };
+};
+
+struct msg_submit {
+    uint64_t stream; /* the coordinator's number for it, unique in the coordinator's life */
+    uint32_t attempt;
+    uint32_t n_prompt, n_emitted;
+    const uint32_t *prompt, *emitted;
+    uint32_t max_tokens;
+    float temperature, top_p, min_p;
+    uint32_t top_k, choice;
+    uint64_t seed;
+    uint32_t n_stop_ids;
+    const uint32_t *stop_ids;
+    bool want_logprobs;
+    uint32_t n_logprobs;
+    uint64_t deadline_us;
+};
+
+struct msg_cancel {
+    uint64_t stream;
+    uint32_t attempt;
+};
+
+enum msg_coord_kind { MSG_WELCOME = 1, MSG_SUBMIT, MSG_CANCEL, MSG_STOP };
+
+struct msg_coord {
+    enum msg_coord_kind kind;
+    union {
+        struct {
+            const char *build;
+        } welcome;
+        struct msg_submit submit;
+        struct msg_cancel cancel;
+        struct {
+            bool drain;
+        } stop;
+    };
+};
+
+/* Append to `out`. ST_ERR_NOMEM, ST_ERR_LIMIT. */
+status msg_rank_pack(const struct msg_rank *m, struct buf *out);
+status msg_coord_pack(const struct msg_coord *m, struct buf *out);
+/* ST_ERR_PROTO (malformed), ST_ERR_LIMIT (over the arena's bound). */
+status msg_rank_unpack(const void *data, size_t len, struct arena *arena, struct msg_rank *m_p,
+                       struct err *err);
+status msg_coord_unpack(const void *data, size_t len, struct arena *arena, struct msg_coord *m_p,
+                        struct err *err);
+
+/* ---- gantry.v1 ---- */
+
+struct msg_generate {
+    bool has_prompt_ids;
+    struct msg_str prompt;
+    uint32_t n_prompt_ids;
+    const uint32_t *prompt_ids;
+    bool has_max_tokens, has_temperature, has_top_k, has_top_p, has_min_p, has_seed, has_logprobs;
+    uint32_t max_tokens, top_k, logprobs;
+    float temperature, top_p, min_p;
+    uint64_t seed;
+    uint32_t n_stop, n_stop_ids;
+    const struct msg_str *stop;
+    const uint32_t *stop_ids;
+    bool ignore_eos;
+    const char *request_id; /* "" if absent */
+};
+
+struct msg_piece { /* a token as clients see it */
+    uint32_t id;
+    bool has_logprob;
+    float logprob;
+    uint32_t n_top;
+    const struct msg_top {
+        uint32_t id;
+        float logprob;
+        struct msg_str piece;
+    } * top;
+};
+
+struct msg_started {
+    const char *request_id, *profile, *weights_digest, *model;
+    uint64_t seed;
+    uint32_t prompt_tokens;
+};
+
+struct msg_finished {
+    enum finish_reason reason;
+    struct msg_str stop;
+    uint32_t prompt_tokens, completion_tokens, cached_tokens;
+    uint64_t queued_us, first_token_us, total_us;
+};
+
+/* GenerateChunk and GenerateResponse have the same fields. */
+struct msg_chunk {
+    bool has_started, has_finished;
+    struct msg_started started;
+    struct msg_str text;
+    uint32_t n_tokens;
+    const struct msg_piece *tokens;
+    struct msg_finished finished;
+};
+
+struct msg_model {
+    const char *name, *family, *profile, *weights_digest, *tokenizer;
+    uint32_t n_layers, dim, n_heads, n_kv_heads, vocab, context;
+    uint64_t parameters;
+};
+
+struct msg_rank_status {
+    uint32_t rank, stage, slice, pid;
+    const char *host, *phase, *kernels;
+    uint64_t step, heartbeat_age_us, loaded_bytes, weight_bytes;
+};
+
+struct msg_replica_status {
+    uint32_t replica, generation, tp, pp;
+    const char *state;
+    uint64_t step;
+    uint32_t running, waiting, kv_blocks_used, kv_blocks_total, kv_block_tokens;
+    double tokens_per_second, step_us, step_kernel_us;
+    uint32_t n_ranks;
+    const struct msg_rank_status *ranks;
+};
+
+struct msg_status {
+    const char *state, *model, *profile, *version, *weights_digest;
+    uint64_t uptime_us;
+    uint32_t streams, queue_limit;
+    uint32_t n_replicas;
+    const struct msg_replica_status *replicas;
+};
+
+/* Packing appends to `out`; unpacking as above. Both sides exist for each, since the client is ours
+ * too. */
+status msg_generate_pack(const struct msg_generate *m, struct buf *out);
+status msg_generate_unpack(const void *data, size_t len, struct arena *arena,
+                           struct msg_generate *m_p, struct err *err);
+status msg_chunk_pack(const struct msg_chunk *m, struct buf *out);    /* GenerateChunk */
+status msg_response_pack(const struct msg_chunk *m, struct buf *out); /* GenerateResponse */
+status msg_chunk_unpack(const void *data, size_t len, struct arena *arena, struct msg_chunk *m_p,
+                        struct err *err);
+status msg_model_pack(const struct msg_model *m, struct buf *out);
+status msg_model_unpack(const void *data, size_t len, struct arena *arena, struct msg_model *m_p,
+                        struct err *err);
+status msg_status_pack(const struct msg_status *m, struct buf *out);
+status msg_status_unpack(const void *data, size_t len, struct arena *arena, struct msg_status *m_p,
+                         struct err *err);
+
+/* Every field of a request against its range; the sentence names the field, its value and the
+ * range. vocab: of the model. */
+status generate_check(const struct msg_generate *m, uint32_t vocab, struct err *err);
+
+/* grpc.health.v1 */
+enum health_state { HEALTH_UNKNOWN, HEALTH_SERVING, HEALTH_NOT_SERVING, HEALTH_SERVICE_UNKNOWN };
+status msg_health_request_pack(const char *service, struct buf *out);
+status msg_health_request_unpack(const void *data, size_t len, struct arena *arena,
+                                 const char **service_p, struct err *err);
+status msg_health_response_pack(enum health_state state, struct buf *out);
+status msg_health_response_unpack(const void *data, size_t len, struct arena *arena,
+                                  enum health_state *state_p, struct err *err);
+
+#endif
