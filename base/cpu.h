@@ -22,7 +22,7 @@ uint32_t cpu_flags(void);
 /* Allow only flags in `allowed` from here on. Call before the first use of kernels. */
 void cpu_mask(uint32_t allowed);
 /* "scalar", "avx2", "avx512", "avx512bf16" or "native" -> the set of flags up to and including that
- * path. ST_ERR_ARG names the words. */
+ * path (VNNI comes with avx512bf16). ST_ERR_ARG names the words. */
 status cpu_mask_parse(const char *word, uint32_t *allowed_p, struct err *err);
 
 /* Flush-to-zero and denormals-are-zero, round to nearest, for the calling thread. Every thread that
@@ -34,5 +34,7 @@ bool cpu_float_env_ok(void);
 uint32_t cpu_count(void);
 /* Bytes of memory this process may use: the smaller of MemAvailable and the cgroup's limit. */
 uint64_t cpu_memory_bytes(void);
+/* The same, reading <root>/proc and <root>/sys; UINT64_MAX where nothing there sets a bound. */
+uint64_t cpu_memory_bytes_under(const char *root);
 
 #endif
