@@ -10,6 +10,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 
 enum opt_kind {
     OPT_FLAG,   /* bool *        */
@@ -52,5 +53,7 @@ struct opts {
 status opts_parse(const struct opts *opts, int argc, char **argv, const char **args,
                   uint32_t *n_args_p, struct err *err);
 void opts_help(const struct opts *opts);
+/* The same to `out`, wrapped at `width` columns. */
+void opts_print(const struct opts *opts, FILE *out, uint32_t width);
 
 #endif
