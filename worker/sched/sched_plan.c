@@ -1,0 +1,195 @@
+/* worker/sched/sched_plan.c - choosing the rows of a step: expire, decode, go on with prompts,
+ * admit.
+ *
+ * The idea in one paragraph: walk the running streams by age, twice. First everyone who needs just
+ * one row (decode), so that long prompts never delay running answers by more than one step of
+ * rows_max rows; then chunks of prompts with the rows that are left; then waiting streams are
+ * admitted while rows, slots and KV last. Taking a block may preempt the youngest running stream
+ * that is younger than the taker. */
+#include "worker/sched/sched_priv.h"
+
+#include <string.h>
+
+/* A plan under construction. Sequences and tables go straight to their place; tokens are gathered
+ * last because their place depends on the number of sequences. */
+struct draft {
+    struct step_head *head;
+    struct flight *flight;
+    uint32_t seqs_max; /* of this step: the streams are spread over in_flight_max plans */
+};
+
+static uint32_t blocks_for(uint32_t n_tokens)
+{
+    return (n_tokens + KERN_KV_BLOCK - 1) / KERN_KV_BLOCK;
+}
+
+static void expire_list(struct sched *s, struct stream_list *list, uint64_t now)
+{
+    for (struct stream *q = list->first, *next; q != NULL; q = next) {
+        next = q->next;
+        if (q->deadline_ns <= now) {
+            stream_end(s, q, FINISH_FAILED, ST_ERR_DEADLINE, "the deadline passed");
+        }
+    }
+}
+
+/* The youngest running stream that may be preempted in favour of `taker`: younger, in no plan that
+ * is out. */
+static struct stream *victim_for(const struct sched *s, const struct stream *taker)
+{
+    for (struct stream *q = s->running.last; q != NULL && q->age > taker->age; q = q->prev) {
+        if (q->n_in_flight == 0 && q->n_blocks != 0) {
+            return q;
+        }
+    }
+    return NULL;
+}
+
+static void preempt(struct sched *s, struct stream *q)
+{
+    stream_list_remove(&s->running, q);
+    stream_drop_kv(s, q);
+    q->state = STREAM_WAITING;
+    stream_list_insert(&s->waiting, q);
+    s->n_preemptions++;
+}
+
+/* Blocks for positions [0, n_tokens), preempting if need be. The number of positions that are
+ * covered. */
+static uint32_t cover(struct sched *s, struct stream *q, uint32_t n_tokens)
+{
+    const uint32_t need = blocks_for(n_tokens);
+
+    while (q->n_blocks < need) {
+        if (blocks_get(&s->blocks, &q->table[q->n_blocks])) {
+            q->n_blocks++;
+            continue;
+        }
+        struct stream *victim = victim_for(s, q);
+        if (victim == NULL) {
+            return q->n_blocks * KERN_KV_BLOCK;
+        }
+        preempt(s, victim);
+    }
+    return n_tokens;
+}
+
+static bool is_full(const struct sched *s, const struct draft *d)
+{
+    return d->head->n_seqs == d->seqs_max || d->head->n_rows == s->config.limits.rows_max;
+}
+
+/* Put up to `rows_max` next rows of q into the plan. False: it has no KV for even one now. */
+static bool add_rows(struct sched *s, struct draft *d, struct stream *q, uint32_t rows_max)
+{
+    struct step_head *h = d->head;
+    const uint32_t room = MIN(rows_max, s->config.limits.rows_max - h->n_rows);
+    uint32_t end = MIN(q->n_tokens, q->n_sched + room);
+
+    end = MIN(end, cover(s, q, end));
+    if (end <= q->n_sched || h->n_tables + blocks_for(end) > s->config.limits.tables_max) {
+        return false;
+    }
+    const bool sample = end == q->n_tokens;
+    step_seqs(h)[h->n_seqs] = (struct step_seq){ .stream = q->id,
+                                                 .attempt = q->attempt,
+                                                 .row0 = h->n_rows,
+                                                 .n_rows = end - q->n_sched,
+                                                 .pos0 = q->n_sched,
+                                                 .table0 = h->n_tables,
+                                                 .n_blocks = blocks_for(end),
+                                                 .sample = sample,
+                                                 .params = q->params };
+    d->flight->seqs[h->n_seqs] = q;
+    d->flight->sample[h->n_seqs] = sample;
+    h->n_seqs++;
+    h->n_rows += end - q->n_sched;
+    h->n_tables += blocks_for(end);
+    h->n_samples += sample;
+    q->n_sched = end;
+    q->awaits_sample = sample;
+    q->n_in_flight++;
+    return true;
+}
+
+/* Rows of running streams: those with one row to go (decode), or the others. */
+static void add_running(struct sched *s, struct draft *d, bool decode)
+{
+    for (struct stream *q = s->running.first, *next; q != NULL; q = next) {
+        if (is_full(s, d)) {
+            return;
+        }
+        const uint32_t left = q->n_tokens - q->n_sched;
+        if (!q->awaits_sample && left != 0 && (left == 1) == decode) {
+            add_rows(s, d, q, decode ? 1 : s->config.chunk_max);
+        }
+        next = q->next; /* after add_rows: it may have preempted the neighbour */
+    }
+}
+
+/* Waiting streams, oldest first, while there is room for all their known tokens and one block to
+ * spare per running stream (the margin: each will soon want its next block). */
+static void admit(struct sched *s, struct draft *d)
+{
+    for (struct stream *q = s->waiting.first, *next; q != NULL; q = next) {
+        next = q->next;
+        const uint32_t margin = s->running.n;
+        if (is_full(s, d) || s->running.n >= s->config.limits.seqs_max ||
+            (s->blocks.n_free < blocks_for(q->n_tokens) + margin && s->running.n != 0)) {
+            return;
+        }
+        stream_list_remove(&s->waiting, q);
+        q->state = STREAM_RUNNING;
+        stream_list_insert(&s->running, q);
+        add_rows(s, d, q, s->config.chunk_max);
+    }
+}
+
+/* Tokens and tables behind the sequences, now that their number is known. */
+static void fill_arrays(struct draft *d)
+{
+    struct step_head *h = d->head;
+    uint32_t *tokens = step_tokens(h);
+    uint32_t *tables = tokens + h->n_rows;
+
+    for (uint32_t i = 0; i < h->n_seqs; i++) {
+        const struct step_seq *e = &step_seqs(h)[i];
+        const struct stream *q = d->flight->seqs[i];
+        memcpy(tokens + e->row0, q->tokens + e->pos0, e->n_rows * sizeof(uint32_t));
+        memcpy(tables + e->table0, q->table, e->n_blocks * sizeof(uint32_t));
+    }
+}
+
+status sched_next(struct sched *s, struct step_head *plan)
+{
+    const struct sched_config *c = &s->config;
+    const uint64_t now = clock_now_ns(c->clock);
+
+    expire_list(s, &s->running, now);
+    expire_list(s, &s->waiting, now);
+    if (s->n_flights == c->in_flight_max) {
+        return ST_BUSY;
+    }
+    struct flight *f = &s->flights[(s->i_flight + s->n_flights) % c->in_flight_max];
+    const uint32_t live = s->running.n + s->waiting.n;
+    struct draft d = { .head = plan,
+                       .flight = f,
+                       .seqs_max = MIN(c->limits.seqs_max,
+                                       MAX(1u, (live + c->in_flight_max - 1) / c->in_flight_max)) };
+
+    memset(plan, 0, sizeof(*plan));
+    add_running(s, &d, true);
+    add_running(s, &d, false);
+    admit(s, &d);
+    if (plan->n_seqs == 0) {
+        return ST_BUSY;
+    }
+    plan->kind = STEP_RUN;
+    plan->id = s->next_step++;
+    fill_arrays(&d);
+    step_seal(plan);
+    f->id = plan->id;
+    f->n_seqs = plan->n_seqs;
+    s->n_flights++;
+    return ST_OK;
+}

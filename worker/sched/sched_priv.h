@@ -1,0 +1,79 @@
+/* worker/sched/sched_priv.h - the scheduler's own state, shared by sched.c (life of a stream) and
+ * sched_plan.c (choosing the rows of a step). */
+#ifndef WORKER_SCHED_SCHED_PRIV_H
+#define WORKER_SCHED_SCHED_PRIV_H
+
+#include "worker/sched/blocks.h"
+#include "worker/sched/sched.h"
+
+enum stream_state {
+    STREAM_FREE,    /* slot unused */
+    STREAM_WAITING, /* queued; holds no blocks, n_sched is 0 */
+    STREAM_RUNNING, /* holds blocks for [0, n_sched) at least */
+    STREAM_ENDING /* cancelled or failed while in a plan that is out; freed when that comes back */
+};
+
+struct stream {
+    enum stream_state state;
+    struct stream *prev, *next; /* in waiting or running, ascending age */
+    uint64_t age;               /* running number of submission: smaller is older */
+    uint64_t id;
+    uint32_t attempt;
+    uint32_t *tokens;  /* [n_prompt + max_tokens] prompt, then answer; owned */
+    uint32_t *table;   /* [blocks for tokens] KV block ids; owned */
+    uint32_t n_blocks; /* entries of table in use */
+    uint32_t n_prompt, n_tokens, n_tokens_max;
+    uint32_t n_sched;     /* positions whose rows are in plans, out or done */
+    uint32_t n_in_flight; /* plans that are out and hold rows of this stream */
+    bool awaits_sample;   /* its last known token's row is out with sample set */
+    uint64_t deadline_ns;
+    struct sample_params params;
+    uint32_t n_stop_ids;
+    uint32_t stop_ids[MSG_STOP_IDS_MAX + 8];
+};
+
+struct stream_list {
+    struct stream *first, *last;
+    uint32_t n;
+};
+
+/* A plan that is out. */
+struct flight {
+    uint64_t id;
+    uint32_t n_seqs;
+    struct stream **seqs; /* [seqs_max] */
+    bool *sample;         /* [seqs_max] */
+};
+
+struct sched {
+    struct sched_config config;
+    struct blocks blocks;
+    uint32_t n_streams_max;
+    struct stream *streams; /* [n_streams_max] */
+    struct stream_list waiting, running;
+    uint32_t n_ending;
+    uint64_t next_age, next_step;
+
+    struct flight *flights; /* [in_flight_max] ring */
+    uint32_t i_flight, n_flights;
+
+    struct msg_events events;       /* borrowed view of the arrays below */
+    struct msg_token *event_tokens; /* [event_max] */
+    struct msg_logprob *event_tops; /* [event_max][SAMPLE_LOGPROBS_MAX] */
+    struct msg_finish *event_ends;  /* [ends_max] */
+    uint32_t n_event_tokens, n_event_ends, event_max, ends_max;
+    uint64_t event_step;
+    bool events_taken;
+
+    uint64_t n_chosen, n_preemptions;
+};
+
+void stream_list_insert(struct stream_list *list, struct stream *q); /* by age */
+void stream_list_remove(struct stream_list *list, struct stream *q);
+/* Give back its blocks and forget that anything was computed. */
+void stream_drop_kv(struct sched *s, struct stream *q);
+/* End a stream with a finish event (now, or when its plans are back). */
+void stream_end(struct sched *s, struct stream *q, enum finish_reason reason, status code,
+                const char *text);
+
+#endif

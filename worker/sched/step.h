@@ -1,0 +1,84 @@
+/* worker/sched/step.h - one step plan: what every rank of a replica must know to run one scheduled
+ * batch.
+ *
+ *   head | seqs[n_seqs] | tokens[n_rows] | tables[n_tables]         (flat, host byte order, one
+ * message)
+ *
+ * A plan carries everything (token ids, positions, block tables, sampling parameters), so ranks
+ * hold no state about streams besides the KV bytes themselves and cannot disagree with the leader
+ * about it. At 64 streams of 4,096 tokens that is 64 * (4096/32) * 4 = 32 KiB a step, far below the
+ * activations. `digest` covers the whole plan: ranks stamp their collectives with it. */
+#ifndef WORKER_SCHED_STEP_H
+#define WORKER_SCHED_STEP_H
+
+#include "kernels/sample.h"
+
+enum { STEP_MAGIC = 0x47535450 };
+
+enum step_kind { STEP_RUN = 1, STEP_EXIT };
+
+struct step_seq {
+    uint64_t stream;
+    uint32_t attempt;
+    uint32_t row0, n_rows; /* rows of the step, adjacent, ascending positions */
+    uint32_t pos0;         /* absolute position of the first row */
+    uint32_t table0, n_blocks;
+    uint32_t sample; /* 1: a token is chosen after the last row */
+    uint32_t pad;
+    struct sample_params params;
+};
+
+struct step_head {
+    uint32_t magic, kind;
+    uint64_t id; /* 1, 2, 3, ... */
+    uint32_t bytes;
+    uint32_t n_seqs, n_rows, n_tables, n_samples;
+    uint32_t pad;
+    uint64_t digest; /* of all bytes, this field as 0 */
+};
+
+/* Bounds that a plan of this replica keeps; sizes every buffer. */
+struct step_limits {
+    uint32_t seqs_max, rows_max, tables_max;
+};
+
+/* What came out of a step: one per sampled sequence, in the order of seqs. Travels from the last
+ * stage. */
+struct step_result {
+    uint64_t stream;
+    uint32_t attempt;
+    uint32_t pad;
+    struct sample_result sampled;
+};
+
+size_t step_bytes_max(const struct step_limits *limits);
+
+static inline struct step_seq *step_seqs(struct step_head *h)
+{
+    return (struct step_seq *)(void *)(h + 1);
+}
+static inline const struct step_seq *step_seqs_const(const struct step_head *h)
+{
+    return (const struct step_seq *)(const void *)(h + 1);
+}
+static inline uint32_t *step_tokens(struct step_head *h)
+{
+    return (uint32_t *)(void *)(step_seqs(h) + h->n_seqs);
+}
+static inline const uint32_t *step_tokens_const(const struct step_head *h)
+{
+    return (const uint32_t *)(const void *)(step_seqs_const(h) + h->n_seqs);
+}
+static inline const uint32_t *step_tables_const(const struct step_head *h)
+{
+    return step_tokens_const(h) + h->n_rows;
+}
+
+/* Set bytes and digest of a plan whose counts and content are in place. */
+void step_seal(struct step_head *h);
+/* A received plan: sizes, sums, bounds, block ids < n_blocks and digest. ST_ERR_PROTO names what is
+ * wrong. */
+status step_check(const struct step_head *h, size_t bytes, const struct step_limits *limits,
+                  uint32_t n_blocks, struct err *err);
+
+#endif
