@@ -1,0 +1,327 @@
+/* proto/codec_control.c - gantry.control.v1: what ranks and the coordinator say to each other. */
+#include "proto/codec_pb.h"
+
+#include "control.pb-c.h"
+
+#include <string.h>
+
+/* ---- rank -> coordinator: pack ---- */
+
+static status token_event_fill(const struct msg_token *t, struct arena *arena,
+                               Gantry__Control__V1__TokenEvent *e)
+{
+    gantry__control__v1__token_event__init(e);
+    e->stream = t->stream;
+    e->attempt = t->attempt;
+    e->index = t->index;
+    e->token = t->token;
+    e->logprob = t->logprob;
+    if (t->n_top == 0) {
+        return ST_OK;
+    }
+    e->top = (void *)pb_objects(arena, t->n_top, sizeof(Gantry__Control__V1__LogprobEntry));
+    if (e->top == NULL) {
+        return ST_ERR_NOMEM;
+    }
+    e->n_top = t->n_top;
+    for (uint32_t i = 0; i < t->n_top; i++) {
+        gantry__control__v1__logprob_entry__init(e->top[i]);
+        e->top[i]->id = t->top[i].id;
+        e->top[i]->logprob = t->top[i].logprob;
+    }
+    return ST_OK;
+}
+
+static status events_fill(const struct msg_events *m, struct arena *arena,
+                          Gantry__Control__V1__Events *e)
+{
+    gantry__control__v1__events__init(e);
+    e->step = m->step;
+    e->tokens = (void *)pb_objects(arena, m->n_tokens, sizeof(Gantry__Control__V1__TokenEvent));
+    e->finishes =
+        (void *)pb_objects(arena, m->n_finishes, sizeof(Gantry__Control__V1__FinishEvent));
+    if (e->tokens == NULL || e->finishes == NULL) {
+        return ST_ERR_NOMEM;
+    }
+    e->n_tokens = m->n_tokens;
+    e->n_finishes = m->n_finishes;
+    for (uint32_t i = 0; i < m->n_tokens; i++) {
+        const status st = token_event_fill(&m->tokens[i], arena, e->tokens[i]);
+        if (st < 0) {
+            return st;
+        }
+    }
+    for (uint32_t i = 0; i < m->n_finishes; i++) {
+        const struct msg_finish *f = &m->finishes[i];
+        gantry__control__v1__finish_event__init(e->finishes[i]);
+        e->finishes[i]->stream = f->stream;
+        e->finishes[i]->attempt = f->attempt;
+        e->finishes[i]->reason = (uint32_t)f->reason;
+        e->finishes[i]->code = f->code;
+        e->finishes[i]->text = pb_text(f->text);
+        e->finishes[i]->cached_tokens = f->cached_tokens;
+    }
+    return ST_OK;
+}
+
+static void hello_fill(const struct msg_hello *m, Gantry__Control__V1__Hello *h)
+{
+    gantry__control__v1__hello__init(h);
+    h->build = pb_text(m->build);
+    h->protocol = m->protocol;
+    h->replica = m->replica;
+    h->generation = m->generation;
+    h->rank = m->rank;
+    h->n_ranks = m->n_ranks;
+    h->plan_digest = m->plan_digest;
+    h->profile = pb_text(m->profile);
+    h->host = pb_text(m->host);
+    h->pid = m->pid;
+    h->kernels = pb_text(m->kernels);
+}
+
+static void heartbeat_fill(const struct msg_heartbeat *m, Gantry__Control__V1__Heartbeat *h)
+{
+    gantry__control__v1__heartbeat__init(h);
+    h->phase = pb_text(m->phase);
+    h->step = m->step;
+    h->loaded_bytes = m->loaded_bytes;
+    h->weight_bytes = m->weight_bytes;
+    h->running = m->running;
+    h->waiting = m->waiting;
+    h->kv_blocks_used = m->kv_blocks_used;
+    h->kv_blocks_total = m->kv_blocks_total;
+    h->step_us = m->step_us;
+    h->step_kernel_us = m->step_kernel_us;
+}
+
+/* `digest` is the copy that the message points to: it must outlive the packing. */
+static void ready_fill(const struct msg_ready *m, struct hash128 *digest,
+                       Gantry__Control__V1__Ready *r)
+{
+    static const struct hash128 zero;
+
+    gantry__control__v1__ready__init(r);
+    *digest = m->weights_digest;
+    if (memcmp(digest, &zero, sizeof(zero)) != 0) {
+        r->weights_digest.data = digest->bytes;
+        r->weights_digest.len = HASH_BYTES;
+    }
+    r->weight_bytes = m->weight_bytes;
+    r->kv_bytes = m->kv_bytes;
+}
+
+status msg_rank_pack(const struct msg_rank *m, struct buf *out)
+{
+    struct arena arena = PB_SCRATCH;
+    struct hash128 digest;
+    union {
+        Gantry__Control__V1__Hello hello;
+        Gantry__Control__V1__Ready ready;
+        Gantry__Control__V1__Heartbeat heartbeat;
+        Gantry__Control__V1__Events events;
+        Gantry__Control__V1__Fault fault;
+    } u;
+    Gantry__Control__V1__RankMessage msg = GANTRY__CONTROL__V1__RANK_MESSAGE__INIT;
+    status st = ST_OK;
+
+    msg.body_case = (Gantry__Control__V1__RankMessage__BodyCase)m->kind;
+    msg.hello = (void *)&u; /* the members of the oneof are one pointer */
+    switch (m->kind) {
+    case MSG_HELLO:
+        hello_fill(&m->hello, &u.hello);
+        break;
+    case MSG_READY:
+        ready_fill(&m->ready, &digest, &u.ready);
+        break;
+    case MSG_HEARTBEAT:
+        heartbeat_fill(&m->heartbeat, &u.heartbeat);
+        break;
+    case MSG_EVENTS:
+        st = events_fill(&m->events, &arena, &u.events);
+        break;
+    case MSG_FAULT:
+        gantry__control__v1__fault__init(&u.fault);
+        u.fault.code = m->fault.code;
+        u.fault.rank = m->fault.rank;
+        u.fault.text = pb_text(m->fault.text);
+        break;
+    default:
+        st = ST_ERR_ARG;
+    }
+    if (st == ST_OK) {
+        st = pb_pack(&msg.base, out);
+    }
+    arena_fini(&arena);
+    return st;
+}
+
+/* ---- rank -> coordinator: unpack ---- */
+
+/* Statuses travel as numbers; both sides are of one build, but the bytes may come from anyone. */
+static status code_read(int32_t code, const char *where, status *code_p, struct err *err)
+{
+    if (code > 0 || code < -99) {
+        return err_set(err, ST_ERR_PROTO, "%s.code is %d (allowed: -99 .. 0)", where, code);
+    }
+    *code_p = (status)code;
+    return ST_OK;
+}
+
+static status tokens_read(const Gantry__Control__V1__Events *e, struct arena *arena,
+                          struct msg_events *m, struct err *err)
+{
+    struct msg_token *tokens = arena_alloc(arena, e->n_tokens * sizeof(*tokens));
+
+    if (tokens == NULL || e->n_tokens > UINT32_MAX) {
+        return err_set(err, ST_ERR_LIMIT, "no memory for %zu token events", e->n_tokens);
+    }
+    for (size_t i = 0; i < e->n_tokens; i++) {
+        const Gantry__Control__V1__TokenEvent *in = e->tokens[i];
+        struct msg_logprob *top = NULL;
+
+        if (in->n_top > MSG_LOGPROBS_MAX) {
+            return err_set(err, ST_ERR_PROTO, "TokenEvent.top has %zu entries (at most %d)",
+                           in->n_top, (int)MSG_LOGPROBS_MAX);
+        }
+        if (in->n_top != 0) {
+            top = arena_alloc(arena, in->n_top * sizeof(*top));
+            if (top == NULL) {
+                return err_set(err, ST_ERR_LIMIT, "no memory for token event %zu", i);
+            }
+        }
+        for (size_t k = 0; k < in->n_top; k++) {
+            top[k] = (struct msg_logprob){ in->top[k]->id, in->top[k]->logprob };
+        }
+        tokens[i] = (struct msg_token){ .stream = in->stream,
+                                        .attempt = in->attempt,
+                                        .index = in->index,
+                                        .token = in->token,
+                                        .logprob = in->logprob,
+                                        .n_top = (uint32_t)in->n_top,
+                                        .top = top };
+    }
+    m->n_tokens = (uint32_t)e->n_tokens;
+    m->tokens = tokens;
+    return ST_OK;
+}
+
+static status finishes_read(const Gantry__Control__V1__Events *e, struct arena *arena,
+                            struct msg_events *m, struct err *err)
+{
+    struct msg_finish *finishes = arena_alloc(arena, e->n_finishes * sizeof(*finishes));
+
+    if (finishes == NULL || e->n_finishes > UINT32_MAX) {
+        return err_set(err, ST_ERR_LIMIT, "no memory for %zu finish events", e->n_finishes);
+    }
+    for (size_t i = 0; i < e->n_finishes; i++) {
+        const Gantry__Control__V1__FinishEvent *in = e->finishes[i];
+        status code = ST_ERR_PROTO;
+
+        if (in->reason == FINISH_NONE || in->reason > FINISH_CANCELLED) {
+            return err_set(err, ST_ERR_PROTO, "FinishEvent.reason is %u (allowed: 1 .. %d)",
+                           in->reason, (int)FINISH_CANCELLED);
+        }
+        const status st = code_read(in->code, "FinishEvent", &code, err);
+        if (st < 0) {
+            return st;
+        }
+        finishes[i] = (struct msg_finish){ .stream = in->stream,
+                                           .attempt = in->attempt,
+                                           .reason = (enum finish_reason)in->reason,
+                                           .code = code,
+                                           .text = in->text,
+                                           .cached_tokens = in->cached_tokens };
+    }
+    m->n_finishes = (uint32_t)e->n_finishes;
+    m->finishes = finishes;
+    return ST_OK;
+}
+
+static status ready_read(const Gantry__Control__V1__Ready *in, struct msg_ready *m, struct err *err)
+{
+    *m = (struct msg_ready){ .weight_bytes = in->weight_bytes, .kv_bytes = in->kv_bytes };
+    if (in->weights_digest.len != 0) {
+        if (in->weights_digest.len != HASH_BYTES) {
+            return err_set(err, ST_ERR_PROTO, "Ready.weights_digest has %zu bytes (0 or %d)",
+                           in->weights_digest.len, (int)HASH_BYTES);
+        }
+        memcpy(m->weights_digest.bytes, in->weights_digest.data, HASH_BYTES);
+    }
+    return ST_OK;
+}
+
+static void hello_read(const Gantry__Control__V1__Hello *in, struct msg_hello *m)
+{
+    *m = (struct msg_hello){ .build = in->build,
+                             .protocol = in->protocol,
+                             .replica = in->replica,
+                             .generation = in->generation,
+                             .rank = in->rank,
+                             .n_ranks = in->n_ranks,
+                             .plan_digest = in->plan_digest,
+                             .profile = in->profile,
+                             .host = in->host,
+                             .kernels = in->kernels,
+                             .pid = in->pid };
+}
+
+static void heartbeat_read(const Gantry__Control__V1__Heartbeat *in, struct msg_heartbeat *m)
+{
+    *m = (struct msg_heartbeat){ .phase = in->phase,
+                                 .step = in->step,
+                                 .loaded_bytes = in->loaded_bytes,
+                                 .weight_bytes = in->weight_bytes,
+                                 .running = in->running,
+                                 .waiting = in->waiting,
+                                 .kv_blocks_used = in->kv_blocks_used,
+                                 .kv_blocks_total = in->kv_blocks_total,
+                                 .step_us = in->step_us,
+                                 .step_kernel_us = in->step_kernel_us };
+}
+
+static status rank_read(const Gantry__Control__V1__RankMessage *in, struct arena *arena,
+                        struct msg_rank *m, struct err *err)
+{
+    status st;
+
+    memset(m, 0, sizeof(*m));
+    m->kind = (enum msg_rank_kind)in->body_case;
+    switch (in->body_case) {
+    case GANTRY__CONTROL__V1__RANK_MESSAGE__BODY_HELLO:
+        hello_read(in->hello, &m->hello);
+        return ST_OK;
+    case GANTRY__CONTROL__V1__RANK_MESSAGE__BODY_READY:
+        return ready_read(in->ready, &m->ready, err);
+    case GANTRY__CONTROL__V1__RANK_MESSAGE__BODY_HEARTBEAT:
+        heartbeat_read(in->heartbeat, &m->heartbeat);
+        return ST_OK;
+    case GANTRY__CONTROL__V1__RANK_MESSAGE__BODY_EVENTS:
+        m->events.step = in->events->step;
+        st = tokens_read(in->events, arena, &m->events, err);
+        return st < 0 ? st : finishes_read(in->events, arena, &m->events, err);
+    case GANTRY__CONTROL__V1__RANK_MESSAGE__BODY_FAULT:
+        m->fault.rank = in->fault->rank;
+        m->fault.text = in->fault->text;
+        return code_read(in->fault->code, "Fault", &m->fault.code, err);
+    default:
+        return err_set(err, ST_ERR_PROTO, "RankMessage has no body");
+    }
+}
+
+status msg_rank_unpack(const void *data, size_t len, struct arena *arena, struct msg_rank *m_p,
+                       struct err *err)
+{
+    void *in;
+    struct msg_rank m;
+    status st =
+        pb_unpack(&gantry__control__v1__rank_message__descriptor, data, len, arena, NULL, &in, err);
+
+    if (st == ST_OK) {
+        st = rank_read(in, arena, &m, err);
+    }
+    if (st == ST_OK) {
+        *m_p = m;
+    }
+    return st;
+}

@@ -1,0 +1,143 @@
+/* proto/codec_control_coord.c - gantry.control.v1, the coordinator's side of what is said. */
+#include "proto/codec_pb.h"
+
+#include "control.pb-c.h"
+
+#include <string.h>
+
+/* protobuf-c's structs lack const and never write through a pointer while packing. */
+static uint32_t *ids_out(const uint32_t *ids)
+{
+    union {
+        const uint32_t *in;
+        uint32_t *out;
+    } u = { ids };
+
+    return u.out;
+}
+
+static void submit_fill(const struct msg_submit *m, Gantry__Control__V1__Submit *s)
+{
+    gantry__control__v1__submit__init(s);
+    s->stream = m->stream;
+    s->attempt = m->attempt;
+    s->n_prompt = m->n_prompt;
+    s->prompt = ids_out(m->prompt);
+    s->n_emitted = m->n_emitted;
+    s->emitted = ids_out(m->emitted);
+    s->max_tokens = m->max_tokens;
+    s->temperature = m->temperature;
+    s->top_k = m->top_k;
+    s->top_p = m->top_p;
+    s->min_p = m->min_p;
+    s->seed = m->seed;
+    s->choice = m->choice;
+    s->n_stop_ids = m->n_stop_ids;
+    s->stop_ids = ids_out(m->stop_ids);
+    s->want_logprobs = m->want_logprobs;
+    s->n_logprobs = m->n_logprobs;
+    s->deadline_us = m->deadline_us;
+}
+
+status msg_coord_pack(const struct msg_coord *m, struct buf *out)
+{
+    union {
+        Gantry__Control__V1__Welcome welcome;
+        Gantry__Control__V1__Submit submit;
+        Gantry__Control__V1__Cancel cancel;
+        Gantry__Control__V1__Stop stop;
+    } u;
+    Gantry__Control__V1__CoordMessage msg = GANTRY__CONTROL__V1__COORD_MESSAGE__INIT;
+
+    msg.body_case = (Gantry__Control__V1__CoordMessage__BodyCase)m->kind;
+    msg.welcome = (void *)&u; /* the members of the oneof are one pointer */
+    switch (m->kind) {
+    case MSG_WELCOME:
+        gantry__control__v1__welcome__init(&u.welcome);
+        u.welcome.build = pb_text(m->welcome.build);
+        break;
+    case MSG_SUBMIT:
+        submit_fill(&m->submit, &u.submit);
+        break;
+    case MSG_CANCEL:
+        gantry__control__v1__cancel__init(&u.cancel);
+        u.cancel.stream = m->cancel.stream;
+        u.cancel.attempt = m->cancel.attempt;
+        break;
+    case MSG_STOP:
+        gantry__control__v1__stop__init(&u.stop);
+        u.stop.drain = m->stop.drain;
+        break;
+    default:
+        return ST_ERR_ARG;
+    }
+    return pb_pack(&msg.base, out);
+}
+
+static status submit_read(const Gantry__Control__V1__Submit *in, struct msg_submit *m,
+                          struct err *err)
+{
+    if (in->n_stop_ids > MSG_STOP_IDS_MAX * 2) { /* the request's, and the model's own ends */
+        return err_set(err, ST_ERR_PROTO, "Submit.stop_ids has %zu ids (at most %d)",
+                       in->n_stop_ids, (int)MSG_STOP_IDS_MAX * 2);
+    }
+    if (in->n_logprobs > MSG_LOGPROBS_MAX) {
+        return err_set(err, ST_ERR_PROTO, "Submit.n_logprobs is %u (at most %d)", in->n_logprobs,
+                       (int)MSG_LOGPROBS_MAX);
+    }
+    *m = (struct msg_submit){ .stream = in->stream,
+                              .attempt = in->attempt,
+                              .n_prompt = (uint32_t)in->n_prompt, /* < MSG_BYTES_MAX */
+                              .n_emitted = (uint32_t)in->n_emitted,
+                              .prompt = in->prompt,
+                              .emitted = in->emitted,
+                              .max_tokens = in->max_tokens,
+                              .temperature = in->temperature,
+                              .top_p = in->top_p,
+                              .min_p = in->min_p,
+                              .top_k = in->top_k,
+                              .choice = in->choice,
+                              .seed = in->seed,
+                              .n_stop_ids = (uint32_t)in->n_stop_ids,
+                              .stop_ids = in->stop_ids,
+                              .want_logprobs = in->want_logprobs != 0,
+                              .n_logprobs = in->n_logprobs,
+                              .deadline_us = in->deadline_us };
+    return ST_OK;
+}
+
+status msg_coord_unpack(const void *data, size_t len, struct arena *arena, struct msg_coord *m_p,
+                        struct err *err)
+{
+    void *msg;
+    struct msg_coord m;
+    status st = pb_unpack(&gantry__control__v1__coord_message__descriptor, data, len, arena, NULL,
+                          &msg, err);
+
+    if (st < 0) {
+        return st;
+    }
+    const Gantry__Control__V1__CoordMessage *in = msg;
+    memset(&m, 0, sizeof(m));
+    m.kind = (enum msg_coord_kind)in->body_case;
+    switch (in->body_case) {
+    case GANTRY__CONTROL__V1__COORD_MESSAGE__BODY_WELCOME:
+        m.welcome.build = in->welcome->build;
+        break;
+    case GANTRY__CONTROL__V1__COORD_MESSAGE__BODY_SUBMIT:
+        st = submit_read(in->submit, &m.submit, err);
+        break;
+    case GANTRY__CONTROL__V1__COORD_MESSAGE__BODY_CANCEL:
+        m.cancel = (struct msg_cancel){ in->cancel->stream, in->cancel->attempt };
+        break;
+    case GANTRY__CONTROL__V1__COORD_MESSAGE__BODY_STOP:
+        m.stop.drain = in->stop->drain != 0;
+        break;
+    default:
+        return err_set(err, ST_ERR_PROTO, "CoordMessage has no body");
+    }
+    if (st == ST_OK) {
+        *m_p = m;
+    }
+    return st;
+}
