@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# tests/common/check_headers.sh - each header of ours compiles alone, so that no file depends on
+# what its neighbours happened to include before it.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+# shellcheck source=tests/common/files.sh
+. tests/common/files.sh
+
+headers=$(tree_files '*.h' | grep -vE '^(kernels/cuda|tests)/' || true)
+bad=0
+for header in $headers; do
+    if ! printf '#include "%s"\n' "$header" |
+        "${CC:-cc}" -std=gnu17 -Wall -Wextra -Werror -fsyntax-only -I. -x c -; then
+        echo "check_headers: $header does not compile alone"
+        bad=1
+    fi
+done
+echo "check_headers: $(wc -w <<< "$headers") headers"
+exit "$bad"
