@@ -1,0 +1,100 @@
+/* cluster/coll_wait.c - see coll_wait.h. The clock is read once per step (25 ns by vDSO), which
+ * is less than a poll of MPI costs. */
+#include "cluster/coll_wait.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    SPIN_NS = 50 * 1000,
+    YIELD_BELL_NS = 200 * 1000, /* with a bell sleeping is cheap and ends at once */
+    YIELD_NS = 5 * 1000 * 1000,
+    SLEEP_MIN_NS = 50 * 1000,
+    SLEEP_MAX_NS = 100 * 1000,
+    SLEEP_BELL_NS = 1000 * 1000 /* the abort flag rings no bell */
+};
+
+static void relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#else
+    sched_yield();
+#endif
+}
+
+void coll_bell_ring(struct coll_bell *bell)
+{
+    atomic_fetch_add(&bell->epoch, 1);
+    if (atomic_load(&bell->n_sleepers) > 0) {
+        (void)syscall(SYS_futex, &bell->epoch, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
+    }
+}
+
+static void bell_sleep(struct coll_bell *bell, uint32_t epoch)
+{
+    const struct timespec limit = { .tv_sec = 0, .tv_nsec = SLEEP_BELL_NS };
+
+    atomic_fetch_add(&bell->n_sleepers, 1);
+    (void)syscall(SYS_futex, &bell->epoch, FUTEX_WAIT_PRIVATE, epoch, &limit, NULL, 0);
+    atomic_fetch_sub(&bell->n_sleepers, 1);
+}
+
+void coll_waiter_init(struct coll_waiter *w, const struct coll *c, uint64_t spin_ns,
+                      struct coll_bell *bell)
+{
+    *w = (struct coll_waiter){ .c = c, .bell = bell, .spin_ns = spin_ns, .sleep_ns = SLEEP_MIN_NS };
+    if (bell) {
+        w->epoch = atomic_load(&bell->epoch);
+    }
+}
+
+static void pass_time(struct coll_waiter *w)
+{
+    const uint64_t waited_ns = w->now_ns - w->begin_ns;
+
+    if (waited_ns < w->spin_ns) {
+        relax();
+    } else if (waited_ns < (w->bell ? (uint64_t)YIELD_BELL_NS : (uint64_t)YIELD_NS)) {
+        sched_yield();
+    } else if (w->bell) {
+        bell_sleep(w->bell, w->epoch);
+    } else {
+        const struct timespec nap = { .tv_sec = 0, .tv_nsec = (long)w->sleep_ns };
+
+        (void)nanosleep(&nap, NULL);
+        w->sleep_ns = MIN(w->sleep_ns + w->sleep_ns / 8, (uint64_t)SLEEP_MAX_NS);
+    }
+}
+
+status coll_waiter_step(struct coll_waiter *w)
+{
+    const uint64_t timeout_ns = w->c->timeout_ns;
+
+    w->now_ns = clock_now_ns(clock_real());
+    if (w->n_steps++ == 0) {
+        w->begin_ns = w->now_ns;
+    }
+    if (w->c->abort && __atomic_load_n(w->c->abort, __ATOMIC_RELAXED)) {
+        return ST_ERR_CANCELLED;
+    }
+    if (timeout_ns != 0 && timeout_ns != CLOCK_NEVER && w->now_ns - w->begin_ns >= timeout_ns) {
+        return ST_ERR_DEADLINE;
+    }
+    pass_time(w);
+    if (w->bell) {
+        w->epoch = atomic_load(&w->bell->epoch);
+    }
+    return ST_OK;
+}
+
+uint64_t coll_spin_ns(uint32_t n_ranks)
+{
+    const long n_cores = sysconf(_SC_NPROCESSORS_ONLN);
+
+    return n_cores > 0 && n_ranks > (unsigned long)n_cores ? 0 : SPIN_NS;
+}
