@@ -34,6 +34,18 @@ const struct weights_tensor *weights_at(const struct weights *w, uint32_t i);
 /* NULL: not there. */
 const struct weights_tensor *weights_find(const struct weights *w, const char *name);
 
+/* Tensors of another dtype than F32, F16, BF16 (or of more than WEIGHTS_RANK_MAX dimensions): not
+ * among those above; weights_check complains if one is needed. Names and dtype names are borrowed.
+ */
+uint32_t weights_foreign_count(const struct weights *w);
+const char *weights_foreign_at(const struct weights *w, uint32_t i, const char **dtype_p);
+/* Its dtype as the file spells it; NULL: no such tensor. */
+const char *weights_foreign_find(const struct weights *w, const char *name);
+
+/* The files, by name (the order of the digest). Borrowed. */
+uint32_t weights_file_count(const struct weights *w);
+const char *weights_file_at(const struct weights *w, uint32_t i, uint64_t *bytes_p);
+
 /* Every tensor that `desc` needs is there with the right shape (tied models: either of
  * model.embed_tokens.weight and lm_head.weight). The first that is not is named, with both shapes.
  */
