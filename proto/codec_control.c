@@ -60,6 +60,7 @@ static status events_fill(const struct msg_events *m, struct arena *arena,
         e->finishes[i]->code = f->code;
         e->finishes[i]->text = pb_text(f->text);
         e->finishes[i]->cached_tokens = f->cached_tokens;
+        e->finishes[i]->queued_us = f->queued_us;
     }
     return ST_OK;
 }
@@ -231,7 +232,8 @@ static status finishes_read(const Gantry__Control__V1__Events *e, struct arena *
                                            .reason = (enum finish_reason)in->reason,
                                            .code = code,
                                            .text = in->text,
-                                           .cached_tokens = in->cached_tokens };
+                                           .cached_tokens = in->cached_tokens,
+                                           .queued_us = in->queued_us };
     }
     m->n_finishes = (uint32_t)e->n_finishes;
     m->finishes = finishes;

@@ -33,6 +33,11 @@ struct msg_str {
     size_t len;
 };
 
+/* Names this very binary ("0.1.0+<GNU build id>"): what Hello and Welcome carry, so that ranks of
+ * another build are told apart. Static storage; any thread. */
+const char *msg_build(void);
+const char *msg_version(void); /* "0.1.0" */
+
 /* ---- control ---- */
 
 enum finish_reason { FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_FAILED, FINISH_CANCELLED };
@@ -78,6 +83,7 @@ struct msg_finish {
     status code;      /* < 0 with FINISH_FAILED */
     const char *text; /* sentence for the user when failed, else "" */
     uint32_t cached_tokens;
+    uint64_t queued_us; /* from Submit to the first scheduled row */
 };
 
 struct msg_events {

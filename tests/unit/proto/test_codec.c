@@ -62,7 +62,12 @@ static const struct msg_token event_tokens[] = {
 };
 static const struct msg_finish event_finishes[] = {
     { .stream = 9, .attempt = 1, .reason = FINISH_LENGTH, .text = "", .cached_tokens = 32 },
-    { .stream = 10, .attempt = 1, .reason = FINISH_FAILED, .code = ST_ERR_LIMIT, .text = "no KV" },
+    { .stream = 10,
+      .attempt = 1,
+      .reason = FINISH_FAILED,
+      .code = ST_ERR_LIMIT,
+      .text = "no KV",
+      .queued_us = 5 },
 };
 static const uint32_t ids[] = { 1, 0, 300, 4000000000u };
 static const struct msg_str stops[] = { { "\n\n", 2 }, { "ende\xC3\xA9", 6 } };
@@ -426,6 +431,13 @@ static void test_codec__a_body_is_required_and_numbers_are_known(void **state UN
     arena_fini(&arena);
 }
 
+static void test_build__starts_with_the_version_and_stays(void **state UNUSED)
+{
+    assert_int_equal(strncmp(msg_build(), msg_version(), strlen(msg_version())), 0);
+    assert_true(strlen(msg_build()) > strlen(msg_version()) + 8); /* the build id */
+    assert_ptr_equal(msg_build(), msg_build());
+}
+
 /* ---- ranges ---- */
 
 static void check(const struct msg_generate *m, const char *word)
@@ -485,6 +497,7 @@ int main(void)
         cmocka_unit_test(test_codec__floats_are_finite),
         cmocka_unit_test(test_codec__memory_has_a_bound),
         cmocka_unit_test(test_codec__a_body_is_required_and_numbers_are_known),
+        cmocka_unit_test(test_build__starts_with_the_version_and_stays),
         cmocka_unit_test(test_check__refusals_name_field_value_and_range),
     };
 
