@@ -1,0 +1,274 @@
+/* worker/exec.c - see exec.h. Sampling is exec_sample.c. */
+#include "worker/exec_priv.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- create, destroy ---- */
+
+struct wish {
+    void **at;
+    size_t bytes;
+};
+
+static size_t fmt_bytes(enum kern_fmt fmt)
+{
+    return fmt == KERN_F32 ? 4 : 2;
+}
+
+static void list_scratch(struct exec *e, struct wish wishes[EXEC_BUFFERS])
+{
+    const struct plan_part *part = e->part;
+    const struct model_desc *d = e->desc;
+    const size_t t = e->limits.rows_max, s = e->limits.seqs_max, w = fmt_bytes(e->plan->fmt);
+    const size_t hd = (size_t)range_len(part->q_heads) * d->head_dim;
+    const size_t kd = (size_t)range_len(part->kv_heads) * d->head_dim;
+    const size_t f = range_len(part->ffn_cols), v = range_len(part->vocab);
+    const size_t wide = MAX(MAX(hd, f), (size_t)d->dim);
+    const size_t n_logits = part->has_head ? s * v : 0;
+
+    const struct wish all[EXEC_BUFFERS] = {
+        { (void **)&e->act, t * wide * w },
+        { (void **)&e->inner, t * wide * w },
+        { (void **)&e->qkv, t * (hd + 2 * kd) * sizeof(float) },
+        { (void **)&e->gate_up, t * 2 * f * sizeof(float) },
+        { (void **)&e->partial, t * d->dim * sizeof(float) },
+        { (void **)&e->picked, part->has_head ? s * d->dim * sizeof(float) : 0 },
+        { (void **)&e->logits, n_logits * sizeof(float) },
+        { (void **)&e->tokens, t * sizeof(uint32_t) },
+        { (void **)&e->pos, t * sizeof(uint32_t) },
+        { (void **)&e->seq, t * sizeof(uint32_t) },
+        { (void **)&e->tables,
+          (size_t)e->limits.seqs_max * e->table_stride_max * sizeof(uint32_t) },
+        { (void **)&e->rows, s * sizeof(uint32_t) },
+    };
+    memcpy(wishes, all, sizeof(all));
+}
+
+static status alloc_scratch(struct exec *e, struct err *err)
+{
+    struct wish wishes[EXEC_BUFFERS];
+
+    list_scratch(e, wishes);
+    for (uint32_t i = 0; i < EXEC_BUFFERS; i++) {
+        const size_t bytes = MAX(wishes[i].bytes, (size_t)KERN_ALIGN);
+        const status st = e->ops->mem_alloc(e->stream, bytes, wishes[i].at, err);
+        if (st != ST_OK) {
+            err_prefix(err, "rank %u: scratch: ", e->part->rank);
+            return st;
+        }
+        e->buffer_bytes[i] = bytes;
+    }
+    const size_t n_map = (size_t)e->limits.rows_max * 2;
+    const size_t n_tables = (size_t)e->limits.seqs_max * e->table_stride_max;
+    e->host_map = malloc(n_map * sizeof(uint32_t));
+    e->host_tables = malloc(n_tables * sizeof(uint32_t));
+    e->host_rows = malloc((size_t)e->limits.seqs_max * sizeof(uint32_t));
+    if (e->host_map == NULL || e->host_tables == NULL || e->host_rows == NULL) {
+        return err_set(err, ST_ERR_NOMEM, "no memory for step tables");
+    }
+    return ST_OK;
+}
+
+status exec_create(struct shard *shard, struct coll *coll, const struct step_limits *limits,
+                   struct exec **exec_p, struct err *err)
+{
+    struct exec *e = calloc(1, sizeof(*e));
+
+    if (e == NULL) {
+        return err_set(err, ST_ERR_NOMEM, "no memory for the forward pass");
+    }
+    e->shard = shard;
+    e->ops = shard->ops;
+    e->stream = shard->stream;
+    e->plan = shard->plan;
+    e->part = shard->part;
+    e->desc = &shard->plan->desc;
+    e->coll = coll;
+    e->limits = *limits;
+    e->table_stride_max = (e->plan->ctx_max + KERN_KV_BLOCK - 1) / KERN_KV_BLOCK;
+    e->qkv_shape = (struct kern_qkv){ .n_heads = range_len(e->part->q_heads),
+                                      .n_kv_heads = range_len(e->part->kv_heads),
+                                      .head_dim = e->desc->head_dim,
+                                      .head0 = e->part->q_heads.begin,
+                                      .kv_head0 = e->part->kv_heads.begin,
+                                      .group = e->desc->n_heads / e->desc->n_kv_heads,
+                                      .scale = 1.0f / sqrtf((float)e->desc->head_dim) };
+    status st = alloc_scratch(e, err);
+    if (st == ST_OK && e->part->has_head) {
+        st = exec_sample_init(e, err);
+    }
+    if (st != ST_OK) {
+        exec_destroy(e);
+        return st;
+    }
+    *exec_p = e;
+    return ST_OK;
+}
+
+void exec_destroy(struct exec *e)
+{
+    struct wish wishes[EXEC_BUFFERS];
+
+    if (e == NULL) {
+        return;
+    }
+    list_scratch(e, wishes);
+    for (uint32_t i = 0; i < EXEC_BUFFERS; i++) {
+        e->ops->mem_free(e->stream, *wishes[i].at, e->buffer_bytes[i]);
+    }
+    exec_sample_fini(e);
+    free(e->host_map);
+    free(e->host_tables);
+    free(e->host_rows);
+    free(e);
+}
+
+/* ---- the rows of this step ---- */
+
+static void set_rows(struct exec *e, const struct step_head *plan)
+{
+    const struct step_seq *seqs = step_seqs_const(plan);
+    const uint32_t *tables = step_tables_const(plan);
+    uint32_t *pos = e->host_map, *seq = e->host_map + plan->n_rows;
+    uint32_t stride = 1, n_samples = 0;
+
+    for (uint32_t i = 0; i < plan->n_seqs; i++) {
+        stride = MAX(stride, seqs[i].n_blocks);
+    }
+    ASSERT(stride <= e->table_stride_max);
+    for (uint32_t i = 0; i < plan->n_seqs; i++) {
+        const struct step_seq *q = &seqs[i];
+        for (uint32_t r = 0; r < q->n_rows; r++) {
+            pos[q->row0 + r] = q->pos0 + r;
+            seq[q->row0 + r] = i;
+        }
+        uint32_t *row = e->host_tables + (size_t)i * stride;
+        memcpy(row, tables + q->table0, q->n_blocks * sizeof(uint32_t));
+        memset(row + q->n_blocks, 0, (stride - q->n_blocks) * sizeof(uint32_t));
+        if (q->sample) {
+            e->host_rows[n_samples++] = q->row0 + q->n_rows - 1;
+        }
+    }
+    const size_t bytes = plan->n_rows * sizeof(uint32_t);
+    e->ops->copy_in(e->stream, e->tokens, step_tokens_const(plan), bytes);
+    e->ops->copy_in(e->stream, e->pos, pos, bytes);
+    e->ops->copy_in(e->stream, e->seq, seq, bytes);
+    e->ops->copy_in(e->stream, e->tables, e->host_tables,
+                    (size_t)plan->n_seqs * stride * sizeof(uint32_t));
+    e->ops->copy_in(e->stream, e->rows, e->host_rows, n_samples * sizeof(uint32_t));
+    e->map = (struct kern_rows_map){ .n_rows = plan->n_rows,
+                                     .n_seqs = plan->n_seqs,
+                                     .table_stride = stride,
+                                     .pos = e->pos,
+                                     .seq = e->seq,
+                                     .tables = e->tables };
+    e->stamp = plan->digest;
+}
+
+/* ---- layers ---- */
+
+status exec_reduce(struct exec *e, float *y, size_t n, struct err *err)
+{
+    if (e->plan->tp == 1) {
+        return ST_OK;
+    }
+    const uint64_t from = clock_now_ns(clock_real());
+    const status st = e->coll->ops->all_reduce_tree(e->coll, e->stream, y, n, e->stamp++, err);
+    e->times.coll_ns += clock_now_ns(clock_real()) - from;
+    return st;
+}
+
+/* x[T,C] += o(attention(...)) */
+static status attention(struct exec *e, const struct shard_layer *l, float *x, struct err *err)
+{
+    const struct kern_ops *k = e->ops;
+    const struct kern_qkv *g = &e->qkv_shape;
+    const uint32_t t = e->map.n_rows, c = e->desc->dim;
+
+    k->rmsnorm(e->stream, e->act, e->plan->fmt, x, l->attn_norm, t, c, e->desc->norm_eps);
+    k->gemm(e->stream, e->qkv, e->act, &l->qkv, t); /* W[(H+2K)D,C] x act[T,C] -> qkv[T,(H+2K)D] */
+    if (l->qkv_bias != NULL) {
+        k->add_bias(e->stream, e->qkv, l->qkv_bias, t, l->qkv.n);
+    }
+    if (l->q_norm != NULL) {
+        k->qk_norm(e->stream, e->qkv, g, l->q_norm, l->k_norm, t, e->desc->norm_eps);
+    }
+    k->rope(e->stream, e->qkv, g, &e->shard->rope, &e->map);
+    k->kv_store(e->stream, &l->kv, e->qkv, g, &e->map);
+    k->attention(e->stream, e->inner, &l->kv, e->qkv, g, &e->map);
+    k->gemm(e->stream, e->partial, e->inner, &l->o, t); /* W[C,HD] x inner[T,HD] -> partial[T,C] */
+    const status st = exec_reduce(e, e->partial, (size_t)t * c, err);
+    if (st != ST_OK) {
+        return st;
+    }
+    if (l->o_bias != NULL) {
+        k->add_bias(e->stream, e->partial, l->o_bias, t, c);
+    }
+    k->add(e->stream, x, x, e->partial, (size_t)t * c);
+    return ST_OK;
+}
+
+/* x[T,C] += down(silu(gate) * up) */
+static status ffn(struct exec *e, const struct shard_layer *l, float *x, struct err *err)
+{
+    const struct kern_ops *k = e->ops;
+    const uint32_t t = e->map.n_rows, c = e->desc->dim, f = range_len(e->part->ffn_cols);
+
+    k->rmsnorm(e->stream, e->act, e->plan->fmt, x, l->ffn_norm, t, c, e->desc->norm_eps);
+    k->gemm(e->stream, e->gate_up, e->act, &l->gate_up,
+            t); /* W[2F,C] x act[T,C] -> gate_up[T,2F] */
+    if (l->gate_up_bias != NULL) {
+        k->add_bias(e->stream, e->gate_up, l->gate_up_bias, t, 2 * f);
+    }
+    k->silu_mul(e->stream, e->inner, e->plan->fmt, e->gate_up, t, f);
+    k->gemm(e->stream, e->partial, e->inner, &l->down, t); /* W[C,F] x inner[T,F] -> partial[T,C] */
+    const status st = exec_reduce(e, e->partial, (size_t)t * c, err);
+    if (st != ST_OK) {
+        return st;
+    }
+    if (l->down_bias != NULL) {
+        k->add_bias(e->stream, e->partial, l->down_bias, t, c);
+    }
+    k->add(e->stream, x, x, e->partial, (size_t)t * c);
+    return ST_OK;
+}
+
+static status run(struct exec *e, const struct step_head *plan, float *x,
+                  struct step_result *results, struct err *err)
+{
+    status st = ST_OK;
+
+    set_rows(e, plan);
+    if (e->part->has_embed) {
+        e->ops->embed(e->stream, x, &e->shard->embed, e->tokens, plan->n_rows);
+        st = exec_reduce(e, x, (size_t)plan->n_rows * e->desc->dim, err);
+    }
+    for (uint32_t i = 0; st == ST_OK && i < range_len(e->part->layers); i++) {
+        st = attention(e, &e->shard->layers[i], x, err);
+        if (st == ST_OK) {
+            st = ffn(e, &e->shard->layers[i], x, err);
+        }
+    }
+    if (st == ST_OK && e->part->has_head && plan->n_samples != 0) {
+        st = exec_sample(e, plan, x, results, err);
+    }
+    return st == ST_OK ? e->ops->stream_sync(e->stream, err) : st;
+}
+
+status exec_step(struct exec *e, const struct step_head *plan, float *x,
+                 struct step_result *results, struct err *err)
+{
+    const uint64_t from = clock_now_ns(clock_real());
+
+    e->times.coll_ns = 0;
+    const status st = run(e, plan, x, results, err);
+    e->times.total_ns = clock_now_ns(clock_real()) - from;
+    return st;
+}
+
+void exec_times(const struct exec *e, struct exec_times *times_p)
+{
+    *times_p = e->times;
+}

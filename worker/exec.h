@@ -1,0 +1,37 @@
+/* worker/exec.h - run one step plan on one rank: the forward pass of its stage.
+ *
+ *   first stage:  x[T,C] = embedding(tokens)            others: x comes from the stage before
+ *   each layer:   x += o(attention(rope(qkv(norm x))))  x += down(silu(gate) * up)
+ *   last stage:   logits of the sampled rows -> scan -> one token each
+ *
+ * One forward pass for every model: it looks at fields of the description, never at a family's
+ * name. The two row-parallel products of a layer are partial sums; coll->all_reduce_tree finishes
+ * them, and bias and residual are added once after it (docs/numerics.md). All memory is taken at
+ * exec_create. One thread. */
+#ifndef WORKER_EXEC_H
+#define WORKER_EXEC_H
+
+#include "cluster/coll.h"
+#include "worker/sched/step.h"
+#include "worker/shard.h"
+
+struct exec;
+
+struct exec_times {
+    uint64_t total_ns; /* of the last step, on this rank */
+    uint64_t coll_ns;  /* of which in collectives of the stage */
+};
+
+/* Everything is borrowed and outlives the exec. */
+status exec_create(struct shard *shard, struct coll *coll, const struct step_limits *limits,
+                   struct exec **exec_p, struct err *err);
+void exec_destroy(struct exec *e); /* NULL is fine */
+
+/* x: [T,C] f32, in and out (ignored on input by the first stage). On the last stage, slice 0 writes
+ * one result per sampled sequence to results[0..plan->n_samples); other ranks leave it alone (may
+ * be NULL). A failure is the replica's end: partial sums cannot be taken back. */
+status exec_step(struct exec *e, const struct step_head *plan, float *x,
+                 struct step_result *results, struct err *err);
+void exec_times(const struct exec *e, struct exec_times *times_p);
+
+#endif
