@@ -1,0 +1,312 @@
+/* worker/rank.c - see rank.h. The leader's loop is leader.c. */
+#include "worker/rank_priv.h"
+
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+const char *rank_phase_name(enum rank_phase phase)
+{
+    static const char *const names[] = {
+        "starting", "loading", "idle", "step", "waiting", "ended"
+    };
+    return phase < ARRAY_LEN(names) ? names[phase] : "unknown";
+}
+
+/* ---- create, destroy ---- */
+
+static status alloc_buffers(struct rank *r, struct err *err)
+{
+    const size_t x_bytes = (size_t)r->limits.rows_max * r->plan->desc.dim * sizeof(float);
+
+    r->n_plans = r->plan->pp + 1;
+    r->plan_bytes_max = step_bytes_max(&r->limits);
+    r->plans = calloc(r->n_plans, r->plan_bytes_max);
+    r->results = calloc(r->limits.seqs_max, sizeof(*r->results));
+    r->plan_reqs = calloc((size_t)r->n_plans * r->plan->n_ranks, sizeof(*r->plan_reqs));
+    r->n_plan_reqs = calloc(r->n_plans, sizeof(*r->n_plan_reqs));
+    if (r->plans == NULL || r->results == NULL || r->plan_reqs == NULL || r->n_plan_reqs == NULL) {
+        return err_set(err, ST_ERR_NOMEM, "rank %u: no memory for step plans", r->rank);
+    }
+    for (uint32_t i = 0; i < RANK_X_BUFFERS; i++) {
+        void *mem = NULL;
+        const status st = r->ops->mem_alloc(r->stream, x_bytes, &mem, err);
+        if (st != ST_OK) {
+            err_prefix(err, "rank %u: residual buffer: ", r->rank);
+            return st;
+        }
+        r->x[i] = mem;
+    }
+    r->x_bytes = x_bytes;
+    return ST_OK;
+}
+
+static status create_parts(struct rank *r, const struct rank_config *config, struct err *err)
+{
+    const struct kern_stream_config stream = { config->n_threads, 0 };
+    status st = r->ops->stream_create(&stream, &r->stream, err);
+
+    if (st == ST_OK) {
+        st = shard_create(r->ops, r->stream, r->plan, r->rank, &r->shard, err);
+    }
+    if (st == ST_OK) {
+        st = exec_create(r->shard, r->coll, &r->limits, &r->exec, err);
+    }
+    return st == ST_OK ? alloc_buffers(r, err) : st;
+}
+
+status rank_create(const struct rank_config *config, struct rank **rank_p, struct err *err)
+{
+    const struct plan *plan = config->plan;
+    ASSERT(config->coll->rank < plan->n_ranks && config->coll->n_ranks == plan->n_ranks);
+    struct rank *r = calloc(1, sizeof(*r));
+
+    if (r == NULL) {
+        return err_set(err, ST_ERR_NOMEM, "no memory for a rank");
+    }
+    r->config = *config;
+    r->plan = plan;
+    r->ops = config->ops;
+    r->coll = config->coll;
+    r->progress = config->progress;
+    r->rank = config->coll->rank;
+    r->limits = (struct step_limits){ .seqs_max = plan->seqs_max,
+                                      .rows_max = plan->rows_max,
+                                      .tables_max = plan->kv_blocks };
+    /* A plan never names a block twice for one stream, but a shared one once per stream. */
+    r->limits.tables_max = plan->seqs_max * ((plan->ctx_max + KERN_KV_BLOCK - 1) / KERN_KV_BLOCK);
+    const status st = create_parts(r, config, err);
+    if (st != ST_OK) {
+        rank_destroy(r);
+        return st;
+    }
+    *rank_p = r;
+    return ST_OK;
+}
+
+void rank_destroy(struct rank *r)
+{
+    if (r == NULL) {
+        return;
+    }
+    for (uint32_t i = 0; i < RANK_X_BUFFERS; i++) {
+        if (r->x[i] != NULL) {
+            r->ops->mem_free(r->stream, r->x[i], r->x_bytes);
+        }
+    }
+    exec_destroy(r->exec);
+    shard_destroy(r->shard);
+    r->ops->stream_destroy(r->stream);
+    free(r->plans);
+    free(r->results);
+    free(r->plan_reqs);
+    free(r->n_plan_reqs);
+    free(r);
+}
+
+const struct shard *rank_shard(const struct rank *r)
+{
+    return r->shard;
+}
+
+/* ---- before the first step ---- */
+
+status rank_load(struct rank *r, const struct weights *weights, struct err *err)
+{
+    atomic_store(&r->progress->file_bytes, shard_file_bytes(r->plan, r->rank, weights));
+    atomic_store(&r->progress->phase, RANK_LOADING);
+    const status st =
+        shard_load(r->shard, weights, &r->progress->loaded_bytes, r->config.abort, err);
+    if (st != ST_OK) {
+        err_prefix(err, "rank %u: ", r->rank);
+    }
+    return st;
+}
+
+status rank_agree(struct rank *r, struct err *err)
+{
+    struct {
+        uint64_t plan, rope;
+        char profile[64];
+    } mine = { r->plan->digest, r->shard->rope_digest, "" }, theirs;
+
+    memcpy(mine.profile, r->plan->profile, sizeof(mine.profile));
+    theirs = mine;
+    const status st = r->coll->ops->bcast(r->coll, &theirs, sizeof(theirs), 0, err);
+    if (st != ST_OK) {
+        return st;
+    }
+    if (memcmp(&mine, &theirs, sizeof(mine)) != 0) {
+        return err_set(err, ST_ERR_MISMATCH,
+                       "rank %u has plan %016llx, rope table %016llx, profile %s; the leader has "
+                       "%016llx, %016llx, %s",
+                       r->rank, (unsigned long long)mine.plan, (unsigned long long)mine.rope,
+                       mine.profile, (unsigned long long)theirs.plan,
+                       (unsigned long long)theirs.rope, theirs.profile);
+    }
+    return ST_OK;
+}
+
+/* ---- messages between ranks ---- */
+
+void rank_pause(struct rank *r, uint64_t idle_since_ns)
+{
+    const uint64_t idle = clock_now_ns(clock_real()) - idle_since_ns;
+    struct timespec nap = { 0, 0 };
+
+    (void)r;
+    if (idle < 2 * NS_PER_MS) {
+        sched_yield();
+        return;
+    }
+    /* Naps grow with the silence: 20 us after 2 ms, 1 ms from 100 ms on. */
+    nap.tv_nsec = (long)MIN(idle / 100, NS_PER_MS);
+    nanosleep(&nap, NULL);
+}
+
+status rank_send_x(struct rank *r, const struct step_head *plan, uint32_t i_x, struct err *err)
+{
+    const uint32_t to = r->rank + r->plan->tp;
+    const size_t bytes = (size_t)plan->n_rows * r->plan->desc.dim * sizeof(float);
+    const status st = r->coll->ops->send_start(r->coll, r->stream, to, RANK_TAG_X, r->x[i_x], bytes,
+                                               &r->x_reqs[i_x], err);
+
+    r->x_pending[i_x] = st == ST_OK;
+    return st;
+}
+
+/* A residual buffer that no send is reading any more. */
+status rank_take_x(struct rank *r, uint32_t *i_x_p, struct err *err)
+{
+    const uint32_t i = r->i_x++ % RANK_X_BUFFERS;
+
+    if (r->x_pending[i]) {
+        const status st = r->coll->ops->wait(r->coll, r->x_reqs[i], err);
+        if (st != ST_OK) {
+            return st;
+        }
+        r->x_pending[i] = false;
+    }
+    *i_x_p = i;
+    return ST_OK;
+}
+
+status rank_finish_sends(struct rank *r, struct err *err)
+{
+    status st = ST_OK;
+
+    for (uint32_t i = 0; i < RANK_X_BUFFERS && st == ST_OK; i++) {
+        if (r->x_pending[i]) {
+            st = r->coll->ops->wait(r->coll, r->x_reqs[i], err);
+            r->x_pending[i] = false;
+        }
+    }
+    return st;
+}
+
+/* ---- one step ---- */
+
+static void note_times(struct rank *r)
+{
+    struct exec_times t;
+    exec_times(r->exec, &t);
+    const uint64_t kernel = t.total_ns - MIN(t.coll_ns, t.total_ns);
+    const uint64_t mean = atomic_load(&r->progress->kernel_ns);
+
+    atomic_store(&r->progress->kernel_ns, mean == 0 ? kernel : (mean * 15 + kernel) / 16);
+}
+
+status rank_run_stage(struct rank *r, const struct step_head *plan, uint32_t i_x, struct err *err)
+{
+    atomic_store(&r->progress->step, plan->id);
+    atomic_store(&r->progress->phase, RANK_STEP);
+    const status st = exec_step(r->exec, plan, r->x[i_x], r->results, err);
+    if (st != ST_OK) {
+        err_prefix(err, "rank %u, step %llu: ", r->rank, (unsigned long long)plan->id);
+        return st;
+    }
+    note_times(r);
+    return r->coll->stage + 1 < r->plan->pp ? rank_send_x(r, plan, i_x, err) : ST_OK;
+}
+
+/* ---- follower ---- */
+
+static status recv_now(struct rank *r, uint32_t from, uint32_t tag, void *data, size_t bytes,
+                       struct err *err)
+{
+    struct coll_req req;
+    const status st =
+        r->coll->ops->recv_start(r->coll, r->stream, from, tag, data, bytes, &req, err);
+    return st == ST_OK ? r->coll->ops->wait(r->coll, req, err) : st;
+}
+
+/* Wait, without a deadline, for the next plan: an idle service may be silent for days. */
+static status await_plan(struct rank *r, struct step_head *plan, struct err *err)
+{
+    const uint64_t since = clock_now_ns(clock_real());
+    size_t bytes = 0;
+    status st;
+
+    atomic_store(&r->progress->phase, RANK_IDLE);
+    while ((st = r->coll->ops->probe(r->coll, 0, RANK_TAG_PLAN, &bytes, err)) == ST_BUSY) {
+        if (r->config.abort != NULL && *r->config.abort) {
+            return err_set(err, ST_ERR_CANCELLED, "rank %u was told to end", r->rank);
+        }
+        rank_pause(r, since);
+    }
+    if (st == ST_OK && bytes > r->plan_bytes_max) {
+        return err_set(err, ST_ERR_PROTO, "rank %u: a plan of %zu bytes, the limit is %zu", r->rank,
+                       bytes, r->plan_bytes_max);
+    }
+    if (st == ST_OK) {
+        st = recv_now(r, 0, RANK_TAG_PLAN, plan, bytes, err);
+    }
+    return st == ST_OK ? step_check(plan, bytes, &r->limits, r->plan->kv_blocks, err) : st;
+}
+
+static status follow(struct rank *r, const struct step_head *plan, struct err *err)
+{
+    uint32_t i_x = 0;
+    status st = rank_take_x(r, &i_x, err);
+
+    if (st == ST_OK && r->coll->stage > 0) {
+        const size_t bytes = (size_t)plan->n_rows * r->plan->desc.dim * sizeof(float);
+        atomic_store(&r->progress->phase, RANK_WAITING);
+        st = recv_now(r, r->rank - r->plan->tp, RANK_TAG_X, r->x[i_x], bytes, err);
+    }
+    if (st == ST_OK) {
+        st = rank_run_stage(r, plan, i_x, err);
+    }
+    if (st == ST_OK && r->coll->stage + 1 == r->plan->pp && r->coll->slice == 0) {
+        struct coll_req req;
+        st = r->coll->ops->send_start(r->coll, NULL, 0, RANK_TAG_RESULT, r->results,
+                                      plan->n_samples * sizeof(*r->results), &req, err);
+        if (st == ST_OK) {
+            st = r->coll->ops->wait(r->coll, req, err);
+        }
+    }
+    return st;
+}
+
+static status follower_run(struct rank *r, struct err *err)
+{
+    struct step_head *plan = r->plans;
+    status st;
+
+    while ((st = await_plan(r, plan, err)) == ST_OK && plan->kind != STEP_EXIT) {
+        st = follow(r, plan, err);
+        if (st != ST_OK) {
+            return st;
+        }
+    }
+    return st == ST_OK ? rank_finish_sends(r, err) : st;
+}
+
+status rank_run(struct rank *r, const struct rank_io *io, struct err *err)
+{
+    const status st = r->rank == 0 ? leader_run(r, io, err) : follower_run(r, err);
+
+    atomic_store(&r->progress->phase, RANK_ENDED);
+    return st;
+}

@@ -1,0 +1,50 @@
+/* worker/rank_priv.h - a rank's state, shared by rank.c (every rank) and leader.c (rank 0). */
+#ifndef WORKER_RANK_PRIV_H
+#define WORKER_RANK_PRIV_H
+
+#include "worker/rank.h"
+
+enum { RANK_TAG_PLAN = 1, RANK_TAG_X, RANK_TAG_RESULT, RANK_TAG_DIGEST };
+
+/* Residual buffers: one being computed, one still being sent. */
+enum { RANK_X_BUFFERS = 2 };
+
+struct rank {
+    struct rank_config config;
+    const struct plan *plan; /* borrowed, as the next four */
+    const struct kern_ops *ops;
+    struct coll *coll;
+    struct rank_progress *progress;
+    uint32_t rank;
+    struct step_limits limits;
+
+    struct kern_stream *stream; /* owned, as all below */
+    struct shard *shard;
+    struct exec *exec;
+    float *x[RANK_X_BUFFERS]; /* [rows_max, C] f32, device */
+    size_t x_bytes;           /* of one */
+    bool x_pending[RANK_X_BUFFERS];
+    struct coll_req x_reqs[RANK_X_BUFFERS];
+    uint32_t i_x;
+
+    /* Plans that are out (leader: a ring of pp + 1, since one may still be on its way to a rank
+     * while the next is made), or the one being run (others: the first). */
+    void *plans; /* [n_plans][plan_bytes_max] */
+    uint32_t n_plans;
+    size_t plan_bytes_max;
+    struct coll_req *plan_reqs;  /* [n_plans][n_ranks] sends of a plan */
+    uint32_t *n_plan_reqs;       /* [n_plans] */
+    struct step_result *results; /* [seqs_max] */
+};
+
+/* Give the core away while waiting; longer naps the longer nothing happened. */
+void rank_pause(struct rank *r, uint64_t idle_since_ns);
+status rank_take_x(struct rank *r, uint32_t *i_x_p, struct err *err);
+status rank_send_x(struct rank *r, const struct step_head *plan, uint32_t i_x, struct err *err);
+status rank_finish_sends(struct rank *r, struct err *err);
+/* Run this rank's stage on x[i_x] and start sending the residual on. */
+status rank_run_stage(struct rank *r, const struct step_head *plan, uint32_t i_x, struct err *err);
+
+status leader_run(struct rank *r, const struct rank_io *io, struct err *err);
+
+#endif
