@@ -96,7 +96,8 @@ static uint64_t least_free(const char *root, const struct names *names, const ch
         return UINT64_MAX;
     }
     for (;;) {
-        least = MIN(least, group_free(root, names, path));
+        const uint64_t here = group_free(root, names, path);
+        least = MIN(least, here);
         char *slash = strrchr(path + base, '/');
         if (slash == NULL) {
             return least;
@@ -142,7 +143,8 @@ uint64_t cpu_memory_bytes_under(const char *root)
         char *save = NULL;
         for (char *line = strtok_r(text.data, "\n", &save); line != NULL;
              line = strtok_r(NULL, "\n", &save)) {
-            least = MIN(least, line_free(root, line));
+            const uint64_t group = line_free(root, line);
+            least = MIN(least, group);
         }
     }
     buf_fini(&text);

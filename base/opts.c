@@ -155,8 +155,7 @@ static status read_value(const struct opt *opt, const char *text, struct err *er
     case OPT_HEADING:
         break;
     }
-    ASSERT(!"an option kind without a value");
-    return ST_ERR_INTERNAL;
+    return err_set(err, ST_ERR_INTERNAL, "--%s is of a kind that has no value", opt->name);
 }
 
 /* ---- names ---- */

@@ -52,7 +52,8 @@ static void pad(FILE *out, uint32_t n)
 static const char *put_paragraph(FILE *out, const char *text, uint32_t at, uint32_t left,
                                  uint32_t width)
 {
-    bool first = true;
+    bool first = true;    /* no word on this line yet */
+    uint32_t n_words = 0; /* in the paragraph */
 
     for (;;) {
         const size_t blanks = strspn(text, " ");
@@ -70,8 +71,8 @@ static const char *put_paragraph(FILE *out, const char *text, uint32_t at, uint3
             first = true;
         }
         if (first) {
-            /* Blanks that begin a line are the writer's own indentation. */
-            const uint32_t own = at == left ? (uint32_t)blanks : 0;
+            /* Blanks that begin a paragraph are the writer's own indentation. */
+            const uint32_t own = n_words == 0 ? (uint32_t)blanks : 0;
             pad(out, own);
             at += own;
         } else {
@@ -82,6 +83,7 @@ static const char *put_paragraph(FILE *out, const char *text, uint32_t at, uint3
         at += word;
         text += blanks + len;
         first = false;
+        n_words++;
     }
 }
 
