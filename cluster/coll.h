@@ -77,6 +77,9 @@ struct coll {
     uint32_t tp, pp;        /* rank = stage * tp + slice */
     uint32_t stage, slice;
     uint64_t timeout_ns; /* deadline of one blocking operation */
+    /* mpi: sums of at least so many bytes go as reduce-scatter + all-gather. Same bits either way;
+     * equal on all slices. Tests set 0 or SIZE_MAX. */
+    size_t split_bytes;
     const volatile bool
         *abort; /* borrowed, may be NULL: when true every wait ends with ST_ERR_CANCELLED */
 };
