@@ -121,13 +121,14 @@ static void put_option(FILE *out, const struct opt *opt, uint32_t left, uint32_t
 {
     struct buf help = BUF_INIT_MAX(1 << 16);
     uint32_t at = INDENT + name_columns(opt);
-    status st = buf_append_str(&help, opt->help != NULL ? opt->help : "");
 
-    if (st == ST_OK && (opt->min != 0 || opt->max != 0)) {
-        st = buf_printf(&help, " (%.15g to %.15g)", opt->min, opt->max);
+    /* Without memory the text is shorter; there is nobody to tell. */
+    (void)buf_printf(&help, "%s", opt->help != NULL ? opt->help : "");
+    if (opt->min != 0 || opt->max != 0) {
+        (void)buf_printf(&help, " (%.15g to %.15g)", opt->min, opt->max);
     }
-    if (st == ST_OK && opt->kind == OPT_LIST) {
-        st = buf_append_str(&help, " (may be repeated)");
+    if (opt->kind == OPT_LIST) {
+        (void)buf_printf(&help, " (may be repeated)");
     }
     fprintf(out, "%*s--%s%s%s", INDENT, "", opt->name, opt->value != NULL ? " " : "",
             opt->value != NULL ? opt->value : "");
