@@ -46,7 +46,8 @@ class Report:
                 print(f"ok    {claim}", flush=True)
         else:
             self.failed += 1
-            print(f"FAIL  {claim}{': ' + str(seen) if seen != '' else ''}", flush=True)
+            seen = " ".join(str(seen).split())
+            print(f"FAIL  {claim}{': ' + seen[:400] if seen else ''}", flush=True)
         return bool(ok)
 
     def refused(self, call, codes, claim, word=None):
