@@ -80,7 +80,7 @@ struct coll {
     /* mpi: sums of at least so many bytes go as reduce-scatter + all-gather. Same bits either way;
      * equal on all slices. Tests set 0 or SIZE_MAX. */
     size_t split_bytes;
-    const volatile bool
+    const _Atomic bool
         *abort; /* borrowed, may be NULL: when true every wait ends with ST_ERR_CANCELLED */
 };
 

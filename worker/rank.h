@@ -50,7 +50,7 @@ struct rank_config {
     uint32_t chunk_max, queue_max;  /* sched_config */
     struct coll *coll;              /* borrowed */
     struct rank_progress *progress; /* borrowed */
-    const volatile bool *abort;     /* borrowed, may be NULL: end as soon as seen */
+    const _Atomic bool *abort;      /* borrowed, may be NULL: end as soon as seen */
 };
 
 struct rank; /* one per thread that plays a rank */

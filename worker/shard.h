@@ -49,7 +49,7 @@ status shard_create(const struct kern_ops *ops, struct kern_stream *stream, cons
 /* Read and pack the weights. *loaded counts packed bytes of files, for progress. Stops with
  * ST_ERR_CANCELLED when *abort (may be NULL) becomes true. */
 status shard_load(struct shard *shard, const struct weights *weights, _Atomic uint64_t *loaded,
-                  const volatile bool *abort, struct err *err);
+                  const _Atomic bool *abort, struct err *err);
 void shard_destroy(struct shard *shard); /* NULL is fine */
 
 /* Bytes of files that shard_load will count for this part. */

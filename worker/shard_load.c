@@ -14,7 +14,7 @@ struct loader {
     struct shard *shard;
     const struct weights *weights;
     _Atomic uint64_t *loaded;
-    const volatile bool *abort;
+    const _Atomic bool *abort;
     void *stage; /* [STAGE_BYTES], or one row if that is larger; owned */
     size_t stage_bytes;
     char prefix[48]; /* "model.layers.17." */
@@ -232,7 +232,7 @@ static status load_ends(struct loader *ld, struct err *err)
 }
 
 status shard_load(struct shard *shard, const struct weights *weights, _Atomic uint64_t *loaded,
-                  const volatile bool *abort, struct err *err)
+                  const _Atomic bool *abort, struct err *err)
 {
     struct loader ld = { .shard = shard, .weights = weights, .loaded = loaded, .abort = abort };
     const struct range layers = shard->part->layers;

@@ -189,9 +189,9 @@ static void fill_stream(struct sched *s, struct stream *q, const struct msg_subm
     q->n_prompt = m->n_prompt;
     q->n_tokens = m->n_prompt + m->n_emitted;
     q->n_tokens_max = m->n_prompt + m->max_tokens;
-    q->deadline_ns = m->deadline_us == 0
-                         ? CLOCK_NEVER
-                         : clock_now_ns(s->config.clock) + m->deadline_us * NS_PER_US;
+    q->submitted_ns = clock_now_ns(s->config.clock);
+    q->deadline_ns =
+        m->deadline_us == 0 ? CLOCK_NEVER : q->submitted_ns + m->deadline_us * NS_PER_US;
     q->params = (struct sample_params){ .temperature = m->temperature,
                                         .top_k = m->top_k,
                                         .top_p = m->top_p,
@@ -261,9 +261,12 @@ void stream_end(struct sched *s, struct stream *q, enum finish_reason reason, st
 {
     start_events(s);
     ASSERT(s->n_event_ends < s->ends_max);
-    s->event_ends[s->n_event_ends++] = (struct msg_finish){
-        .stream = q->id, .attempt = q->attempt, .reason = reason, .code = code, .text = text
-    };
+    s->event_ends[s->n_event_ends++] = (struct msg_finish){ .stream = q->id,
+                                                            .attempt = q->attempt,
+                                                            .reason = reason,
+                                                            .code = code,
+                                                            .text = text,
+                                                            .queued_us = q->queued_ns / NS_PER_US };
     stream_list_remove(q->state == STREAM_WAITING ? &s->waiting : &s->running, q);
     if (q->n_in_flight == 0) {
         release(s, q);

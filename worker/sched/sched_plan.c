@@ -106,6 +106,9 @@ static bool add_rows(struct sched *s, struct draft *d, struct stream *q, uint32_
     h->n_rows += end - q->n_sched;
     h->n_tables += blocks_for(end);
     h->n_samples += sample;
+    if (q->queued_ns == 0) {
+        q->queued_ns = MAX(clock_now_ns(s->config.clock) - q->submitted_ns, (uint64_t)1);
+    }
     q->n_sched = end;
     q->awaits_sample = sample;
     q->n_in_flight++;

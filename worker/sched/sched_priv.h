@@ -26,7 +26,8 @@ struct stream {
     uint32_t n_sched;     /* positions whose rows are in plans, out or done */
     uint32_t n_in_flight; /* plans that are out and hold rows of this stream */
     bool awaits_sample;   /* its last known token's row is out with sample set */
-    uint64_t deadline_ns;
+    uint64_t deadline_ns, submitted_ns;
+    uint64_t queued_ns; /* from submission to its first row; 0: none yet */
     struct sample_params params;
     uint32_t n_stop_ids;
     uint32_t stop_ids[MSG_STOP_IDS_MAX + 8];

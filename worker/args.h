@@ -1,0 +1,32 @@
+/* worker/args.h - what `gantry worker` is told on its command line. */
+#ifndef WORKER_ARGS_H
+#define WORKER_ARGS_H
+
+#include "base/buf.h"
+#include "cluster/coll.h"
+#include "partition/plan.h"
+
+enum { PATH_BYTES = 4096 };
+
+struct worker_args {
+    const char *model;       /* borrowed from argv, as all strings but the token */
+    const char *coordinator; /* host:port */
+    struct buf token;        /* owned */
+    struct plan_request plan;
+    uint32_t replica, generation;
+    uint32_t threads;        /* 0: cores of the host over its ranks */
+    uint32_t chunk, queue;   /* scheduler: prompt rows of a stream in one step; streams waiting */
+    uint64_t step_timeout_s; /* of one collective */
+    uint32_t attach_timeout_s;
+};
+
+/* ST_END: --help was printed. Log level and CPU mask are put in force. */
+status worker_args_parse(int argc, char **argv, struct worker_args *args_p, struct err *err);
+void worker_args_fini(struct worker_args *args);
+/* A bearer token: the file's first line. ST_ERR_DENIED: others may read the file. */
+status worker_token_read(const char *path, struct buf *token, struct err *err);
+
+/* Play a rank to its end. Returns the exit code, or ends the MPI job on failure. */
+int worker_run(const struct worker_args *args, const struct coll_mpi_world *world);
+
+#endif

@@ -1,0 +1,499 @@
+/* worker/ctrl.c - see ctrl.h. */
+#include "worker/ctrl.h"
+
+#include "base/log.h"
+#include "base/ring.h"
+#include "cluster/rpc.h"
+
+#include <poll.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum {
+    INBOX_MAX = 8192,
+    HEARTBEAT_MS = 250,
+    LOST_GRACE_MS = 2000,
+    EVENT_ARENA_BYTES = 32 << 20,
+    FLUSH_MS = 2000
+};
+
+/* A message on its way between the threads: bytes follow. */
+struct parcel {
+    struct ctrl *ctrl;
+    size_t len;
+    char data[];
+};
+
+enum link_state { LINK_OPENING, LINK_WELCOME, LINK_LOST };
+
+struct ctrl {
+    struct ctrl_config config;
+    struct rpc_loop *loop;
+    struct rpc_channel *channel;
+    struct rpc_call *call; /* NULL once it is over */
+    struct rpc_timer heartbeat, lost;
+    pthread_t thread;
+    bool has_thread;
+    struct ring *inbox; /* of struct parcel, for the rank's thread */
+    struct arena arena; /* the rank's thread: the message being fed */
+    struct buf out;     /* the rank's thread: packing */
+    struct buf beat;    /* control thread: packing */
+    struct arena in;    /* control thread: welcome */
+
+    pthread_mutex_t lock; /* protects what follows */
+    pthread_cond_t changed;
+    enum link_state state;
+    struct err why;    /* with LINK_LOST */
+    uint32_t n_unsent; /* parcels posted and not handed to the stream */
+    bool closing;
+};
+
+static void set_state(struct ctrl *c, enum link_state state, status code, const char *text)
+{
+    pthread_mutex_lock(&c->lock);
+    if (c->state != LINK_LOST) {
+        c->state = state;
+        err_set(&c->why, code, "%s", text);
+    }
+    pthread_cond_broadcast(&c->changed);
+    pthread_mutex_unlock(&c->lock);
+}
+
+/* ---- control thread ---- */
+
+static void end_process(void *arg)
+{
+    struct ctrl *c = arg;
+
+    log_error("control", "the coordinator is gone and this rank is stuck in %s, ending it",
+              rank_phase_name((enum rank_phase)atomic_load(&c->config.progress->phase)));
+    _exit(status_exit_code(ST_ERR_PEER));
+}
+
+static void lose(struct ctrl *c, status code, const char *text)
+{
+    pthread_mutex_lock(&c->lock);
+    const bool closing = c->closing;
+    pthread_mutex_unlock(&c->lock);
+    set_state(c, LINK_LOST, code, text);
+    if (!closing) {
+        *c->config.abort = true;
+        c->lost.fn = end_process;
+        c->lost.arg = c;
+        rpc_timer_set(c->loop, &c->lost, clock_now_ns(clock_real()) + LOST_GRACE_MS * NS_PER_MS);
+    }
+}
+
+static void send_heartbeat(void *arg)
+{
+    struct ctrl *c = arg;
+    struct rank_progress *p = c->config.progress;
+    const struct msg_rank m = {
+        .kind = MSG_HEARTBEAT,
+        .heartbeat = { .phase = rank_phase_name((enum rank_phase)atomic_load(&p->phase)),
+                       .step = atomic_load(&p->step),
+                       .loaded_bytes = atomic_load(&p->loaded_bytes),
+                       .weight_bytes = atomic_load(&p->file_bytes),
+                       .running = atomic_load(&p->running),
+                       .waiting = atomic_load(&p->waiting),
+                       .kv_blocks_used = atomic_load(&p->kv_used),
+                       .kv_blocks_total = atomic_load(&p->kv_total),
+                       .step_us = (double)atomic_load(&p->step_ns) / 1e3,
+                       .step_kernel_us = (double)atomic_load(&p->kernel_ns) / 1e3 }
+    };
+
+    if (c->call == NULL) {
+        return;
+    }
+    buf_reset(&c->beat);
+    if (msg_rank_pack(&m, &c->beat) == ST_OK) {
+        /* Full queue: the next one says the same and more. */
+        (void)rpc_call_send(c->call, c->beat.data, c->beat.len);
+    }
+    rpc_timer_set(c->loop, &c->heartbeat, clock_now_ns(clock_real()) + HEARTBEAT_MS * NS_PER_MS);
+}
+
+static void on_welcome(struct ctrl *c, const void *data, size_t len)
+{
+    struct msg_coord m;
+    struct err err = ERR_INIT;
+
+    arena_reset(&c->in);
+    if (msg_coord_unpack(data, len, &c->in, &m, &err) != ST_OK || m.kind != MSG_WELCOME) {
+        lose(c, ST_ERR_PROTO, "the coordinator's first message is not a welcome");
+        rpc_call_cancel(c->call);
+        return;
+    }
+    set_state(c, LINK_WELCOME, ST_OK, "");
+    send_heartbeat(c);
+}
+
+static void on_message(void *arg, struct rpc_call *call, const void *data, size_t len)
+{
+    struct ctrl *c = arg;
+
+    if (data == NULL) {
+        return; /* end of messages: on_done follows */
+    }
+    if (c->state == LINK_OPENING) {
+        on_welcome(c, data, len);
+        return;
+    }
+    struct parcel *p = malloc(sizeof(*p) + len);
+    if (p == NULL) {
+        lose(c, ST_ERR_NOMEM, "no memory for a message of the coordinator");
+        rpc_call_cancel(call);
+        return;
+    }
+    p->ctrl = c;
+    p->len = len;
+    memcpy(p->data, data, len);
+    if (ring_push(c->inbox, p) != ST_OK) {
+        free(p);
+        lose(c, ST_ERR_LIMIT, "the rank does not take the coordinator's messages");
+        rpc_call_cancel(call);
+    }
+}
+
+static void on_done(void *arg, struct rpc_call *call UNUSED, status st, const char *text)
+{
+    struct ctrl *c = arg;
+
+    c->call = NULL;
+    lose(c, st < 0 ? st : ST_ERR_PEER,
+         text != NULL && text[0] != '\0' ? text : "the coordinator closed the control stream");
+}
+
+static const struct rpc_client client = { .on_message = on_message, .on_done = on_done };
+
+static void open_stream(void *arg)
+{
+    struct ctrl *c = arg;
+    struct err err = ERR_INIT;
+    const struct rpc_call_config config = { .path = "/gantry.control.v1.Control/Attach",
+                                            .kind = RPC_BIDI,
+                                            .deadline_ns = CLOCK_NEVER,
+                                            .wait_ready = true,
+                                            .client = &client,
+                                            .arg = c };
+    const struct msg_rank hello = { .kind = MSG_HELLO, .hello = c->config.hello };
+
+    status st = rpc_call_start(c->channel, &config, &c->call, &err);
+    if (st == ST_OK) {
+        buf_reset(&c->beat);
+        st = msg_rank_pack(&hello, &c->beat);
+    }
+    if (st == ST_OK) {
+        st = rpc_call_send(c->call, c->beat.data, c->beat.len);
+    }
+    if (st != ST_OK) {
+        set_state(c, LINK_LOST, st, err.text);
+    }
+}
+
+static void send_parcel(void *arg)
+{
+    struct parcel *p = arg;
+    struct ctrl *c = p->ctrl;
+
+    if (c->call != NULL && rpc_call_send(c->call, p->data, p->len) == ST_BUSY) {
+        lose(c, ST_ERR_LIMIT, "the coordinator does not take this rank's messages");
+        rpc_call_cancel(c->call);
+    }
+    free(p);
+    pthread_mutex_lock(&c->lock);
+    c->n_unsent--;
+    pthread_cond_broadcast(&c->changed);
+    pthread_mutex_unlock(&c->lock);
+}
+
+static void close_stream(void *arg)
+{
+    struct ctrl *c = arg;
+
+    rpc_timer_set(c->loop, &c->heartbeat, CLOCK_NEVER);
+    rpc_timer_set(c->loop, &c->lost, CLOCK_NEVER);
+    if (c->call != NULL) {
+        rpc_call_half_close(c->call);
+    }
+}
+
+static void cancel_stream(void *arg)
+{
+    struct ctrl *c = arg;
+
+    if (c->call != NULL) {
+        rpc_call_cancel(c->call);
+    }
+}
+
+static void *thread_main(void *arg)
+{
+    struct ctrl *c = arg;
+
+    rpc_loop_run(c->loop);
+    return NULL;
+}
+
+/* ---- rank's thread ---- */
+
+static void deadline_in(uint32_t ms, struct timespec *at)
+{
+    clock_gettime(CLOCK_REALTIME, at);
+    at->tv_sec += ms / 1000;
+    at->tv_nsec += (long)(ms % 1000) * 1000000;
+    if (at->tv_nsec >= 1000000000) {
+        at->tv_sec++;
+        at->tv_nsec -= 1000000000;
+    }
+}
+
+static status post_message(struct ctrl *c, const struct msg_rank *m, struct err *err)
+{
+    buf_reset(&c->out);
+    status st = msg_rank_pack(m, &c->out);
+    struct parcel *p = st == ST_OK ? malloc(sizeof(*p) + c->out.len) : NULL;
+
+    if (p == NULL) {
+        return err_set(err, ST_ERR_NOMEM, "no memory for a message to the coordinator");
+    }
+    p->ctrl = c;
+    p->len = c->out.len;
+    memcpy(p->data, c->out.data, c->out.len);
+    pthread_mutex_lock(&c->lock);
+    c->n_unsent++;
+    pthread_mutex_unlock(&c->lock);
+    st = rpc_loop_post(c->loop, send_parcel, p);
+    if (st != ST_OK) {
+        free(p);
+        pthread_mutex_lock(&c->lock);
+        c->n_unsent--;
+        pthread_mutex_unlock(&c->lock);
+        return err_set(err, ST_ERR_LIMIT, "the control thread does not keep up");
+    }
+    return ST_OK;
+}
+
+static status await_welcome(struct ctrl *c, uint32_t timeout_s, struct err *err)
+{
+    struct timespec at;
+    int rc = 0;
+
+    deadline_in(timeout_s * 1000, &at);
+    pthread_mutex_lock(&c->lock);
+    while (c->state == LINK_OPENING && rc == 0) {
+        rc = pthread_cond_timedwait(&c->changed, &c->lock, &at);
+    }
+    const enum link_state state = c->state;
+    if (state == LINK_LOST) {
+        *err = c->why;
+    }
+    pthread_mutex_unlock(&c->lock);
+    if (state == LINK_OPENING) {
+        return err_set(err, ST_ERR_UNAVAILABLE, "no answer from the coordinator at %s within %u s",
+                       c->config.coordinator, timeout_s);
+    }
+    if (state == LINK_LOST) {
+        err_prefix(err, "coordinator at %s: ", c->config.coordinator);
+        return err->code;
+    }
+    return ST_OK;
+}
+
+static status create_parts(struct ctrl *c, struct err *err)
+{
+    const struct rpc_channel_config channel = { .target = c->config.coordinator,
+                                                .token = c->config.token,
+                                                .message_bytes_max = MSG_BYTES_MAX,
+                                                .send_queue_max = 16384,
+                                                .keepalive_ms = 2000 };
+    status st = ring_create(INBOX_MAX, &c->inbox, err);
+
+    if (st == ST_OK) {
+        st = rpc_loop_create(&c->loop, err);
+    }
+    if (st == ST_OK) {
+        st = rpc_channel_create(c->loop, &channel, &c->channel, err);
+    }
+    if (st == ST_OK) {
+        st = rpc_loop_post(c->loop, open_stream, c);
+    }
+    if (st == ST_OK && pthread_create(&c->thread, NULL, thread_main, c) != 0) {
+        st = err_set(err, ST_ERR_LIMIT, "cannot start the control thread");
+    }
+    c->has_thread = st == ST_OK;
+    return st;
+}
+
+status ctrl_create(const struct ctrl_config *config, uint32_t timeout_s, struct ctrl **ctrl_p,
+                   struct err *err)
+{
+    struct ctrl *c = calloc(1, sizeof(*c));
+
+    if (c == NULL) {
+        return err_set(err, ST_ERR_NOMEM, "no memory for the control stream");
+    }
+    c->config = *config;
+    c->arena = (struct arena)ARENA_INIT(EVENT_ARENA_BYTES);
+    c->in = (struct arena)ARENA_INIT(1 << 20);
+    c->out = (struct buf)BUF_INIT;
+    c->beat = (struct buf)BUF_INIT;
+    c->heartbeat.fn = send_heartbeat;
+    c->heartbeat.arg = c;
+    pthread_mutex_init(&c->lock, NULL);
+    pthread_cond_init(&c->changed, NULL);
+    status st = create_parts(c, err);
+    if (st == ST_OK) {
+        st = await_welcome(c, timeout_s, err);
+    }
+    if (st != ST_OK) {
+        ctrl_destroy(c);
+        return st;
+    }
+    *ctrl_p = c;
+    return ST_OK;
+}
+
+status ctrl_ready(struct ctrl *c, const struct msg_ready *ready, struct err *err)
+{
+    return post_message(c, &(struct msg_rank){ .kind = MSG_READY, .ready = *ready }, err);
+}
+
+void ctrl_fault(struct ctrl *c, const struct err *why)
+{
+    struct err ignored = ERR_INIT;
+    const struct msg_rank m = {
+        .kind = MSG_FAULT,
+        .fault = { .code = why->code, .rank = c->config.hello.rank, .text = why->text }
+    };
+
+    if (post_message(c, &m, &ignored) != ST_OK) {
+        log_warn("control", "the coordinator will not learn why: %s", ignored.text);
+    }
+}
+
+/* Parcels handed over, our half closed, the coordinator's answer seen or FLUSH_MS gone. */
+static void flush(struct ctrl *c)
+{
+    struct timespec at;
+    int rc = 0;
+
+    deadline_in(FLUSH_MS, &at);
+    pthread_mutex_lock(&c->lock);
+    c->closing = true;
+    while (c->n_unsent != 0 && c->state != LINK_LOST && rc == 0) {
+        rc = pthread_cond_timedwait(&c->changed, &c->lock, &at);
+    }
+    pthread_mutex_unlock(&c->lock);
+    (void)rpc_loop_post(c->loop, close_stream, c);
+    pthread_mutex_lock(&c->lock);
+    while (c->state != LINK_LOST && rc == 0) {
+        rc = pthread_cond_timedwait(&c->changed, &c->lock, &at);
+    }
+    pthread_mutex_unlock(&c->lock);
+    (void)rpc_loop_post(c->loop, cancel_stream, c);
+}
+
+void ctrl_destroy(struct ctrl *c)
+{
+    if (c == NULL) {
+        return;
+    }
+    if (c->has_thread) {
+        flush(c);
+        rpc_loop_stop(c->loop);
+        pthread_join(c->thread, NULL);
+    }
+    rpc_channel_destroy(c->channel);
+    rpc_loop_destroy(c->loop);
+    for (struct parcel *p; c->inbox != NULL && (p = ring_pop(c->inbox)) != NULL;) {
+        free(p);
+    }
+    ring_destroy(c->inbox);
+    arena_fini(&c->arena);
+    arena_fini(&c->in);
+    buf_fini(&c->out);
+    buf_fini(&c->beat);
+    pthread_cond_destroy(&c->changed);
+    pthread_mutex_destroy(&c->lock);
+    free(c);
+}
+
+/* ---- the leader's io ---- */
+
+static status io_events(void *self, const struct msg_events *events, struct err *err)
+{
+    return post_message(self, &(struct msg_rank){ .kind = MSG_EVENTS, .events = *events }, err);
+}
+
+static void refuse(struct ctrl *c, const struct msg_submit *m, const struct err *why)
+{
+    const struct msg_finish finish = { .stream = m->stream,
+                                       .attempt = m->attempt,
+                                       .reason = FINISH_FAILED,
+                                       .code = why->code,
+                                       .text = why->text };
+    const struct msg_events events = { .n_finishes = 1, .finishes = &finish };
+    struct err err = ERR_INIT;
+
+    if (io_events(c, &events, &err) != ST_OK) {
+        log_error("leader", "stream %llu was refused and nobody told: %s",
+                  (unsigned long long)m->stream, err.text);
+    }
+}
+
+/* One message. False: the rank shall end. */
+static bool feed_one(struct ctrl *c, struct sched *sched, const struct parcel *p, bool *drain_p)
+{
+    struct msg_coord m;
+    struct err err = ERR_INIT;
+
+    arena_reset(&c->arena);
+    if (msg_coord_unpack(p->data, p->len, &c->arena, &m, &err) != ST_OK) {
+        log_error("leader", "a message of the coordinator, ignoring: %s", err.text);
+        return true;
+    }
+    switch (m.kind) {
+    case MSG_SUBMIT:
+        if (sched_submit(sched, &m.submit, &err) != ST_OK) {
+            refuse(c, &m.submit, &err);
+        }
+        return true;
+    case MSG_CANCEL:
+        sched_cancel(sched, m.cancel.stream, m.cancel.attempt);
+        return true;
+    case MSG_STOP:
+        *drain_p = m.stop.drain;
+        return false;
+    case MSG_WELCOME:
+    default:
+        return true;
+    }
+}
+
+static bool io_feed(void *self, struct sched *sched, bool *drain_p)
+{
+    struct ctrl *c = self;
+    bool go_on = true;
+
+    for (struct parcel *p; (p = ring_pop(c->inbox)) != NULL;) {
+        go_on = feed_one(c, sched, p, drain_p) && go_on;
+        free(p);
+    }
+    return go_on;
+}
+
+static void io_wait(void *self, uint32_t ms)
+{
+    struct ctrl *c = self;
+    struct pollfd fd = { .fd = ring_fd(c->inbox), .events = POLLIN };
+
+    (void)poll(&fd, 1, (int)ms);
+}
+
+struct rank_io ctrl_io(struct ctrl *c)
+{
+    return (struct rank_io){ .feed = io_feed, .events = io_events, .wait = io_wait, .self = c };
+}
