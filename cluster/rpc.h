@@ -4,7 +4,7 @@
  *   loop (one thread) ── next event ──► callback of a server call, a client call, a timer or a post
  *
  * Everything below runs on the thread that is inside rpc_loop_run, except rpc_loop_post and
- * rpc_loop_stop, which any thread may call. A callback never blocks. Implementation: rpc_grpc.c
+ * rpc_loop_stop, which any thread may call. A callback never blocks. Implementation: rpc_grpc*.c
  * (the one place that includes grpc/); a simulated one can stand behind the same header.
  *
  * Back-pressure: one write is outstanding per call, further messages wait in a queue of
@@ -28,11 +28,12 @@ typedef void (*rpc_fn)(void *arg);
 
 status rpc_loop_create(struct rpc_loop **loop_p, struct err *err);
 void rpc_loop_destroy(struct rpc_loop *loop); /* after servers and channels; NULL is fine */
-/* Run until rpc_loop_stop. */
+/* Run until rpc_loop_stop; a stop that came first counts. May be run again. */
 void rpc_loop_run(struct rpc_loop *loop);
 void rpc_loop_stop(struct rpc_loop *loop);
 /* Run fn(arg) on the loop thread soon, in order of posting. Any thread. ST_BUSY: 65,536 are
- * waiting. */
+ * waiting. ST_ERR_CANCELLED: the loop was told to stop, nothing was taken. What was posted before
+ * rpc_loop_stop is still run. */
 status rpc_loop_post(struct rpc_loop *loop, rpc_fn fn, void *arg);
 /* A timer owned by the caller: zero it, then set. Setting again moves it; at_ns CLOCK_NEVER
  * disarms. */
@@ -75,9 +76,11 @@ struct rpc_server_config {
     const char *tls_cert_pem, *tls_key_pem, *tls_client_ca_pem; /* contents; NULL: plaintext */
     const struct rpc_method *methods; /* borrowed, lives as long as the server */
     uint32_t n_methods;
-    void *arg; /* server_arg of the callbacks */
-    uint32_t message_bytes_max;
-    uint32_t send_queue_max;
+    void *arg;                  /* server_arg of the callbacks */
+    uint32_t message_bytes_max; /* 0: 4 MiB. Larger requests are refused, larger answers fail */
+    uint32_t send_queue_max;    /* messages that may wait per call; 0: 256 */
+    uint32_t calls_max;         /* open at one time, more are refused; 0: 16,384 */
+    uint32_t keepalive_ms;      /* a client that answers no ping twice this long is gone; 0: 20 s */
 };
 
 /* ST_ERR_EXISTS: the address is in use (named). ST_ERR_ARG: not an address. ST_ERR_DENIED: not
@@ -88,7 +91,9 @@ uint16_t rpc_server_port(const struct rpc_server *server);
 /* New calls are refused from here on; `done` is called when every call is over, at `grace_ns` from
  * now the rest is cancelled. Then rpc_server_destroy may be called. */
 void rpc_server_shutdown(struct rpc_server *server, uint64_t grace_ns, rpc_fn done, void *arg);
-void rpc_server_destroy(struct rpc_server *server); /* NULL is fine */
+/* After `done`; or, with no thread inside rpc_loop_run, at any time: then what is open is cancelled
+ * and reported (on_done) from here. NULL is fine. */
+void rpc_server_destroy(struct rpc_server *server);
 
 /* ---- client ---- */
 
@@ -96,14 +101,16 @@ struct rpc_channel_config {
     const char *target; /* "host:port" */
     const char *token;  /* sent as bearer; NULL: none */
     const char *tls_ca_pem, *tls_cert_pem, *tls_key_pem;
-    uint32_t message_bytes_max;
-    uint32_t send_queue_max;
-    uint32_t keepalive_ms; /* 0: off */
+    uint32_t message_bytes_max; /* 0: 4 MiB */
+    uint32_t send_queue_max;    /* 0: 256 */
+    uint32_t keepalive_ms;      /* ping this often, and wait this long for the answer; 0: off */
 };
 
 status rpc_channel_create(struct rpc_loop *loop, const struct rpc_channel_config *config,
                           struct rpc_channel **channel_p, struct err *err);
-void rpc_channel_destroy(struct rpc_channel *channel); /* after its calls are done; NULL is fine */
+/* After its calls are done (the last on_done may do it); or, with no thread inside rpc_loop_run, at
+ * any time: then open calls are cancelled and reported from here. NULL is fine. */
+void rpc_channel_destroy(struct rpc_channel *channel);
 
 struct rpc_client {
     void (*on_message)(void *arg, struct rpc_call *call, const void *data, size_t len);
@@ -131,10 +138,11 @@ status rpc_call_start(struct rpc_channel *channel, const struct rpc_call_config 
 
 /* ---- both ---- */
 
-/* Copies. ST_BUSY: the queue is full, nothing was taken. ST_ERR_PEER: the call is over. */
+/* Copies. ST_BUSY: the queue is full, nothing was taken; on_writable follows when it is half empty.
+ * ST_ERR_PEER: the call is over. ST_ERR_LIMIT: more than message_bytes_max. ST_ERR_NOMEM. */
 status rpc_call_send(struct rpc_call *call, const void *data, size_t len);
 /* Server: end a stream. st < 0: its gRPC code and `text` (cut at 1 KiB). What was sent before goes
- * first. */
+ * first. On a call that is finished or cancelled already it does nothing. */
 void rpc_call_finish(struct rpc_call *call, status st, const char *text);
 /* Server: the answer of a unary call. */
 void rpc_call_reply(struct rpc_call *call, const void *data, size_t len);
