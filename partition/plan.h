@@ -30,11 +30,23 @@ static inline uint32_t range_len(struct range r)
     return r.end - r.begin;
 }
 
-/* What the operator asked for. Zero means: choose. */
+enum {
+    PLAN_SEQS_MAX = 4096,         /* streams in one step */
+    PLAN_KV_BLOCKS_MAX = 1 << 22, /* 128 Mi tokens: keeps byte counts inside 64 bits */
+    PLAN_ROWS_MAX = 65536,        /* rows in one step */
+    PLAN_RESERVE_BYTES = 64 << 20 /* of rank_memory_bytes left to code, stacks and MPI */
+};
+
+/* What the operator asked for. Zero means: choose.
+ *
+ * How tp and pp are chosen when 0: tp is the largest power of two that the leaves and n_ranks
+ * allow (a step then reads the fewest bytes per rank), pp what is left of n_ranks; if that does not
+ * fit the memory, the next smaller tp that uses more ranks. With n_ranks 0: the fewest ranks whose
+ * memory holds the model. */
 struct plan_request {
     uint32_t tp, pp;
     enum kern_fmt fmt;          /* product and KV format: the profile */
-    uint32_t n_ranks;           /* ranks at hand when tp or pp is 0 (at least 1) */
+    uint32_t n_ranks;           /* ranks at hand; 0: tp * pp, or as few as fit the memory */
     uint64_t rank_memory_bytes; /* memory that one rank may use; 0: not limited */
     uint32_t ctx_max;           /* positions per stream at most; 0: the model's */
     uint32_t kv_tokens;         /* KV capacity wanted; 0: what fits, at most seqs_max * ctx_max */
@@ -51,9 +63,11 @@ struct plan_part {
     struct range q_heads;  /* of n_heads */
     struct range kv_heads; /* of n_kv_heads */
     struct range ffn_cols; /* of ffn_dim */
-    struct range
-        vocab; /* rows of embedding (first stage) and of the head (last stage); empty elsewhere */
-    bool has_embed, has_head;
+    /* Rows of the embedding (first stage) and of the head (last stage), else empty. It is also
+     * empty on some slices when there are fewer vocabulary blocks than slices: such a rank holds no
+     * rows, but still takes part in the stage's embedding and head. */
+    struct range vocab;
+    bool has_embed, has_head;                       /* the stage is the first, the last */
     uint64_t weight_bytes, kv_bytes, scratch_bytes; /* packed, as allocated */
 };
 
@@ -77,6 +91,30 @@ struct plan {
 status plan_create(const struct model_desc *desc, const struct plan_request *request,
                    struct plan **plan_p, struct err *err);
 void plan_destroy(struct plan *plan); /* NULL is fine */
+
+/* ---- what a rank allocates: the one place that knows, for the plan and for the worker ---- */
+
+/* qkv [(H+2K)*D, C]; o [C, H*D], by leaves; gate_up [2F, C]; down [C, F], by leaves; head [V, C].
+ * All with the rank's own H, K, F and V. */
+enum plan_mat { PLAN_MAT_QKV, PLAN_MAT_O, PLAN_MAT_GATE_UP, PLAN_MAT_DOWN, PLAN_MAT_HEAD };
+
+/* Shape, format and leaves of a matrix of `part`; data is NULL. */
+void plan_mat(const struct plan *plan, const struct plan_part *part, enum plan_mat which,
+              struct kern_mat *mat_p);
+void plan_embed(const struct plan *plan, const struct plan_part *part, struct kern_embed *embed_p);
+/* One layer's cache; k and v are NULL. */
+void plan_kv(const struct plan *plan, const struct plan_part *part, struct kern_kv *kv_p);
+/* Packed weights, each allocation rounded up to KERN_ALIGN: the five matrices, the embedding rows,
+ * norms and biases in f32. */
+uint64_t plan_weight_bytes(const struct plan *plan, const struct plan_part *part);
+/* K and V of all layers of the part, plan->kv_blocks blocks. */
+uint64_t plan_kv_bytes(const struct plan *plan, const struct plan_part *part);
+/* Working memory of a step, each allocation rounded up to KERN_ALIGN. T rows_max, S seqs_max:
+ *   f32  x[T,C] residual, y[T,C] product, peer[T,C] the partner's partial in an all-reduce,
+ *        qkv[T,(H+2K)*D], gu[T,2F], last[S,C] gathered rows, logits[S,V], cos and sin[ctx_max,D/2]
+ *   fmt  n[T,C] normed, att[T,H*D], act[T,F]
+ *   u32  ids[T], pos[T], seq[T], rows[S], tables[S, blocks of ctx_max] */
+uint64_t plan_scratch_bytes(const struct plan *plan, const struct plan_part *part);
 
 /* For people: a table with a row per rank, then a picture of stages x slices. And for programs. */
 status plan_print(const struct plan *plan, struct buf *out);

@@ -1,0 +1,281 @@
+/* partition/plan_cut.c - ranges and bytes of a rank, once tp, pp and the stages are known. */
+#include "partition/plan_private.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* ---- ranges ---- */
+
+/* Slice of n_units cut into R leaves: the units of leaves [begin, end). */
+static struct range units_of(uint32_t n_units, uint32_t n_leaves, struct range leaves)
+{
+    return (struct range){ kern_leaf_begin(n_units, n_leaves, leaves.begin),
+                           kern_leaf_begin(n_units, n_leaves, leaves.end) };
+}
+
+static uint32_t ffn_pairs(uint32_t ffn_dim)
+{
+    return (ffn_dim + 1) / 2;
+}
+
+/* First ffn column of a leaf: leaves hold whole pairs, the last pair of an odd ffn_dim is half. */
+static uint32_t ffn_begin(const struct plan *plan, uint32_t leaf)
+{
+    const uint32_t ffn = plan->desc.ffn_dim;
+    return MIN(2 * kern_leaf_begin(ffn_pairs(ffn), plan->n_leaves, leaf), ffn);
+}
+
+static struct range vocab_of(const struct plan *plan, uint32_t slice)
+{
+    const uint32_t vocab = plan->desc.vocab;
+    const uint32_t n_blocks = (vocab + KERN_VOCAB_BLOCK - 1) / KERN_VOCAB_BLOCK;
+
+    return (struct range){
+        MIN(kern_leaf_begin(n_blocks, plan->tp, slice) * KERN_VOCAB_BLOCK, vocab),
+        MIN(kern_leaf_begin(n_blocks, plan->tp, slice + 1) * KERN_VOCAB_BLOCK, vocab)
+    };
+}
+
+static void cut_rank(const struct plan *plan, struct range layers, struct plan_part *part)
+{
+    const struct model_desc *d = &plan->desc;
+    const uint32_t run = plan->n_leaves / plan->tp, group = d->n_heads / d->n_kv_heads;
+
+    part->layers = layers;
+    part->leaves = (struct range){ part->slice * run, (part->slice + 1) * run };
+    part->q_heads = units_of(d->n_heads, plan->n_leaves, part->leaves);
+    part->kv_heads =
+        (struct range){ part->q_heads.begin / group, (part->q_heads.end - 1) / group + 1 };
+    part->ffn_cols =
+        (struct range){ ffn_begin(plan, part->leaves.begin), ffn_begin(plan, part->leaves.end) };
+    part->has_embed = part->stage == 0;
+    part->has_head = part->stage == plan->pp - 1;
+    part->vocab =
+        part->has_embed || part->has_head ? vocab_of(plan, part->slice) : (struct range){ 0, 0 };
+}
+
+void plan_cut(struct plan *plan, const uint32_t *stage_layers)
+{
+    uint32_t layer = 0;
+
+    for (uint32_t stage = 0; stage < plan->pp; stage++) {
+        const struct range layers = { layer, layer + stage_layers[stage] };
+        for (uint32_t slice = 0; slice < plan->tp; slice++) {
+            struct plan_part *part = &plan->parts[stage * plan->tp + slice];
+            memset(part, 0, sizeof(*part));
+            part->rank = stage * plan->tp + slice;
+            part->stage = stage;
+            part->slice = slice;
+            cut_rank(plan, layers, part);
+            part->weight_bytes = plan_weight_bytes(plan, part);
+            part->scratch_bytes = plan_scratch_bytes(plan, part);
+        }
+        layer = layers.end;
+    }
+    ASSERT(layer == plan->desc.n_layers);
+}
+
+/* ---- what a rank allocates ---- */
+
+static uint64_t aligned(uint64_t bytes)
+{
+    return (bytes + KERN_ALIGN - 1) / KERN_ALIGN * KERN_ALIGN;
+}
+
+static uint64_t fmt_bytes(enum kern_fmt fmt)
+{
+    return fmt == KERN_BF16 ? 2 : 4;
+}
+
+static uint32_t qkv_rows(const struct plan *plan, const struct plan_part *part)
+{
+    return (range_len(part->q_heads) + 2 * range_len(part->kv_heads)) * plan->desc.head_dim;
+}
+
+static void one_leaf(struct kern_mat *mat, uint32_t n, uint32_t k)
+{
+    mat->n = n;
+    mat->k = k;
+    mat->n_leaves = 1;
+    mat->leaf[0] = 0;
+    mat->leaf[1] = k;
+}
+
+static void by_leaves(const struct plan *plan, const struct plan_part *part, bool ffn,
+                      struct kern_mat *mat)
+{
+    const struct model_desc *d = &plan->desc;
+
+    mat->n = d->dim;
+    mat->n_leaves = range_len(part->leaves);
+    for (uint32_t i = 0; i <= mat->n_leaves; i++) {
+        const uint32_t leaf = part->leaves.begin + i;
+        mat->leaf[i] =
+            ffn ? ffn_begin(plan, leaf) - part->ffn_cols.begin
+                : (kern_leaf_begin(d->n_heads, plan->n_leaves, leaf) - part->q_heads.begin) *
+                      d->head_dim;
+    }
+    mat->k = mat->leaf[mat->n_leaves];
+}
+
+void plan_mat(const struct plan *plan, const struct plan_part *part, enum plan_mat which,
+              struct kern_mat *mat_p)
+{
+    const uint32_t dim = plan->desc.dim;
+    struct kern_mat mat = { .fmt = plan->fmt };
+
+    switch (which) {
+    case PLAN_MAT_QKV:
+        one_leaf(&mat, qkv_rows(plan, part), dim);
+        break;
+    case PLAN_MAT_GATE_UP:
+        one_leaf(&mat, 2 * range_len(part->ffn_cols), dim);
+        break;
+    case PLAN_MAT_HEAD:
+        one_leaf(&mat, part->has_head ? range_len(part->vocab) : 0, dim);
+        break;
+    case PLAN_MAT_O:
+        by_leaves(plan, part, false, &mat);
+        break;
+    case PLAN_MAT_DOWN:
+        by_leaves(plan, part, true, &mat);
+        break;
+    }
+    *mat_p = mat;
+}
+
+void plan_embed(const struct plan *plan, const struct plan_part *part, struct kern_embed *embed_p)
+{
+    *embed_p = (struct kern_embed){ .fmt = plan->fmt,
+                                    .row0 = part->vocab.begin,
+                                    .n_rows = part->has_embed ? range_len(part->vocab) : 0,
+                                    .dim = plan->desc.dim,
+                                    .data = NULL };
+}
+
+void plan_kv(const struct plan *plan, const struct plan_part *part, struct kern_kv *kv_p)
+{
+    *kv_p = (struct kern_kv){ .fmt = plan->fmt,
+                              .n_heads = range_len(part->kv_heads),
+                              .head_dim = plan->desc.head_dim,
+                              .n_blocks = plan->kv_blocks,
+                              .k = NULL,
+                              .v = NULL };
+}
+
+static uint64_t mat_bytes(const struct plan *plan, const struct plan_part *part,
+                          enum plan_mat which)
+{
+    struct kern_mat mat;
+
+    plan_mat(plan, part, which, &mat);
+    return aligned(kern_ops_ref()->mat_bytes(&mat));
+}
+
+/* One layer. */
+static uint64_t layer_bytes(const struct plan *plan, const struct plan_part *part)
+{
+    const struct model_desc *d = &plan->desc;
+    const uint64_t dim = d->dim;
+    uint64_t bytes = 2 * aligned(4 * dim); /* two norms */
+
+    bytes += mat_bytes(plan, part, PLAN_MAT_QKV) + mat_bytes(plan, part, PLAN_MAT_O);
+    bytes += mat_bytes(plan, part, PLAN_MAT_GATE_UP) + mat_bytes(plan, part, PLAN_MAT_DOWN);
+    bytes += d->qkv_bias ? aligned(4 * (uint64_t)qkv_rows(plan, part)) : 0;
+    bytes += d->o_bias ? aligned(4 * dim) : 0;
+    bytes += d->mlp_bias ? aligned(8 * (uint64_t)range_len(part->ffn_cols)) + aligned(4 * dim) : 0;
+    bytes += d->qk_norm ? 2 * aligned(4 * (uint64_t)d->head_dim) : 0;
+    return bytes;
+}
+
+/* Final norm and output matrix. */
+static uint64_t head_bytes(const struct plan *plan, const struct plan_part *part)
+{
+    return part->has_head
+               ? aligned(4 * (uint64_t)plan->desc.dim) + mat_bytes(plan, part, PLAN_MAT_HEAD)
+               : 0;
+}
+
+static uint64_t embed_bytes(const struct plan *plan, const struct plan_part *part)
+{
+    struct kern_embed embed;
+
+    plan_embed(plan, part, &embed);
+    return aligned(kern_ops_ref()->embed_bytes(&embed));
+}
+
+uint64_t plan_weight_bytes(const struct plan *plan, const struct plan_part *part)
+{
+    /* A tied model's matrix is held twice where a rank has both ends: looked up by row it lies in
+     * rows, multiplied it lies in panels. */
+    return range_len(part->layers) * layer_bytes(plan, part) + head_bytes(plan, part) +
+           embed_bytes(plan, part);
+}
+
+uint64_t plan_kv_bytes(const struct plan *plan, const struct plan_part *part)
+{
+    struct kern_kv kv;
+
+    plan_kv(plan, part, &kv);
+    return 2 * aligned(kern_ops_ref()->kv_bytes(&kv)) * range_len(part->layers);
+}
+
+uint64_t plan_scratch_bytes(const struct plan *plan, const struct plan_part *part)
+{
+    const struct model_desc *d = &plan->desc;
+    const uint64_t t = plan->rows_max, s = plan->seqs_max, dim = d->dim;
+    const uint64_t fmt = fmt_bytes(plan->fmt), ffn = range_len(part->ffn_cols);
+    const uint64_t table = (plan->ctx_max + KERN_KV_BLOCK - 1) / KERN_KV_BLOCK;
+    uint64_t bytes = 3 * aligned(4 * t * dim); /* x, y, peer */
+
+    bytes += aligned(4 * t * qkv_rows(plan, part)) + aligned(4 * t * 2 * ffn);
+    bytes += aligned(fmt * t * dim) + aligned(fmt * t * ffn);
+    bytes += aligned(fmt * t * range_len(part->q_heads) * d->head_dim);
+    bytes += 2 * aligned(4 * (uint64_t)plan->ctx_max * (d->head_dim / 2)); /* cos, sin */
+    bytes += 3 * aligned(4 * t) + aligned(4 * s) + aligned(4 * s * table);
+    if (part->has_head) {
+        bytes += aligned(4 * s * dim) + aligned(4 * s * range_len(part->vocab));
+    }
+    return bytes;
+}
+
+/* ---- stages ---- */
+
+/* Layers are handed out one at a time to the stage that has the least to do; for equal items this
+ * greedy order is optimal. A step reads every layer and the head once, of the embedding only a few
+ * rows, so the embedding counts as work only if `count_embed` (memory is what is short). Equal
+ * stages: the one with less memory first, then the lower index. */
+void plan_balance(const struct plan *plan, bool count_embed, uint32_t *stage_layers)
+{
+    uint64_t work[PLAN_STAGES_MAX] = { 0 }, memory[PLAN_STAGES_MAX] = { 0 };
+    uint64_t layer = 0;
+    const uint32_t last = plan->pp - 1;
+
+    for (uint32_t slice = 0; slice < plan->tp; slice++) {
+        struct plan_part first = { .slice = slice, .stage = 0 };
+        struct plan_part end = { .slice = slice, .stage = last };
+        cut_rank(plan, (struct range){ 0, 1 }, &first);
+        cut_rank(plan, (struct range){ 0, 1 }, &end);
+        layer += layer_bytes(plan, &first);
+        work[0] += count_embed ? embed_bytes(plan, &first) : 0;
+        memory[0] += embed_bytes(plan, &first);
+        work[last] += head_bytes(plan, &end);
+        memory[last] += head_bytes(plan, &end);
+    }
+    for (uint32_t i = 0; i < plan->pp; i++) {
+        stage_layers[i] = 1; /* no stage is empty */
+        work[i] += layer;
+        memory[i] += layer;
+    }
+    for (uint32_t n = plan->pp; n < plan->desc.n_layers; n++) {
+        uint32_t best = 0;
+        for (uint32_t i = 1; i < plan->pp; i++) {
+            if (work[i] < work[best] || (work[i] == work[best] && memory[i] < memory[best])) {
+                best = i;
+            }
+        }
+        stage_layers[best]++;
+        work[best] += layer;
+        memory[best] += layer;
+    }
+}

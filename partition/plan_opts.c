@@ -1,0 +1,139 @@
+/* partition/plan_opts.c - see plan_opts.h. */
+#include "partition/plan_opts.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+void plan_opts_rows(struct plan_opts *o, struct opt *rows)
+{
+    const struct opt all[PLAN_OPTS_ROWS] = {
+        { OPT_U32, "tp", "T", &o->tp, 1, KERN_LEAVES_MAX,
+          "slices of each stage (tensor parallel): a power of two up to the model's leaves", NULL },
+        { OPT_U32, "pp", "P", &o->pp, 1, PLAN_STAGES_MAX,
+          "pipeline stages, at most the model's layers", NULL },
+        { OPT_U32, "ranks", "N", &o->ranks, 1, PLAN_RANKS_MAX,
+          "ranks at hand, when --tp or --pp is to be chosen", NULL },
+        { OPT_BYTES, "memory", "BYTES", &o->memory_bytes, 0, 0,
+          "memory that one rank may use, e.g. 16GiB", NULL },
+        { OPT_STRING, "format", "F", &o->format, 0, 0,
+          "bf16 or f32: products and KV cache, the numeric profile (bf16, whatever the files hold)",
+          NULL },
+        { OPT_U32, "ctx", "N", &o->ctx, 1, 1 << 24,
+          "positions of one stream at most (the model's own limit)", NULL },
+        { OPT_U32, "kv-tokens", "N", &o->kv_tokens, 1, 1u << 31,
+          "tokens in the KV cache (what fits the memory, at most seqs x ctx)", NULL },
+        { OPT_U32, "seqs", "N", &o->seqs, 1, PLAN_SEQS_MAX, "streams in one step at most (64)",
+          NULL },
+        { OPT_U32, "rows", "N", &o->rows, 1, PLAN_ROWS_MAX,
+          "tokens in one step at most, prompt chunks included (512)", NULL },
+        { OPT_STRING, "stage-layers", "A,B,...", &o->stage_layers, 0, 0,
+          "layers of each stage, e.g. 3,2 (balanced by bytes)", NULL },
+    };
+
+    memcpy(rows, all, sizeof(all));
+}
+
+static status read_stages(const char *list, struct plan_request *r, struct err *err)
+{
+    const char *at = list;
+
+    for (;;) {
+        char *end = NULL;
+        const bool digit = *at >= '0' && *at <= '9';
+        const unsigned long n = digit ? strtoul(at, &end, 10) : 0;
+        if (!digit || n == 0 || n > UINT16_MAX || (*end != ',' && *end != '\0')) {
+            return err_set(err, ST_ERR_ARG,
+                           "--stage-layers %.80s: not numbers of layers with commas between, as in "
+                           "3,2",
+                           list);
+        }
+        if (r->n_stage_layers == PLAN_STAGES_MAX) {
+            return err_set(err, ST_ERR_ARG, "--stage-layers: more than %d stages", PLAN_STAGES_MAX);
+        }
+        r->stage_layers[r->n_stage_layers++] = (uint32_t)n;
+        if (*end == '\0') {
+            return ST_OK;
+        }
+        at = end + 1;
+    }
+}
+
+status plan_opts_to_request(const struct plan_opts *o, struct plan_request *request_p,
+                            struct err *err)
+{
+    struct plan_request r = { .tp = o->tp,
+                              .pp = o->pp,
+                              .fmt = KERN_BF16,
+                              .n_ranks = o->ranks,
+                              .rank_memory_bytes = o->memory_bytes,
+                              .ctx_max = o->ctx,
+                              .kv_tokens = o->kv_tokens,
+                              .seqs_max = o->seqs,
+                              .rows_max = o->rows };
+
+    if (o->format != NULL && strcmp(o->format, "f32") == 0) {
+        r.fmt = KERN_F32;
+    } else if (o->format != NULL && strcmp(o->format, "bf16") != 0) {
+        return err_set(err, ST_ERR_ARG, "--format %.40s: neither bf16 nor f32", o->format);
+    }
+    if (o->stage_layers != NULL) {
+        const status st = read_stages(o->stage_layers, &r, err);
+        if (st != ST_OK) {
+            return st;
+        }
+    }
+    *request_p = r;
+    return ST_OK;
+}
+
+/* ---- from a plan back to options ---- */
+
+/* Everything that was chosen is spelled out, so that the other process chooses nothing. Memory is
+ * left out on purpose: the KV cache is already cut to it. */
+status plan_opts_args(const struct plan *plan, struct buf *text, const char **args,
+                      uint32_t args_max, uint32_t *n_args_p)
+{
+    const struct {
+        const char *name;
+        uint32_t value;
+    } numbers[] = { { "--tp", plan->tp },         { "--pp", plan->pp },
+                    { "--ctx", plan->ctx_max },   { "--kv-tokens", plan->kv_tokens },
+                    { "--seqs", plan->seqs_max }, { "--rows", plan->rows_max } };
+    const uint32_t n = 2 * (uint32_t)ARRAY_LEN(numbers) + 4;
+    status st;
+
+    if (args_max < n) {
+        return ST_ERR_LIMIT;
+    }
+    /* Strings first, each with its NUL; pointers when the buffer no longer moves. */
+    buf_reset(text);
+    st = buf_append(text, "--format", sizeof("--format"));
+    if (st == ST_OK) {
+        const char *word = plan->fmt == KERN_BF16 ? "bf16" : "f32";
+        st = buf_append(text, word, strlen(word) + 1);
+    }
+    for (size_t i = 0; i < ARRAY_LEN(numbers) && st == ST_OK; i++) {
+        st = buf_printf(text, "%s%c%" PRIu32 "%c", numbers[i].name, 0, numbers[i].value, 0);
+    }
+    if (st == ST_OK) {
+        st = buf_append(text, "--stage-layers", sizeof("--stage-layers"));
+    }
+    for (uint32_t stage = 0; stage < plan->pp && st == ST_OK; stage++) {
+        st = buf_printf(text, "%s%u", stage == 0 ? "" : ",",
+                        range_len(plan->parts[(size_t)stage * plan->tp].layers));
+    }
+    if (st == ST_OK) {
+        st = buf_append_char(text, '\0');
+    }
+    if (st != ST_OK) {
+        return st;
+    }
+    const char *at = text->data;
+    for (uint32_t i = 0; i < n; i++) {
+        args[i] = at;
+        at += strlen(at) + 1;
+    }
+    *n_args_p = n;
+    return ST_OK;
+}
