@@ -27,7 +27,8 @@ enum {
     KERN_SPAN = 256,         /* tokens in an attention span: a multiple of KERN_KV_BLOCK */
     KERN_VOCAB_BLOCK = 1024, /* ids in a block of (max, sum); vocabulary slices end on blocks */
     KERN_CAND_MAX = 1024,    /* candidates kept for top-k / top-p / min-p / top log-probabilities */
-    KERN_ALIGN = 64          /* bytes; every pointer given to an op is so aligned unless marked */
+    KERN_HEAD_DIM_MAX = 1024, /* D at most */
+    KERN_ALIGN = 64           /* bytes; every pointer given to an op is so aligned unless marked */
 };
 
 /* Storage and product format. In KERN_BF16 operands of products are bf16, sums f32. */
@@ -142,6 +143,7 @@ struct kern_scan {
         *lse_temp;          /* [n_vblocks] of logits / temperature; untouched if temperature is 0 */
     struct kern_cand *cand; /* [min(n_cand, V)] sorted by (logit descending, id ascending) */
     struct kern_cand gumbel; /* best (logit / temperature + gumbel noise, id); if gumbel_all */
+    float gumbel_logit;      /* the logit of gumbel.id, for its log-probability; if gumbel_all */
 };
 
 /* ---- the table ---- */

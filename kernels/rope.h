@@ -20,7 +20,8 @@ struct rope_params {
     uint32_t original_ctx;                    /* LLAMA3 */
 };
 
-/* cos, sin: [n_pos, D/2] f32, host. */
-void rope_table_fill(const struct rope_params *p, uint32_t n_pos, float *cos, float *sin);
+/* cos_table, sin_table: [n_pos, D/2] f32, host. */
+void rope_table_fill(const struct rope_params *p, uint32_t n_pos, float *cos_table,
+                     float *sin_table);
 
 #endif

@@ -1,0 +1,258 @@
+/* kernels/sample.c - see sample.h.
+ *
+ * All scalar, in the caller's thread, over at most KERN_CAND_MAX candidates: microseconds. Nothing
+ * depends on how the vocabulary was sliced, because blocks are merged in ascending order and
+ * candidates have a total order. */
+#include "kernels/sample.h"
+
+#include "kernels/cand.h"
+#include "kernels/math.h"
+#include "kernels/philox.h"
+
+#include <string.h>
+
+static bool has_filter(const struct sample_params *p)
+{
+    return p->top_k > 0 || p->top_p < 1.0f || p->min_p > 0.0f;
+}
+
+struct kern_sample sample_request(const struct sample_params *p, uint32_t pos, uint32_t vocab)
+{
+    struct kern_sample r = {
+        .seed = p->seed, .choice = p->choice, .pos = pos, .temperature = p->temperature, .n_cand = 1
+    };
+
+    if (p->temperature != 0.0f) {
+        if (!has_filter(p)) {
+            r.gumbel_all = true;
+        } else {
+            r.n_cand = p->top_k > 0 ? MIN(p->top_k, (uint32_t)KERN_CAND_MAX) : KERN_CAND_MAX;
+        }
+    }
+    r.n_cand = MAX(r.n_cand, p->n_logprobs);
+    r.n_cand = MAX(MIN(r.n_cand, vocab), 1u);
+    return r;
+}
+
+/* ---- a scan as bytes ----
+ *
+ *   struct flat_head | lse[n_blocks] | lse_temp[n_blocks] (if temperature is not 0) | cand[n] */
+
+struct flat_head {
+    struct kern_cand gumbel;
+    float gumbel_logit;
+    uint32_t zero;
+};
+
+struct flat_layout {
+    size_t lse_temp, cand, end, bytes; /* offsets */
+};
+
+static struct flat_layout flat_layout(const struct kern_sample *req, uint32_t n_ids)
+{
+    const size_t n_blocks = ((size_t)n_ids + KERN_VOCAB_BLOCK - 1) / KERN_VOCAB_BLOCK;
+    const size_t lse_bytes = n_blocks * sizeof(struct kern_lse);
+    struct flat_layout f;
+
+    f.lse_temp = sizeof(struct flat_head) + lse_bytes;
+    f.cand = f.lse_temp + (req->temperature != 0.0f ? lse_bytes : 0);
+    f.end = f.cand + MIN(req->n_cand, n_ids) * sizeof(struct kern_cand);
+    f.bytes = (f.end + KERN_ALIGN - 1) / KERN_ALIGN * KERN_ALIGN;
+    return f;
+}
+
+size_t scan_flat_bytes(const struct kern_sample *req, uint32_t n_ids)
+{
+    return flat_layout(req, n_ids).bytes;
+}
+
+static void point_into(char *flat, const struct flat_layout *f, struct kern_scan *scan)
+{
+    *scan = (struct kern_scan){
+        .lse = (struct kern_lse *)(void *)(flat + sizeof(struct flat_head)),
+        .lse_temp = (struct kern_lse *)(void *)(flat + f->lse_temp),
+        .cand = (struct kern_cand *)(void *)(flat + f->cand),
+    };
+}
+
+void scan_flat_bind(void *flat, const struct kern_sample *req, uint32_t n_ids,
+                    struct kern_scan *scan)
+{
+    const struct flat_layout f = flat_layout(req, n_ids);
+
+    point_into(flat, &f, scan);
+    memset(flat, 0, sizeof(struct flat_head)); /* all bytes that travel are written */
+    memset((char *)flat + f.end, 0, f.bytes - f.end);
+}
+
+void scan_flat_finish(void *flat, const struct kern_scan *scan)
+{
+    const struct flat_head head = { scan->gumbel, scan->gumbel_logit, 0 };
+
+    memcpy(flat, &head, sizeof head);
+}
+
+void scan_flat_load(const void *flat, const struct kern_sample *req, uint32_t n_ids,
+                    struct kern_scan *scan)
+{
+    const struct flat_layout f = flat_layout(req, n_ids);
+    struct flat_head head;
+
+    memcpy(&head, flat, sizeof head);
+    point_into((char *)(uintptr_t)flat, &f, scan); /* sample_merge only reads */
+    scan->gumbel = head.gumbel;
+    scan->gumbel_logit = head.gumbel_logit;
+}
+
+/* ---- merging ---- */
+
+/* Blocks of all slices in ascending order. */
+static struct kern_lse merge_lse(const struct sample_slice *slices, uint32_t n_slices, bool temp)
+{
+    struct kern_lse all = { -INFINITY, 0.0f };
+
+    for (uint32_t i = 0; i < n_slices; i++) {
+        const struct kern_lse *blocks = temp ? slices[i].scan.lse_temp : slices[i].scan.lse;
+        const uint32_t n = (slices[i].n_ids + KERN_VOCAB_BLOCK - 1) / KERN_VOCAB_BLOCK;
+
+        for (uint32_t b = 0; b < n; b++) {
+            const float max = blocks[b].max > all.max ? blocks[b].max : all.max;
+
+            all.sum = fmaf(all.sum, lse_factor(all.max, max),
+                           blocks[b].sum * lse_factor(blocks[b].max, max));
+            all.max = max;
+        }
+    }
+    return all;
+}
+
+/* The n best of all slices, sorted. Returns how many there are. */
+static uint32_t merge_cand(const struct sample_slice *slices, uint32_t n_slices, uint32_t n_cand,
+                           struct kern_cand *out)
+{
+    struct cand_heap heap = { out, 0, n_cand };
+    uint32_t n;
+
+    for (uint32_t i = 0; i < n_slices; i++) {
+        const uint32_t have = MIN(n_cand, slices[i].n_ids);
+
+        for (uint32_t j = 0; j < have; j++) {
+            cand_heap_add(&heap, slices[i].scan.cand[j]);
+        }
+    }
+    n = heap.n;
+    cand_heap_sort(&heap);
+    return n;
+}
+
+static float logprob(float logit, const struct kern_lse *lse)
+{
+    const float d = logit == lse->max ? 0.0f : logit - lse->max;
+
+    return d - k_logf(lse->sum);
+}
+
+/* exp(logit / temperature - best), relative to the best candidate. */
+static float weight(float logit, const struct sample_params *p, float best)
+{
+    const float x = logit / p->temperature;
+
+    return x == best ? 1.0f : k_expf(x - best);
+}
+
+/* How many of the n candidates the filters leave, at least 1. */
+static uint32_t filter(const struct kern_cand *cand, uint32_t n, const struct sample_params *p,
+                       const struct kern_lse *lse_temp)
+{
+    const float best = cand[0].logit / p->temperature;
+    double total = 0.0, before = 0.0;
+    uint32_t keep;
+
+    if (p->top_k > 0) {
+        n = MIN(n, p->top_k);
+        for (uint32_t i = 0; i < n; i++) {
+            total += (double)weight(cand[i].logit, p, best);
+        }
+    } else {
+        total = (double)lse_temp->sum; /* of the whole vocabulary, relative to the same maximum */
+    }
+    if (p->top_p < 1.0f) { /* up to and including the one that reaches top_p */
+        for (keep = 0; keep < n; keep++) {
+            if (keep > 0 && before >= (double)p->top_p * total) {
+                break;
+            }
+            before += (double)weight(cand[keep].logit, p, best);
+        }
+        n = keep;
+    }
+    if (p->min_p > 0.0f) {
+        for (keep = 1; keep < n; keep++) {
+            if (weight(cand[keep].logit, p, best) < p->min_p) {
+                break;
+            }
+        }
+        n = keep;
+    }
+    return n;
+}
+
+/* Gumbel-max over the n candidates that are left. */
+static struct kern_cand draw(const struct kern_cand *cand, uint32_t n,
+                             const struct sample_params *p, uint32_t pos)
+{
+    struct kern_cand best = { 0 };
+    uint32_t best_i = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        const float noise = gumbel_noise(p->seed, p->choice, pos, cand[i].id);
+        const struct kern_cand c = { cand[i].logit / p->temperature + noise, cand[i].id };
+
+        if (i == 0 || cand_before(c, best)) {
+            best = c;
+            best_i = i;
+        }
+    }
+    return cand[best_i];
+}
+
+/* Best of the slices' own Gumbel winners; .logit is the plain logit. */
+static struct kern_cand draw_all(const struct sample_slice *slices, uint32_t n_slices)
+{
+    const struct sample_slice *best = &slices[0];
+
+    for (uint32_t i = 1; i < n_slices; i++) {
+        if (cand_before(slices[i].scan.gumbel, best->scan.gumbel)) {
+            best = &slices[i];
+        }
+    }
+    return (struct kern_cand){ best->scan.gumbel_logit, best->scan.gumbel.id };
+}
+
+void sample_merge(const struct sample_slice *slices, uint32_t n_slices,
+                  const struct sample_params *p, const struct kern_sample *req, uint32_t vocab,
+                  struct sample_result *result)
+{
+    struct kern_cand cand[KERN_CAND_MAX];
+    const struct kern_lse lse = merge_lse(slices, n_slices, false);
+    struct kern_cand chosen;
+    uint32_t n;
+
+    ASSERT(n_slices >= 1 && slices[0].id0 == 0);
+    ASSERT(slices[n_slices - 1].id0 + slices[n_slices - 1].n_ids == vocab);
+    ASSERT(req->n_cand >= 1 && req->n_cand <= KERN_CAND_MAX);
+    n = merge_cand(slices, n_slices, req->n_cand, cand);
+    if (req->gumbel_all) {
+        chosen = draw_all(slices, n_slices);
+    } else if (req->temperature == 0.0f) {
+        chosen = cand[0];
+    } else {
+        const struct kern_lse lse_temp = merge_lse(slices, n_slices, true);
+
+        chosen = draw(cand, filter(cand, n, p, &lse_temp), p, req->pos);
+    }
+    *result = (struct sample_result){ .token = chosen.id, .logprob = logprob(chosen.logit, &lse) };
+    result->n_top = MIN(MIN(p->n_logprobs, (uint32_t)SAMPLE_LOGPROBS_MAX), n);
+    for (uint32_t i = 0; i < result->n_top; i++) {
+        result->top[i] = (struct kern_cand){ logprob(cand[i].logit, &lse), cand[i].id };
+    }
+}

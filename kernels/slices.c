@@ -1,0 +1,18 @@
+/* kernels/slices.c - who holds what of a row-parallel dimension (docs/numerics.md, "Leaves"). */
+#include "kernels/kern.h"
+
+uint32_t kern_leaves_for(uint32_t n_heads)
+{
+    const uint32_t most = n_heads >= 64 ? 16 : 8;
+    uint32_t r = 1;
+
+    while (r * 2 <= n_heads && r * 2 <= most) {
+        r *= 2;
+    }
+    return r;
+}
+
+uint32_t kern_leaf_begin(uint32_t n_units, uint32_t n_leaves, uint32_t i)
+{
+    return (uint32_t)((uint64_t)i * n_units / n_leaves);
+}

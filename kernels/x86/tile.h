@@ -1,0 +1,201 @@
+/* kernels/x86/tile.h - the register tile: sums[rows, 16 * WIDE] += x[rows, steps] times
+ * w[steps, 16 * WIDE], every sum one chain of operations in ascending step. A template.
+ *
+ * One shape serves four products: weights in bf16 pairs or f32 (gemm), scores (lanes are positions)
+ * and probabilities times V (lanes are D). Before including, define
+ *   TILE_NAME   suffix of the functions
+ *   TILE_W      type of 16 lanes of w;   TILE_LOAD(p)  loads one from const char *p
+ *   TILE_LANE   bytes of 16 lanes of w
+ *   TILE_X      type of one step of x (its bytes are the distance between steps)
+ *   TILE_DOT(acc, x, w)   acc + x * w;   TILE_SET1(p)  16 copies of the step at const TILE_X *p
+ * Sums are loaded from and stored to `acc` (fresh: start at +0), so a caller may cut the steps
+ * anywhere without changing a bit. */
+
+#define TILE_CAT_(a, b) a##b
+#define TILE_CAT(a, b)  TILE_CAT_(a, b)
+#define TILE_FN(n)      TILE_CAT(n, TILE_NAME)
+
+#ifdef __clang__
+#define TILE_UNROLL _Pragma("unroll")
+#else
+#define TILE_UNROLL _Pragma("GCC unroll 8")
+#endif
+
+#ifndef KERNELS_X86_TILE_ARGS
+#define KERNELS_X86_TILE_ARGS
+struct tile_args {
+    float *acc;
+    size_t acc_stride; /* floats between rows */
+    const void *x;
+    size_t x_stride; /* bytes between rows */
+    const char *w;
+    size_t w_stride; /* bytes between steps */
+    uint32_t n_steps;
+    bool fresh;
+    uint32_t ahead; /* bytes of w to prefetch ahead, 0: w is in cache */
+};
+#endif
+
+static ALWAYS_INLINE void TILE_FN(tile_fixed_)(const struct tile_args *t, const int rows,
+                                               const int wide)
+{
+    vf acc[8][4];
+    const char *w = t->w, *x = t->x;
+    const size_t w_stride = t->w_stride, x_stride = t->x_stride;
+    const uint32_t ahead = t->ahead;
+
+    TILE_UNROLL
+    for (int r = 0; r < rows; r++) {
+        TILE_UNROLL
+        for (int v = 0; v < wide; v++) {
+            acc[r][v] = t->fresh ? vf_zero() : vf_load(t->acc + (size_t)r * t->acc_stride + v * 16);
+        }
+    }
+    for (uint32_t i = 0; i < t->n_steps; i++) {
+        TILE_W b[4];
+
+        TILE_UNROLL
+        for (int v = 0; v < wide; v++) {
+            b[v] = TILE_LOAD(w + v * TILE_LANE);
+        }
+        if (ahead != 0) {
+            TILE_UNROLL
+            for (int v = 0; v < wide; v++) {
+                _mm_prefetch(w + ahead + v * TILE_LANE, _MM_HINT_T0);
+            }
+        }
+        TILE_UNROLL
+        for (int r = 0; r < rows; r++) {
+            const TILE_W a =
+                TILE_SET1((const TILE_X *)(const void *)(x + (size_t)r * x_stride) + i);
+
+            TILE_UNROLL
+            for (int v = 0; v < wide; v++) {
+                acc[r][v] = TILE_DOT(acc[r][v], a, b[v]);
+            }
+        }
+        w += w_stride;
+    }
+    TILE_UNROLL
+    for (int r = 0; r < rows; r++) {
+        TILE_UNROLL
+        for (int v = 0; v < wide; v++) {
+            vf_store(t->acc + (size_t)r * t->acc_stride + v * 16, acc[r][v]);
+        }
+    }
+}
+
+/* rows <= VEC_TILE_ROWS; with VEC_TILE_WIDE 1 a wide tile is done vector by vector, except for a
+ * single row, whose four sums then run side by side. */
+static void TILE_FN(tile_few_)(const struct tile_args *t, uint32_t rows, uint32_t wide)
+{
+    if (rows == 1) {
+        if (wide == 4) {
+            TILE_FN(tile_fixed_)(t, 1, 4);
+        } else if (wide == 2) {
+            TILE_FN(tile_fixed_)(t, 1, 2);
+        } else {
+            TILE_FN(tile_fixed_)(t, 1, 1);
+        }
+        return;
+    }
+#if VEC_TILE_WIDE == 4
+    if (wide == 4) {
+        switch (rows) {
+        case 2:
+            TILE_FN(tile_fixed_)(t, 2, 4);
+            return;
+        case 3:
+            TILE_FN(tile_fixed_)(t, 3, 4);
+            return;
+        case 4:
+            TILE_FN(tile_fixed_)(t, 4, 4);
+            return;
+        case 5:
+            TILE_FN(tile_fixed_)(t, 5, 4);
+            return;
+        default:
+            TILE_FN(tile_fixed_)(t, 6, 4);
+            return;
+        }
+    }
+    if (wide == 2) {
+        switch (rows) {
+        case 2:
+            TILE_FN(tile_fixed_)(t, 2, 2);
+            return;
+        case 3:
+            TILE_FN(tile_fixed_)(t, 3, 2);
+            return;
+        case 4:
+            TILE_FN(tile_fixed_)(t, 4, 2);
+            return;
+        case 5:
+            TILE_FN(tile_fixed_)(t, 5, 2);
+            return;
+        default:
+            TILE_FN(tile_fixed_)(t, 6, 2);
+            return;
+        }
+    }
+#endif
+    for (uint32_t v = 0; v < wide; v++) {
+        struct tile_args one = *t;
+
+        one.acc += v * 16;
+        one.w += (size_t)v * TILE_LANE;
+        switch (rows) {
+        case 2:
+            TILE_FN(tile_fixed_)(&one, 2, 1);
+            break;
+        case 3:
+            TILE_FN(tile_fixed_)(&one, 3, 1);
+            break;
+        case 4:
+            TILE_FN(tile_fixed_)(&one, 4, 1);
+            break;
+#if VEC_TILE_ROWS > 4
+        case 5:
+            TILE_FN(tile_fixed_)(&one, 5, 1);
+            break;
+        default:
+            TILE_FN(tile_fixed_)(&one, 6, 1);
+            break;
+#else
+        default:
+            break;
+#endif
+        }
+    }
+}
+
+/* Any number of rows. */
+static void TILE_FN(tile_)(const struct tile_args *args, uint32_t rows, uint32_t wide)
+{
+    struct tile_args t = *args;
+
+    while (rows > 0) {
+        /* 7 rows are 4 + 3, not 6 + 1: the last tile would have too few independent sums. */
+        const uint32_t n = rows > VEC_TILE_ROWS && rows < 2 * VEC_TILE_ROWS ? (rows + 1) / 2
+                           : rows < VEC_TILE_ROWS                           ? rows
+                                                                            : VEC_TILE_ROWS;
+
+        TILE_FN(tile_few_)(&t, n, wide);
+        t.acc += n * t.acc_stride;
+        t.x = (const char *)t.x + n * t.x_stride;
+        t.ahead = 0; /* the first tile brought w into the cache */
+        rows -= n;
+    }
+}
+
+#undef TILE_NAME
+#undef TILE_W
+#undef TILE_LOAD
+#undef TILE_LANE
+#undef TILE_X
+#undef TILE_DOT
+#undef TILE_SET1
+#undef TILE_CAT_
+#undef TILE_CAT
+#undef TILE_FN
+#undef TILE_UNROLL
