@@ -1,7 +1,7 @@
-/* kernels/x86/attention_avx512bf16.c - attention_tmpl.h for avx512bf16. */
+/* kernels/x86/attention_avx512bf16.c - attention_tmpl.h for avx512bf16. The vocabulary comes before
+ * the template. */
 #define VEC_HAS_BF16
 #define ISA_FN(name) name##_avx512bf16
-/* clang-format off: the vocabulary before the template */
-#include "kernels/x86/attention_tmpl.h"
 #include "kernels/x86/vec_avx512.h"
-/* clang-format on */
+
+#include "kernels/x86/attention_tmpl.h"
