@@ -250,8 +250,11 @@ static void work_gather(const struct coll_meet *m, uint32_t i, const struct coll
 {
     (void)i;
     for (uint32_t j = 0; j < m->n && mine->bytes > 0; j++) {
-        /* memmove: `mine` may be its place in `all` already */
-        memmove((char *)mine->out + j * mine->bytes, m->posts[j].in, mine->bytes);
+        char *place = (char *)mine->out + j * mine->bytes;
+
+        if (place != m->posts[j].in) { /* `mine` may be its place in `all` already */
+            memcpy(place, m->posts[j].in, mine->bytes);
+        }
     }
 }
 
