@@ -1,0 +1,108 @@
+/* coordinator/cli/plan.c - `gantry plan MODEL`: what would run where, before anything is started.
+ *
+ * Reads config.json only, so that a model need not be downloaded to be planned for. */
+#include "coordinator/cli/cli.h"
+
+#include "base/cpu.h"
+#include "model/desc.h"
+#include "partition/plan.h"
+#include "partition/plan_opts.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const char about[] =
+    "Shows how a model is cut over ranks and what each of them needs: weights as packed, KV cache, "
+    "working memory. Only MODEL/config.json is read; nothing is started.\n"
+    "\n"
+    "Without --tp, --pp, --ranks and --memory the plan is for this machine: one rank whose threads "
+    "share the weights, with the memory that is free now. With --memory alone: the fewest ranks of "
+    "that size which hold the model.";
+
+static const char examples[] =
+    "  gantry plan ./Llama-3.1-8B\n"
+    "  gantry plan ./Llama-3.1-70B --memory 80GiB\n"
+    "  gantry plan ./Llama-3.1-70B --ranks 16 --memory 64GiB --ctx 32768 --json\n"
+    "  gantry plan ./stories --tp 2 --pp 2 --stage-layers 3,2\n";
+
+static int fail(const struct err *err)
+{
+    fprintf(stderr, "gantry plan: %s\n", err->text);
+    return status_exit_code(err->code);
+}
+
+/* Nothing was said about where: this machine. One rank, because threads of a process share weights
+ * without sending anything. */
+static bool take_this_machine(struct plan_request *r)
+{
+    if (r->tp != 0 || r->pp != 0 || r->n_ranks != 0 || r->n_stage_layers != 0 ||
+        r->rank_memory_bytes != 0) {
+        return false;
+    }
+    r->n_ranks = 1;
+    r->rank_memory_bytes = cpu_memory_bytes();
+    return true;
+}
+
+static status print(const struct plan *plan, bool json, bool here, struct err *err)
+{
+    struct buf out = BUF_INIT;
+    status st = json ? plan_print_json(plan, &out) : plan_print(plan, &out);
+
+    if (st == ST_OK && here && !json) {
+        st = buf_printf(&out,
+                        "This machine: %u core%s, %.1f GiB free. One rank uses all cores as "
+                        "threads.\n",
+                        cpu_count(), cpu_count() == 1 ? "" : "s",
+                        (double)cpu_memory_bytes() / (double)(1 << 30));
+    }
+    if (st != ST_OK) {
+        err_set(err, st, "no memory to print the plan");
+    } else if (fwrite(out.data, 1, out.len, stdout) != out.len || fflush(stdout) != 0) {
+        st = err_set(err, ST_ERR_IO, "standard output cannot be written");
+    }
+    buf_fini(&out);
+    return st;
+}
+
+int cli_plan(int argc, char **argv)
+{
+    struct plan_opts asked;
+    bool json = false;
+    struct opt rows[PLAN_OPTS_ROWS + 1];
+    const struct opts opts = {
+        "gantry plan MODEL [options]", about, rows, ARRAY_LEN(rows), examples, 1, 1
+    };
+    const char *dir = NULL;
+    uint32_t n_args = 0;
+    struct model_desc desc;
+    struct plan_request request;
+    struct plan *plan = NULL;
+    struct err err = ERR_INIT;
+
+    memset(&asked, 0, sizeof(asked));
+    plan_opts_rows(&asked, rows);
+    rows[PLAN_OPTS_ROWS] =
+        (struct opt){ OPT_FLAG, "json", NULL, &json, 0, 0, "the plan as JSON, every rank in it",
+                      NULL };
+    status st = opts_parse(&opts, argc, argv, &dir, &n_args, &err);
+    if (st == ST_END) {
+        return 0;
+    }
+    if (st == ST_OK) {
+        st = plan_opts_to_request(&asked, &request, &err);
+    }
+    if (st == ST_OK) {
+        st = model_desc_read(dir, &desc, &err);
+    }
+    if (st != ST_OK) {
+        return fail(&err);
+    }
+    const bool here = take_this_machine(&request);
+    st = plan_create(&desc, &request, &plan, &err);
+    if (st == ST_OK) {
+        st = print(plan, json, here, &err);
+    }
+    plan_destroy(plan);
+    return st == ST_OK ? 0 : fail(&err);
+}
