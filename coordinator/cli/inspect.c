@@ -33,7 +33,9 @@ static void look(struct found *f)
     if (f->has_desc && f->weights != NULL) {
         (void)weights_check(f->weights, &f->desc, &f->fit_err);
     }
-    (void)tokenizer_open(f->dir, &f->tokenizer, &f->tokenizer_err);
+    if (tokenizer_open(f->dir, &f->tokenizer, &f->tokenizer_err) != ST_OK) {
+        f->tokenizer = NULL;
+    }
 }
 
 /* The first reason why this cannot run; NULL: it can. */
