@@ -20,11 +20,10 @@
 struct detok {
     const struct tokenizer *tok; /* borrowed */
     bool with_special;           /* show special tokens by their content */
-    bool first;                  /* no shown token has come yet */
-    bool flush_first;            /* no byte of text has come yet: a leading space may be stripped */
-    uint8_t n_strip;             /* leading spaces still to strip */
+    bool started;                /* a token with text has come */
+    uint8_t n_strip;             /* leading spaces of the text still to strip */
     uint8_t n_pending;           /* bytes of an unfinished character */
-    char pending[4];
+    unsigned char pending[4];
 };
 
 void detok_init(struct detok *d, const struct tokenizer *tok, bool with_special);
