@@ -26,7 +26,10 @@ static void server_args(struct rpc_args *args, const struct rpc_server *server,
     rpc_args_int(args, GRPC_ARG_ALLOW_REUSEPORT, 0); /* else two servers share a port silently */
     rpc_args_int(args, GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, HANDSHAKE_MS);
     rpc_args_int(args, GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, CLIENT_PING_MS_MIN);
-    rpc_args_int(args, GRPC_ARG_MAX_CONCURRENT_STREAMS, (int)MIN(server->calls_max, INT32_MAX));
+    /* Per connection, and above our own bound: a call too many is to be refused with a sentence,
+     * not to wait unseen in its client. */
+    rpc_args_int(args, GRPC_ARG_MAX_CONCURRENT_STREAMS,
+                 (int)MIN(server->calls_max, INT32_MAX - 1024) + 1024);
 }
 
 static struct rpc_server *server_new(struct rpc_loop *loop, const struct rpc_server_config *config)
@@ -128,11 +131,8 @@ status rpc_server_create(struct rpc_loop *loop, const struct rpc_server_config *
     server->down_tag = (struct rpc_tag){ on_down, server };
     st = listen_grpc(server, config, err);
     if (st != ST_OK) {
-        if (server->grpc !=
-            NULL) { /* never started: its shutdown is immediate, and needs no loop */
-            grpc_completion_queue *cq = grpc_completion_queue_create_for_pluck(NULL);
-
-            grpc_completion_queue_destroy(cq);
+        if (server->grpc != NULL) {
+            grpc_server_destroy(server->grpc); /* never started, without a listener: at once */
         }
         server_free(server);
         return st;
