@@ -1,0 +1,297 @@
+/* tests/layout/test_bits.c - promise P2: tokens and log-probabilities do not depend on how a model
+ * is cut, batched, chunked, threaded, or on which instruction set computes it. Everything is
+ * compared for equality with one undisturbed run: tp = pp = 1, one thread, the best CPU path. */
+#include "common/fixture.h"
+#include "replica/replica.h"
+
+#include "base/cpu.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { N_TOKENS = 120, N_KINDS = 3, N_CROWD = 15 };
+
+static const char *model; /* directory of the model under test */
+
+struct answer {
+    uint32_t n;
+    uint32_t tokens[N_TOKENS];
+    float logprobs[N_TOKENS];
+};
+
+/* A prompt that spans several KV blocks and two attention spans' worth of chunk borders; ids are
+ * arbitrary. */
+static uint32_t prompt[70];
+
+static void fill_prompt(void)
+{
+    prompt[0] = 1;
+    for (uint32_t i = 1; i < ARRAY_LEN(prompt); i++) {
+        prompt[i] = 3 + (i * 37 + i * i) % 500;
+    }
+}
+
+/* Kind 0 greedy from BOS, 1 sampled over everything from a prompt, 2 sampled with filters. */
+static void set_stream(struct replica_stream *q, struct answer *a, uint32_t kind)
+{
+    memset(q, 0, sizeof(*q));
+    q->submit = (struct msg_submit){ .n_prompt = kind == 0 ? 1 : ARRAY_LEN(prompt),
+                                     .prompt = prompt,
+                                     .max_tokens = N_TOKENS,
+                                     .temperature = kind == 0 ? 0.0f : 0.9f,
+                                     .top_k = kind == 2 ? 40 : 0,
+                                     .top_p = kind == 2 ? 0.9f : 1.0f,
+                                     .min_p = kind == 2 ? 0.02f : 0.0f,
+                                     .seed = 1234567 + kind,
+                                     .want_logprobs = true,
+                                     .n_logprobs = 3 };
+    q->tokens = a->tokens;
+    q->logprobs = a->logprobs;
+}
+
+static void check_ok(status st, const struct err *err)
+{
+    if (st != ST_OK) {
+        fail_msg("%s: %s", status_name(st), err->text);
+    }
+}
+
+static struct replica_config base_config(enum kern_fmt fmt)
+{
+    return (struct replica_config){ .model = model,
+                                    .fmt = fmt,
+                                    .tp = 1,
+                                    .pp = 1,
+                                    .n_threads = 1,
+                                    .cpu_flags = cpu_flags(),
+                                    .ctx_max = 512,
+                                    .seqs_max = 32,
+                                    .rows_max = 128 };
+}
+
+static void run(const struct replica_config *config, struct answer answers[N_KINDS])
+{
+    struct replica_stream streams[N_KINDS];
+    struct replica_stats stats;
+    struct err err = ERR_INIT;
+
+    for (uint32_t k = 0; k < N_KINDS; k++) {
+        set_stream(&streams[k], &answers[k], k);
+    }
+    check_ok(replica_run(config, streams, N_KINDS, &stats, &err), &err);
+    assert_int_equal(stats.kv_used_at_end, 0);
+    for (uint32_t k = 0; k < N_KINDS; k++) {
+        assert_int_equal(streams[k].reason, FINISH_LENGTH);
+        answers[k].n = streams[k].n_tokens;
+        assert_int_equal(answers[k].n, N_TOKENS);
+    }
+}
+
+static const struct answer *golden(enum kern_fmt fmt)
+{
+    static struct answer kept[2][N_KINDS];
+    static bool have[2];
+
+    if (!have[fmt]) {
+        const struct replica_config config = base_config(fmt);
+        run(&config, kept[fmt]);
+        have[fmt] = true;
+    }
+    return kept[fmt];
+}
+
+static void assert_same(const struct answer *want, const struct answer *got, const char *what)
+{
+    for (uint32_t k = 0; k < N_KINDS; k++) {
+        for (uint32_t i = 0; i < N_TOKENS; i++) {
+            if (want[k].tokens[i] != got[k].tokens[i] ||
+                memcmp(&want[k].logprobs[i], &got[k].logprobs[i], sizeof(float)) != 0) {
+                fail_msg("%s: kind %u, token %u: %u (%a), wanted %u (%a)", what, k, i,
+                         got[k].tokens[i], (double)got[k].logprobs[i], want[k].tokens[i],
+                         (double)want[k].logprobs[i]);
+            }
+        }
+    }
+}
+
+static void compare(const struct replica_config *config, const char *what)
+{
+    static struct answer got[N_KINDS];
+    char text[160];
+
+    snprintf(text, sizeof(text), "%s: %s, tp %u, pp %u, %u threads, chunk %u", what,
+             config->fmt == KERN_F32 ? "f32" : "bf16", config->tp, config->pp, config->n_threads,
+             config->chunk_max);
+    run(config, got);
+    assert_same(golden(config->fmt), got, text);
+}
+
+static void test_bits__are_equal_over_tp_and_pp(void **state UNUSED)
+{
+    static const uint32_t shapes[][2] = { { 2, 1 }, { 4, 1 }, { 8, 1 }, { 1, 2 }, { 1, 5 },
+                                          { 2, 2 }, { 4, 2 }, { 2, 5 }, { 4, 5 } };
+
+    for (uint32_t fmt = KERN_F32; fmt <= KERN_BF16; fmt++) {
+        for (size_t i = 0; i < ARRAY_LEN(shapes); i++) {
+            struct replica_config config = base_config((enum kern_fmt)fmt);
+            config.tp = shapes[i][0];
+            config.pp = shapes[i][1];
+            compare(&config, "layout");
+        }
+    }
+}
+
+static void test_bits__are_equal_over_uneven_stages(void **state UNUSED)
+{
+    struct replica_config config = base_config(KERN_BF16);
+
+    config.tp = 2;
+    config.pp = 2;
+    config.n_stage_layers = 2;
+    config.stage_layers[0] = 1;
+    config.stage_layers[1] = 4;
+    compare(&config, "stages 1 + 4");
+}
+
+static void test_bits__are_equal_over_threads(void **state UNUSED)
+{
+    for (uint32_t fmt = KERN_F32; fmt <= KERN_BF16; fmt++) {
+        for (uint32_t n = 2; n <= 3; n++) {
+            struct replica_config config = base_config((enum kern_fmt)fmt);
+            config.n_threads = n;
+            compare(&config, "threads");
+        }
+    }
+}
+
+static void test_bits__are_equal_over_chunks(void **state UNUSED)
+{
+    static const uint32_t chunks[] = { 1, 7, 64 };
+
+    for (uint32_t fmt = KERN_F32; fmt <= KERN_BF16; fmt++) {
+        for (size_t i = 0; i < ARRAY_LEN(chunks); i++) {
+            struct replica_config config = base_config((enum kern_fmt)fmt);
+            config.chunk_max = chunks[i];
+            compare(&config, "chunks");
+        }
+    }
+}
+
+static void test_bits__are_equal_over_instruction_sets(void **state UNUSED)
+{
+    static const uint32_t paths[] = { 0, CPU_AVX2, CPU_AVX2 | CPU_AVX512,
+                                      CPU_AVX2 | CPU_AVX512 | CPU_AVX512_BF16 };
+
+    for (uint32_t fmt = KERN_F32; fmt <= KERN_BF16; fmt++) {
+        for (size_t i = 0; i < ARRAY_LEN(paths); i++) {
+            struct replica_config config = base_config((enum kern_fmt)fmt);
+            if ((paths[i] & cpu_flags()) != paths[i]) {
+                print_message("this CPU has no path %#x: not compared\n", paths[i]);
+                continue;
+            }
+            config.cpu_flags = paths[i] == 0 ? UINT32_MAX : paths[i];
+            compare(&config, kern_ops_path(paths[i])->name);
+        }
+    }
+}
+
+/* Beside 15 others that come and go, with so little KV that some are preempted. */
+static void crowd(enum kern_fmt fmt, uint32_t tp, uint32_t pp, uint32_t kv_tokens)
+{
+    static struct answer got[N_KINDS], others[N_CROWD];
+    struct replica_stream streams[N_KINDS + N_CROWD];
+    struct replica_config config = base_config(fmt);
+    struct replica_stats stats;
+    struct err err = ERR_INIT;
+
+    config.tp = tp;
+    config.pp = pp;
+    config.kv_tokens = kv_tokens;
+    for (uint32_t i = 0; i < N_CROWD; i++) {
+        set_stream(&streams[i], &others[i], i % N_KINDS);
+        streams[i].submit.seed = 99 + i;
+        streams[i].submit.n_prompt = 1 + (i * 11) % ARRAY_LEN(prompt);
+        streams[i].submit.max_tokens = 20 + i * 6;
+        streams[i].cancel_at = i % 5 == 4 ? 9 : 0;
+    }
+    for (uint32_t k = 0; k < N_KINDS; k++) {
+        set_stream(&streams[N_CROWD + k], &got[k], k);
+        streams[N_CROWD + k].after_steps = 5 * k;
+    }
+    check_ok(replica_run(&config, streams, N_KINDS + N_CROWD, &stats, &err), &err);
+    assert_int_equal(stats.kv_used_at_end, 0);
+    if (kv_tokens != 0) {
+        assert_true(stats.preemptions > 0);
+    }
+    for (uint32_t i = 0; i < N_CROWD; i++) {
+        assert_int_equal(streams[i].reason, i % 5 == 4 ? FINISH_CANCELLED : FINISH_LENGTH);
+    }
+    assert_same(golden(fmt), got, kv_tokens != 0 ? "crowd, little KV" : "crowd");
+}
+
+static void test_bits__are_equal_beside_other_streams(void **state UNUSED)
+{
+    crowd(KERN_F32, 1, 1, 0);
+    crowd(KERN_BF16, 1, 1, 0);
+    crowd(KERN_BF16, 2, 2, 0);
+}
+
+static void test_bits__are_equal_after_preemption(void **state UNUSED)
+{
+    crowd(KERN_BF16, 1, 1, 640);
+    crowd(KERN_BF16, 1, 2, 640);
+}
+
+/* A stream that goes on elsewhere: the first tokens come as `emitted`, the rest must be the same.
+ */
+static void test_bits__are_equal_when_a_stream_is_continued(void **state UNUSED)
+{
+    const struct answer *want = golden(KERN_BF16);
+    static struct answer got[N_KINDS];
+    struct replica_stream streams[N_KINDS];
+    struct replica_config config = base_config(KERN_BF16);
+    struct err err = ERR_INIT;
+
+    config.tp = 2;
+    for (uint32_t k = 0; k < N_KINDS; k++) {
+        set_stream(&streams[k], &got[k], k);
+        streams[k].submit.n_emitted = 17 + k;
+        streams[k].submit.emitted = want[k].tokens;
+    }
+    check_ok(replica_run(&config, streams, N_KINDS, NULL, &err), &err);
+    for (uint32_t k = 0; k < N_KINDS; k++) {
+        const uint32_t skip = 17 + k;
+        assert_int_equal(streams[k].n_tokens, N_TOKENS - skip);
+        assert_memory_equal(got[k].tokens, want[k].tokens + skip,
+                            (N_TOKENS - skip) * sizeof(uint32_t));
+        assert_memory_equal(got[k].logprobs, want[k].logprobs + skip,
+                            (N_TOKENS - skip) * sizeof(float));
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_bits__are_equal_over_tp_and_pp),
+        cmocka_unit_test(test_bits__are_equal_over_uneven_stages),
+        cmocka_unit_test(test_bits__are_equal_over_threads),
+        cmocka_unit_test(test_bits__are_equal_over_chunks),
+        cmocka_unit_test(test_bits__are_equal_over_instruction_sets),
+        cmocka_unit_test(test_bits__are_equal_beside_other_streams),
+        cmocka_unit_test(test_bits__are_equal_after_preemption),
+        cmocka_unit_test(test_bits__are_equal_when_a_stream_is_continued),
+    };
+    static char path[FIXTURE_PATH_BYTES];
+
+    cpu_float_env_set();
+    fill_prompt();
+    fixture_shared_or_exit("models/stories260k", path);
+    model = path;
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,233 @@
+/* tests/replica/replica.c - see replica.h. */
+#include "replica/replica.h"
+
+#include "base/cpu.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct script {
+    struct replica_stream *streams;
+    uint32_t n, n_submitted, n_ended;
+    struct replica_stats stats;
+    struct sched *sched; /* borrowed from feed, for the last look at its blocks */
+};
+
+struct player {
+    const struct replica_config *config;
+    const struct plan *plan;
+    const struct weights *weights;
+    struct coll_hub *hub;
+    uint32_t rank;
+    struct script *script;
+    _Atomic bool *abort;
+    struct rank_progress progress;
+    struct err err;
+    status st;
+};
+
+/* ---- the leader's io: a script ---- */
+
+static void end_stream(struct script *s, struct replica_stream *q, enum finish_reason reason,
+                       status code)
+{
+    q->reason = reason;
+    q->code = code;
+    s->n_ended++;
+}
+
+static void submit(struct script *s, struct sched *sched, uint32_t i)
+{
+    struct replica_stream *q = &s->streams[i];
+    struct err err = ERR_INIT;
+
+    q->submit.stream = i + 1;
+    q->submit.attempt = 1;
+    const status st = sched_submit(sched, &q->submit, &err);
+    if (st != ST_OK) {
+        end_stream(s, q, FINISH_FAILED, st);
+    }
+}
+
+static bool feed(void *self, struct sched *sched, bool *drain_p)
+{
+    struct script *s = self;
+
+    s->sched = sched;
+    while (s->n_submitted < s->n && s->streams[s->n_submitted].after_steps <= s->stats.n_events) {
+        submit(s, sched, s->n_submitted++);
+    }
+    for (uint32_t i = 0; i < s->n_submitted; i++) {
+        struct replica_stream *q = &s->streams[i];
+        if (q->cancel_at != 0 && q->n_tokens >= q->cancel_at && q->reason == FINISH_NONE) {
+            sched_cancel(sched, q->submit.stream, 1);
+        }
+    }
+    *drain_p = true;
+    if (s->n_ended == s->n && sched_is_idle(sched)) {
+        struct sched_stats stats;
+        sched_stats(sched, &stats);
+        s->stats.kv_used_at_end = stats.kv_blocks_used;
+        s->stats.n_steps = (uint32_t)stats.steps;
+        s->stats.preemptions = stats.preemptions;
+        return false;
+    }
+    return true;
+}
+
+static status take_events(void *self, const struct msg_events *events, struct err *err)
+{
+    struct script *s = self;
+
+    s->stats.n_events++;
+    for (uint32_t i = 0; i < events->n_tokens; i++) {
+        const struct msg_token *t = &events->tokens[i];
+        struct replica_stream *q = &s->streams[t->stream - 1];
+        const uint32_t at = t->index - q->submit.n_emitted;
+        if (at != q->n_tokens || q->reason != FINISH_NONE) {
+            return err_set(err, ST_ERR_PROTO, "stream %u: token %u after %u", (unsigned)t->stream,
+                           t->index, q->n_tokens);
+        }
+        q->tokens[at] = t->token;
+        q->logprobs[at] = t->logprob;
+        q->n_tokens++;
+        q->n_top = MIN(t->n_top, (uint32_t)ARRAY_LEN(q->top));
+        for (uint32_t k = 0; k < q->n_top; k++) {
+            q->top[k] = t->top[k];
+        }
+    }
+    for (uint32_t i = 0; i < events->n_finishes; i++) {
+        const struct msg_finish *f = &events->finishes[i];
+        end_stream(s, &s->streams[f->stream - 1], f->reason, f->code);
+    }
+    return ST_OK;
+}
+
+static void nap(void *self UNUSED, uint32_t ms UNUSED)
+{
+}
+
+/* ---- ranks ---- */
+
+static status play(struct player *p)
+{
+    const uint32_t flags = p->config->cpu_flags;
+    const struct kern_ops *ops = flags == UINT32_MAX ? kern_ops_ref() : kern_ops_path(flags);
+    const struct rank_io io = { feed, take_events, nap, p->script };
+    struct coll *coll = NULL;
+    struct rank *rank = NULL;
+    struct hash128 digest;
+    status st;
+
+    if (ops == NULL) {
+        return err_set(&p->err, ST_ERR_UNSUPPORTED, "this CPU has no path %#x", flags);
+    }
+    st = coll_local_create(p->hub, p->rank, &coll, &p->err);
+    if (st == ST_OK) {
+        coll->abort = p->abort;
+        coll->timeout_ns = 60 * NS_PER_S;
+        const struct rank_config config = { .plan = p->plan,
+                                            .ops = ops,
+                                            .n_threads = p->config->n_threads,
+                                            .chunk_max = p->config->chunk_max,
+                                            .queue_max = 1024,
+                                            .coll = coll,
+                                            .progress = &p->progress,
+                                            .abort = p->abort };
+        (void)((st = rank_create(&config, &rank, &p->err)) ||
+               (st = rank_load(rank, p->weights, &p->err)) || (st = rank_agree(rank, &p->err)) ||
+               (st = rank_digest(rank, p->weights, NULL, &digest, &p->err)) ||
+               (st = rank_run(rank, p->rank == 0 ? &io : NULL, &p->err)));
+    }
+    rank_destroy(rank);
+    if (coll != NULL) {
+        coll->ops->destroy(coll);
+    }
+    return st;
+}
+
+static void *player_main(void *arg)
+{
+    struct player *p = arg;
+
+    cpu_float_env_set();
+    p->st = play(p);
+    if (p->st != ST_OK) {
+        *p->abort = true;
+    }
+    return NULL;
+}
+
+static status play_all(const struct replica_config *config, const struct plan *plan,
+                       const struct weights *weights, struct script *script, struct err *err)
+{
+    struct coll_hub *hub = NULL;
+    _Atomic bool abort = false;
+    struct player *players = calloc(plan->n_ranks, sizeof(*players));
+    pthread_t *threads = calloc(plan->n_ranks, sizeof(*threads));
+    status st = coll_hub_create((struct coll_shape){ plan->tp, plan->pp }, &hub, err);
+
+    for (uint32_t i = 0; st == ST_OK && i < plan->n_ranks; i++) {
+        players[i] = (struct player){ .config = config,
+                                      .plan = plan,
+                                      .weights = weights,
+                                      .hub = hub,
+                                      .rank = i,
+                                      .script = script,
+                                      .abort = &abort };
+        ASSERT(pthread_create(&threads[i], NULL, player_main, &players[i]) == 0);
+    }
+    for (uint32_t i = 0; st == ST_OK && i < plan->n_ranks; i++) {
+        pthread_join(threads[i], NULL);
+    }
+    for (uint32_t i = 0; st == ST_OK && i < plan->n_ranks; i++) {
+        /* The first cause, not those who were told to end because of it. */
+        if (players[i].st != ST_OK && players[i].st != ST_ERR_CANCELLED) {
+            *err = players[i].err;
+            st = players[i].st;
+        }
+    }
+    coll_hub_destroy(hub);
+    free(players);
+    free(threads);
+    return st;
+}
+
+status replica_run(const struct replica_config *config, struct replica_stream *streams, uint32_t n,
+                   struct replica_stats *stats_p, struct err *err)
+{
+    struct script script = { .streams = streams, .n = n };
+    struct plan_request request = { .tp = config->tp,
+                                    .pp = config->pp,
+                                    .fmt = config->fmt,
+                                    .ctx_max = config->ctx_max,
+                                    .kv_tokens = config->kv_tokens,
+                                    .seqs_max = config->seqs_max,
+                                    .rows_max = config->rows_max,
+                                    .n_stage_layers = config->n_stage_layers };
+    struct model_desc desc;
+    struct weights *weights = NULL;
+    struct plan *plan = NULL;
+    status st;
+
+    memcpy(request.stage_layers, config->stage_layers, sizeof(config->stage_layers));
+    (void)((st = model_desc_read(config->model, &desc, err)) ||
+           (st = weights_open(config->model, &weights, err)) ||
+           (st = weights_check(weights, &desc, err)) ||
+           (st = plan_create(&desc, &request, &plan, err)));
+    if (st == ST_OK) {
+        for (uint32_t i = 0; i < n; i++) {
+            streams[i].n_tokens = 0;
+            streams[i].reason = FINISH_NONE;
+            streams[i].code = ST_OK;
+        }
+        st = play_all(config, plan, weights, &script, err);
+        if (stats_p != NULL) {
+            *stats_p = script.stats;
+        }
+    }
+    plan_destroy(plan);
+    weights_close(weights);
+    return st;
+}

@@ -1,0 +1,46 @@
+/* tests/replica/replica.h - a whole replica in this process: real ranks as threads over coll_local,
+ * real scheduler, real kernels, no MPI and no coordinator. For every test that asks "are the bits
+ * the same?". */
+#ifndef TESTS_REPLICA_REPLICA_H
+#define TESTS_REPLICA_REPLICA_H
+
+#include "worker/rank.h"
+
+struct replica_config {
+    const char *model; /* directory */
+    enum kern_fmt fmt;
+    uint32_t tp, pp;
+    uint32_t n_stage_layers; /* uneven stages; 0: the plan's choice */
+    uint32_t stage_layers[8];
+    uint32_t n_threads; /* per rank */
+    uint32_t cpu_flags; /* kern_ops_path(flags); UINT32_MAX: the scalar specification */
+    uint32_t chunk_max, seqs_max, rows_max, ctx_max, kv_tokens; /* 0: the plan's choice */
+};
+
+/* One stream to run, and what came of it. */
+struct replica_stream {
+    struct msg_submit submit; /* `stream` and `attempt` are set by replica_run */
+    uint32_t after_steps;     /* submitted when the leader has reported so many events */
+    uint32_t cancel_at;       /* cancel after so many tokens; 0: never */
+
+    uint32_t *tokens; /* [max_tokens]; owned by the caller */
+    float *logprobs;  /* [max_tokens]; owned by the caller */
+    uint32_t n_tokens;
+    struct msg_logprob top[8]; /* of the last token */
+    uint32_t n_top;
+    enum finish_reason reason;
+    status code;
+    uint32_t cached;
+};
+
+struct replica_stats {
+    uint64_t n_events;
+    uint32_t kv_used_at_end, n_steps;
+    uint64_t preemptions;
+};
+
+/* Start, run all streams to their ends, stop. ST_OK even if a stream failed (look at it). */
+status replica_run(const struct replica_config *config, struct replica_stream *streams, uint32_t n,
+                   struct replica_stats *stats_p, struct err *err);
+
+#endif

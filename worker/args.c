@@ -1,0 +1,145 @@
+/* worker/args.c - the command line of `gantry worker`. */
+#include "worker/args.h"
+
+#include "base/cpu.h"
+#include "base/log.h"
+#include "base/opts.h"
+#include "partition/plan_opts.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+enum { TOKEN_BYTES_MAX = 4096 };
+
+struct raw {
+    struct plan_opts plan;
+    const char *coordinator, *token_file, *cpu_mask, *log_level;
+    uint32_t step_timeout_s;
+};
+
+static const char about[] =
+    "One rank of a replica. Usually started for you: gantry serve writes this command line (see\n"
+    "gantry serve --dry-run) and mpirun starts it once per rank. By hand it joins a coordinator "
+    "that\n"
+    "expects it: mpirun -n 4 gantry worker MODEL --coordinator HOST:PORT --token-file FILE ...";
+
+static status parse(int argc, char **argv, struct worker_args *a, struct raw *raw, struct err *err)
+{
+    struct opt rows[PLAN_OPTS_ROWS + 12];
+    const struct opt own[] = {
+        { .kind = OPT_HEADING, .help = "Worker" },
+        { OPT_STRING, "coordinator", "HOST:PORT", &raw->coordinator, 0, 0,
+          "control address of the coordinator", NULL },
+        { OPT_STRING, "token-file", "FILE", &raw->token_file, 0, 0,
+          "file of mode 0600 that holds the service's token", NULL },
+        { OPT_U32, "replica", "N", &a->replica, 0, 65535, "which replica this is", NULL },
+        { OPT_U32, "generation", "N", &a->generation, 0, 4294967295.0,
+          "how often the replica has been started", NULL },
+        { OPT_U32, "threads", "N", &a->threads, 0, 1024,
+          "threads of this rank (0: the host's cores over its ranks)", NULL },
+        { OPT_U32, "chunk", "N", &a->chunk, 0, 1 << 20,
+          "prompt rows of one stream in one step (0: as many as a step has)", NULL },
+        { OPT_U32, "queue", "N", &a->queue, 1, 1 << 20, "streams that may wait in the leader",
+          NULL },
+        { OPT_U32, "step-timeout", "SECONDS", &raw->step_timeout_s, 1, 86400,
+          "longest wait for other ranks inside a step", NULL },
+        { OPT_U32, "attach-timeout", "SECONDS", &a->attach_timeout_s, 1, 86400,
+          "longest wait for the coordinator at the start", NULL },
+        { OPT_STRING, "cpu-mask", "PATH", &raw->cpu_mask, 0, 0,
+          "use no better kernels than: scalar, avx2, avx512, avx512bf16, native", NULL },
+        { OPT_STRING, "log-level", "LEVEL", &raw->log_level, 0, 0,
+          "error, warn, info, debug or trace", NULL },
+    };
+    _Static_assert(sizeof(own) / sizeof(own[0]) == 12, "room in rows");
+
+    plan_opts_rows(&raw->plan, rows);
+    memcpy(rows + PLAN_OPTS_ROWS, own, sizeof(own));
+    const struct opts opts = { .usage = "gantry worker MODEL --coordinator HOST:PORT [options]",
+                               .about = about,
+                               .options = rows,
+                               .n_options = ARRAY_LEN(rows),
+                               .n_args_min = 1,
+                               .n_args_max = 1 };
+    const char *model[1];
+    uint32_t n = 0;
+    const status st = opts_parse(&opts, argc, argv, model, &n, err);
+    if (st == ST_OK) {
+        a->model = model[0];
+        a->coordinator = raw->coordinator;
+    }
+    return st;
+}
+
+static status apply(const struct raw *raw, struct err *err)
+{
+    enum log_level level = LOG_INFO;
+    uint32_t mask = 0;
+    status st = ST_OK;
+
+    if (raw->log_level != NULL) {
+        st = log_level_parse(raw->log_level, &level, err);
+    }
+    if (st == ST_OK && raw->cpu_mask != NULL) {
+        st = cpu_mask_parse(raw->cpu_mask, &mask, err);
+        if (st == ST_OK) {
+            cpu_mask(mask);
+        }
+    }
+    log_init(level, 2);
+    return st;
+}
+
+status worker_token_read(const char *path, struct buf *token, struct err *err)
+{
+    struct stat info;
+
+    if (stat(path, &info) != 0) {
+        return err_set_errno(err, ST_ERR_NOT_FOUND, errno, "token file %s", path);
+    }
+    if ((info.st_mode & 077) != 0) {
+        return err_set(err, ST_ERR_DENIED,
+                       "token file %s has mode %03o, others may read it: chmod 600", path,
+                       (unsigned)(info.st_mode & 0777));
+    }
+    const status st = buf_read_file(token, path, TOKEN_BYTES_MAX, err);
+    if (st == ST_OK) {
+        token->len = strcspn(token->data, "\r\n");
+        token->data[token->len] = '\0';
+    }
+    if (st == ST_OK && token->len == 0) {
+        return err_set(err, ST_ERR_FORMAT, "token file %s is empty", path);
+    }
+    return st;
+}
+
+status worker_args_parse(int argc, char **argv, struct worker_args *args_p, struct err *err)
+{
+    struct worker_args a = { .queue = 256, .attach_timeout_s = 60, .token = BUF_INIT_MAX(1 << 20) };
+    struct raw raw = { .step_timeout_s = 300 };
+    status st = parse(argc, argv, &a, &raw, err);
+
+    if (st != ST_OK) {
+        return st;
+    }
+    if (raw.coordinator == NULL || raw.token_file == NULL) {
+        return err_set(err, ST_ERR_ARG,
+                       "--coordinator and --token-file are needed; gantry serve "
+                       "starts workers with both (see gantry worker --help)");
+    }
+    (void)((st = apply(&raw, err)) || (st = plan_opts_to_request(&raw.plan, &a.plan, err)) ||
+           (st = worker_token_read(raw.token_file, &a.token, err)));
+    if (st != ST_OK) {
+        buf_fini(&a.token);
+        return st;
+    }
+    a.step_timeout_s = raw.step_timeout_s;
+    *args_p = a;
+    return ST_OK;
+}
+
+void worker_args_fini(struct worker_args *args)
+{
+    buf_fini(&args->token);
+}
