@@ -1,5 +1,4 @@
 /* tests/unit/cluster/test_rpc_guard.c - who is let in, and where a server may listen. */
-#define _GNU_SOURCE
 #include "unit/cluster/rpc_fixture.h"
 
 #include "base/buf.h"
