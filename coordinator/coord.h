@@ -1,0 +1,72 @@
+/* coordinator/coord.h - the coordinator: clients on one side, the ranks of a replica on the other.
+ *
+ *   clients ──► public server ──► front ──► session ──Submit──► replica ──► control server ◄──
+ * ranks ◄──────── text ◄───────── session ◄── Events ◄────────────┘  (one Attach stream per rank)
+ *
+ *   STARTING ──every rank Ready──► SERVING ──coord_stop──► DRAINING
+ *       └──── a rank or the job is lost ────► FAILED ◄──────┘ (SERVING too)
+ *
+ * One thread owns all of it: the one inside rpc_loop_run. Every call below is made there, or before
+ * the loop runs. Nothing here starts processes or reads files; coordinator/cli/serve.c does. */
+#ifndef COORDINATOR_COORD_H
+#define COORDINATOR_COORD_H
+
+#include "base/clock.h"
+#include "cluster/rpc.h"
+#include "model/tokenizer.h"
+#include "partition/plan.h"
+#include "proto/msg.h"
+
+enum coord_state { COORD_STARTING, COORD_SERVING, COORD_DRAINING, COORD_FAILED };
+
+struct coord_config {
+    const struct plan *plan;     /* borrowed, with the model's description */
+    const struct tokenizer *tok; /* borrowed */
+    const struct clock *clock;   /* NULL: clock_real() */
+    const char *build;           /* NULL: msg_build(); what a rank's Hello must carry */
+    uint32_t replica, generation;
+    uint32_t queue_max; /* streams open at a time; 0: 256 */
+
+    const char *listen; /* of the public server */
+    const char *token;  /* bearer token asked of clients; NULL: none */
+    const char *tls_cert_pem, *tls_key_pem, *tls_client_ca_pem;
+    const char *control_listen; /* NULL: "127.0.0.1:0" */
+    const char *control_token;  /* required */
+
+    /* The state has changed. May stop the loop, may not destroy the coordinator. */
+    void (*on_change)(void *arg, enum coord_state state);
+    void *arg;
+};
+
+/* How far the ranks are. */
+struct coord_progress {
+    uint32_t n_ranks, n_attached, n_ready;
+    uint64_t loaded_bytes, weight_bytes; /* over all ranks that have said so */
+};
+
+struct coord;
+
+/* Binds both listeners. ST_ERR_EXISTS (port in use), ST_ERR_ARG, ST_ERR_DENIED as
+ * rpc_server_create. */
+status coord_create(struct rpc_loop *loop, const struct coord_config *config,
+                    struct coord **coord_p, struct err *err);
+/* After coord_stop's `done`, or before the loop ran. NULL is fine. */
+void coord_destroy(struct coord *c);
+
+uint16_t coord_port(const struct coord *c);
+uint16_t coord_control_port(const struct coord *c);
+enum coord_state coord_state(const struct coord *c);
+void coord_progress(const struct coord *c, struct coord_progress *progress_p);
+/* 32 hex digits once known, else "". */
+const char *coord_weights_digest(const struct coord *c);
+/* Why the state is FAILED: one sentence that names the rank, and its status. "" before that. */
+const char *coord_failure(const struct coord *c, status *code_p);
+
+/* The job that carries the ranks has ended by itself; `text` says what the launcher saw. */
+void coord_job_ended(struct coord *c, const char *text);
+
+/* Refuse new streams, let the running ones end within grace_ns, tell the ranks to stop, close both
+ * servers, then call done(arg). Again with a shorter grace: that one counts. */
+void coord_stop(struct coord *c, uint64_t grace_ns, rpc_fn done, void *arg);
+
+#endif

@@ -1,0 +1,170 @@
+/* coordinator/coord_impl.h - what the files of the coordinator object share. Private to
+ * the files of this folder.
+ *
+ *   front.c    Generate, GenerateStream, GetModel: requests in, sessions out
+ *   health.c   grpc.health.v1: Check, Watch
+ *   replica.c  Attach: ranks come, speak and go; events to sessions
+ *   status.c   GetStatus
+ *   coord.c    life, state, stopping
+ *
+ * Deferred deletion. A callback of a call may end that call, and its on_done may come from inside;
+ * so sessions whose call is over go to `dead` and are freed when the outermost callback returns
+ * (coord_enter, coord_leave). */
+#ifndef COORDINATOR_COORD_IMPL_H
+#define COORDINATOR_COORD_IMPL_H
+
+#include "coordinator/coord.h"
+#include "coordinator/journal.h"
+#include "coordinator/session.h"
+
+enum {
+    COORD_QUEUE_DEFAULT = 256,
+    PUBLIC_MESSAGE_BYTES = 8 << 20, /* prompt text or ids of one request */
+    PUBLIC_SEND_QUEUE = 64,         /* messages waiting per client call */
+    PUBLIC_ARENA_BYTES = 96 << 20,  /* one request, unpacked */
+    CONTROL_SEND_QUEUE = 4096,
+    CONTROL_ARENA_BYTES = 256 << 20,
+    RATE_SLOTS = 25, /* of 200 ms each: tokens per second over the last 5 s */
+    RATE_SLOT_MS = 200,
+    RANK_SILENT_S = 5,
+    VERDICT_MS = 150, /* signs of a failure are collected this long before one is blamed */
+    STOP_RANKS_MS = 5000
+};
+
+/* ---- a client's call ---- */
+
+struct front_call {
+    struct coord *coord;
+    struct rpc_call *call;       /* NULL once it is over */
+    struct session *session;     /* owned */
+    struct journal_entry *entry; /* NULL once the answer is over: its request id is free again */
+    struct front_call *next_dirty;
+    bool is_dirty;
+    struct front_call *next_dead;
+};
+
+struct watcher { /* one health Watch */
+    struct rpc_call *call;
+    char service[64];
+    enum health_state sent;
+    struct watcher *next, **link;
+};
+
+/* ---- the replica ---- */
+
+enum replica_state {
+    REPLICA_STARTING, /* waits for ranks to attach */
+    REPLICA_LOADING,  /* all have attached, some are not Ready */
+    REPLICA_SERVING,
+    REPLICA_DRAINING,
+    REPLICA_FAILED
+};
+
+struct rank {
+    struct rpc_call *call; /* NULL: not attached */
+    bool was_attached, is_ready, is_silent;
+    char host[64], kernels[32], phase[32];
+    uint32_t pid;
+    struct msg_heartbeat heartbeat; /* .phase is not kept: see `phase` */
+    uint64_t heard_ns;
+};
+
+struct attach { /* one Attach stream */
+    struct coord *coord;
+    struct rpc_call *call;
+    int32_t rank; /* -1 before a good Hello */
+};
+
+/* What may have killed the replica; the best one is blamed. */
+struct sign {
+    uint32_t weight; /* 0: none */
+    status code;
+    char text[ERR_TEXT_BYTES];
+};
+
+struct replica {
+    enum replica_state state;
+    struct rank *ranks; /* [n_ranks] owned */
+    uint32_t n_ranks, n_attached, n_ready;
+    struct hash128 digest;
+    char digest_hex[HASH_HEX_BYTES];
+    struct sign sign;
+    struct rpc_timer verdict_timer, silence_timer;
+};
+
+/* ---- all of it ---- */
+
+struct coord {
+    struct coord_config config;
+    const struct model_desc *desc; /* borrowed from the plan */
+    const struct clock *clock;
+    struct rpc_loop *loop;
+    struct rpc_server *public_server, *control_server; /* owned */
+    enum coord_state state;
+    char failure[ERR_TEXT_BYTES];
+    status failure_code;
+    uint64_t started_ns;
+
+    struct journal *journal; /* owned */
+    struct arena arena;      /* of the message being read */
+    struct buf out;          /* of the message being written */
+    struct watcher *watchers;
+    struct replica replica;
+    struct front_call *dirty, *dead;
+    uint32_t depth; /* of callbacks */
+    uint64_t n_request_ids;
+
+    uint32_t rate[RATE_SLOTS];
+    uint64_t rate_slot; /* number of the newest slot since the clock's start */
+
+    /* stopping */
+    bool is_stopping, public_is_down, control_is_down, ranks_are_told;
+    uint64_t grace_end_ns;
+    struct rpc_timer stop_timer;
+    rpc_fn on_stopped;
+    void *on_stopped_arg;
+};
+
+void coord_enter(struct coord *c);
+void coord_leave(struct coord *c);
+void coord_set_state(struct coord *c, enum coord_state state);
+uint64_t coord_now(const struct coord *c);
+
+/* front.c */
+void front_generate(void *arg, struct rpc_call *call, const void *data, size_t len);
+void front_generate_stream(void *arg, struct rpc_call *call, const void *data, size_t len);
+void front_get_model(void *arg, struct rpc_call *call, const void *data, size_t len);
+void front_writable(void *arg, struct rpc_call *call);
+void front_done(void *arg, struct rpc_call *call, bool cancelled);
+/* Events of the leader; what belongs to no open stream or an older attempt is dropped. */
+void front_token(struct coord *c, const struct msg_token *t);
+void front_finish(struct coord *c, const struct msg_finish *f);
+void front_flush_dirty(struct coord *c);
+void front_fail_all(struct coord *c, status st, const char *text);
+
+/* health.c */
+void health_check(void *arg, struct rpc_call *call, const void *data, size_t len);
+void health_watch(void *arg, struct rpc_call *call, const void *data, size_t len);
+void health_watch_done(void *arg, struct rpc_call *call, bool cancelled);
+void health_push(struct coord *c);
+void health_end_all(struct coord *c);
+
+/* replica.c */
+status replica_init(struct coord *c, struct err *err);
+void replica_fini(struct coord *c);
+void replica_attach_open(void *arg, struct rpc_call *call, const void *data, size_t len);
+void replica_attach_message(void *arg, struct rpc_call *call, const void *data, size_t len);
+void replica_attach_done(void *arg, struct rpc_call *call, bool cancelled);
+status replica_send_leader(struct coord *c, const struct msg_coord *m);
+void replica_stop_ranks(struct coord *c);
+void replica_sign(struct coord *c, uint32_t weight, status code, const char *text);
+const char *replica_state_name(enum replica_state state);
+
+/* status.c */
+void status_get(void *arg, struct rpc_call *call, const void *data, size_t len);
+void status_call_done(void *arg, struct rpc_call *call, bool cancelled);
+void status_count_tokens(struct coord *c, uint32_t n);
+double status_tokens_per_second(struct coord *c);
+const char *coord_state_name(enum coord_state state);
+
+#endif

@@ -1,0 +1,540 @@
+/* coordinator/front.c - requests of clients: checked, tokenised, admitted, and handed to the
+ * leader; its events handed to their sessions.
+ *
+ * A request is decided on in one go, inside its callback: tokenising 1 kB takes well under a
+ * millisecond, and a second thread would need a queue, a bound and an order of its own
+ * (coordinator/README.md, decision 2). */
+#include "coordinator/coord_impl.h"
+
+#include "base/log.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+/* ---- the sink of a session is its call ---- */
+
+static status sink_send(void *self, const void *data, size_t len)
+{
+    struct front_call *f = self;
+
+    return f->call != NULL ? rpc_call_send(f->call, data, len) : ST_ERR_PEER;
+}
+
+static void sink_finish(void *self, status st, const char *text)
+{
+    struct front_call *f = self;
+
+    if (f->call != NULL) {
+        rpc_call_finish(f->call, st, text);
+    }
+}
+
+static void sink_reply(void *self, const void *data, size_t len)
+{
+    struct front_call *f = self;
+
+    if (f->call != NULL) {
+        rpc_call_reply(f->call, data, len);
+    }
+}
+
+/* ---- a request becomes ids and numbers ---- */
+
+struct prompt {
+    const uint32_t *ids; /* borrowed from `list` or from the request */
+    uint32_t n;
+    struct token_list list; /* owned */
+};
+
+static status prompt_make(struct coord *c, const struct msg_generate *m, struct prompt *p_p,
+                          struct err *err)
+{
+    struct prompt p = { NULL, 0, { NULL, 0 } };
+
+    if (m->has_prompt_ids) {
+        p.ids = m->prompt_ids;
+        p.n = m->n_prompt_ids;
+        *p_p = p;
+        return ST_OK;
+    }
+    /* An empty text is BOS alone, also where the model's files put none in front of text. */
+    const unsigned flags = m->prompt.len == 0 ? TOK_ADD_BOS : TOK_ADD_SPECIAL;
+    const status st = tokenizer_encode(c->config.tok, m->prompt.data, m->prompt.len, flags,
+                                       MSG_PROMPT_BYTES_MAX + 16, &p.list, err);
+    if (st < 0) {
+        return st;
+    }
+    p.ids = p.list.ids;
+    p.n = p.list.n;
+    if (p.n == 0) {
+        return err_set(err, ST_ERR_ARG,
+                       "the prompt is empty and the model has no BOS token to begin with; send "
+                       "some text or prompt_ids");
+    }
+    for (uint32_t i = 0; i < p.n; i++) {
+        if (p.ids[i] >= c->desc->vocab) {
+            const uint32_t id = p.ids[i];
+            token_list_fini(&p.list);
+            return err_set(err, ST_ERR_ARG,
+                           "the prompt holds token %u, which the tokenizer knows and the model "
+                           "(ids 0 .. %u) does not",
+                           id, c->desc->vocab - 1);
+        }
+    }
+    *p_p = p;
+    return ST_OK;
+}
+
+/* Tokens to generate at most: what was asked for, or what the context leaves. */
+static status room_check(const struct coord *c, const struct msg_generate *m, uint32_t n_prompt,
+                         uint32_t *max_tokens_p, struct err *err)
+{
+    const struct plan *plan = c->config.plan;
+    const uint32_t room = MIN(plan->ctx_max, plan->kv_tokens);
+
+    if (m->has_max_tokens && m->max_tokens > plan->ctx_max) {
+        return err_set(err, ST_ERR_ARG, "max_tokens is %u; 1 .. %u (the context) is allowed",
+                       m->max_tokens, plan->ctx_max);
+    }
+    if (n_prompt >= plan->ctx_max) {
+        return err_set(err, ST_ERR_ARG,
+                       "the prompt has %u tokens and the context %u; at least one must be left to "
+                       "generate",
+                       n_prompt, plan->ctx_max);
+    }
+    if (n_prompt >= room) {
+        return err_set(err, ST_ERR_LIMIT,
+                       "the prompt has %u tokens, and the replica has KV memory for %u; serve with "
+                       "more --kv-tokens",
+                       n_prompt, room);
+    }
+    if (!m->has_max_tokens || m->max_tokens > plan->ctx_max - n_prompt) {
+        *max_tokens_p = room - n_prompt;
+        return ST_OK;
+    }
+    if (m->max_tokens > room - n_prompt) {
+        return err_set(err, ST_ERR_LIMIT,
+                       "a prompt of %u tokens and max_tokens %u can never fit the replica's KV "
+                       "memory of %u tokens; lower max_tokens or serve with more --kv-tokens",
+                       n_prompt, m->max_tokens, room);
+    }
+    *max_tokens_p = m->max_tokens;
+    return ST_OK;
+}
+
+static status seed_draw(uint64_t *seed_p, struct err *err)
+{
+    uint64_t seed;
+
+    if (getrandom(&seed, sizeof(seed), 0) != (ssize_t)sizeof(seed)) {
+        return err_set_errno(err, ST_ERR_INTERNAL, errno, "no random seed");
+    }
+    *seed_p = seed;
+    return ST_OK;
+}
+
+static void stop_ids_set(const struct coord *c, const struct msg_generate *m,
+                         struct journal_entry *e)
+{
+    for (uint32_t i = 0; i < m->n_stop_ids; i++) {
+        e->stop_ids[e->n_stop_ids++] = m->stop_ids[i];
+    }
+    if (m->ignore_eos) {
+        return;
+    }
+    for (uint32_t i = 0; i < c->desc->n_eos; i++) {
+        e->stop_ids[e->n_stop_ids++] = c->desc->eos[i];
+    }
+    const int32_t eos = tokenizer_eos(c->config.tok);
+    if (c->desc->n_eos == 0 && eos >= 0) { /* a config that names none; the tokenizer may */
+        e->stop_ids[e->n_stop_ids++] = (uint32_t)eos;
+    }
+}
+
+static status entry_open(struct coord *c, const struct msg_generate *m, const struct prompt *p,
+                         struct journal_entry **entry_p, struct err *err)
+{
+    char made[48];
+    const char *id = m->request_id;
+    uint32_t max_tokens = 0;
+    uint64_t seed = m->seed;
+    struct journal_entry *e;
+    status st = room_check(c, m, p->n, &max_tokens, err);
+
+    if (st == ST_OK && !m->has_seed) {
+        st = seed_draw(&seed, err);
+    }
+    if (st < 0) {
+        return st;
+    }
+    if (id[0] == '\0') {
+        do { /* a client may have taken the next name */
+            snprintf(made, sizeof(made), "req-%llx-%llu", (unsigned long long)clock_wall_us(),
+                     (unsigned long long)++c->n_request_ids);
+        } while (journal_find_request(c->journal, made) != NULL);
+        id = made;
+    }
+    st = journal_open(c->journal, id, p->ids, p->n, &e, err);
+    if (st < 0) {
+        return st;
+    }
+    e->max_tokens = max_tokens;
+    e->temperature = m->has_temperature ? m->temperature : 1.0f;
+    e->top_k = m->has_top_k ? m->top_k : 0;
+    e->top_p = m->has_top_p ? m->top_p : 1.0f;
+    e->min_p = m->has_min_p ? m->min_p : 0.0f;
+    e->seed = seed;
+    e->want_logprobs = m->has_logprobs;
+    e->n_logprobs = m->logprobs;
+    stop_ids_set(c, m, e);
+    *entry_p = e;
+    return ST_OK;
+}
+
+/* ---- admission ---- */
+
+static status serving_check(const struct coord *c, struct err *err)
+{
+    const struct replica *r = &c->replica;
+
+    switch (c->state) {
+    case COORD_SERVING:
+        return ST_OK;
+    case COORD_STARTING:
+        return err_set(err, ST_ERR_UNAVAILABLE,
+                       "the model is loading: %u of %u ranks have attached, %u are ready; try "
+                       "again soon",
+                       r->n_attached, r->n_ranks, r->n_ready);
+    case COORD_DRAINING:
+        return err_set(err, ST_ERR_UNAVAILABLE, "the service is shutting down");
+    case COORD_FAILED:
+        return err_set(err, ST_ERR_UNAVAILABLE, "%s",
+                       c->failure[0] != '\0' ? c->failure : "the replica is lost");
+    }
+    return ST_ERR_INTERNAL;
+}
+
+static status leader_submit(struct coord *c, const struct journal_entry *e, struct err *err)
+{
+    const struct msg_coord m = { .kind = MSG_SUBMIT, .submit = journal_submit(e, coord_now(c)) };
+    const status st = replica_send_leader(c, &m);
+
+    if (st == ST_BUSY) {
+        return err_set(err, ST_ERR_LIMIT,
+                       "the replica takes no more requests now; try again later");
+    }
+    return st < 0 ? err_set(err, ST_ERR_UNAVAILABLE, "the replica is lost") : ST_OK;
+}
+
+static status call_open(struct coord *c, struct rpc_call *call, const struct msg_generate *m,
+                        struct journal_entry *e, bool is_unary, struct front_call **f_p,
+                        struct err *err)
+{
+    struct front_call *f = calloc(1, sizeof(*f));
+
+    if (f == NULL) {
+        return err_set(err, ST_ERR_NOMEM, "the coordinator is out of memory");
+    }
+    f->coord = c;
+    f->call = call;
+    f->entry = e;
+    const struct session_config config = { .tok = c->config.tok,
+                                           .clock = c->clock,
+                                           .entry = e,
+                                           .stop = m->stop,
+                                           .n_stop = m->n_stop,
+                                           .profile = c->config.plan->profile,
+                                           .weights_digest = c->replica.digest_hex,
+                                           .model = c->desc->name,
+                                           .is_unary = is_unary,
+                                           .arrived_ns = coord_now(c),
+                                           .sink = { sink_send, sink_finish, sink_reply, f } };
+    const status st = session_create(&config, &f->session, err);
+    if (st < 0) {
+        free(f);
+        return st;
+    }
+    e->owner = f;
+    *f_p = f;
+    return ST_OK;
+}
+
+/* From a checked request and its prompt to a stream that the leader knows. */
+static status stream_open(struct coord *c, struct rpc_call *call, const struct msg_generate *m,
+                          const struct prompt *p, bool is_unary, struct front_call **f_p,
+                          struct err *err)
+{
+    struct journal_entry *e;
+    struct front_call *f = NULL;
+    status st = entry_open(c, m, p, &e, err);
+
+    if (st < 0) {
+        return st;
+    }
+    e->deadline_ns = rpc_call_deadline_ns(call);
+    st = call_open(c, call, m, e, is_unary, &f, err);
+    if (st == ST_OK) {
+        st = leader_submit(c, e, err);
+    }
+    if (st < 0) {
+        journal_close(c->journal, e);
+        if (f != NULL) {
+            session_destroy(f->session);
+            free(f);
+        }
+        return st;
+    }
+    *f_p = f;
+    return ST_OK;
+}
+
+static status request_read(struct coord *c, const void *data, size_t len, struct msg_generate *m,
+                           struct err *err)
+{
+    status st = serving_check(c, err);
+
+    if (st < 0) {
+        return st;
+    }
+    arena_reset(&c->arena);
+    c->arena.max = PUBLIC_ARENA_BYTES;
+    st = msg_generate_unpack(data, len, &c->arena, m, err);
+    c->arena.max = CONTROL_ARENA_BYTES;
+    if (st < 0) {
+        return st == ST_ERR_PROTO ? ST_ERR_ARG : st;
+    }
+    st = generate_check(m, c->desc->vocab, err);
+    if (st < 0) {
+        return st;
+    }
+    /* Before the prompt is tokenised: a full queue must cost little. */
+    if (journal_count(c->journal) >= c->config.queue_max) {
+        return err_set(err, ST_ERR_LIMIT,
+                       "%u streams are open, the limit of this service (--queue); try again later",
+                       journal_count(c->journal));
+    }
+    return ST_OK;
+}
+
+static void entry_close(struct front_call *f)
+{
+    if (f->entry != NULL) {
+        journal_close(f->coord->journal, f->entry);
+        f->entry = NULL;
+    }
+}
+
+/* Tell the leader that nobody wants this stream any more. */
+static void leader_cancel(struct coord *c, const struct journal_entry *e)
+{
+    const struct msg_coord m = { .kind = MSG_CANCEL, .cancel = { e->stream, e->attempt } };
+
+    /* A leader that is gone computes nothing; one whose queue of 4,096 is full is about to be. */
+    if (replica_send_leader(c, &m) != ST_OK) {
+        log_req(LOG_DEBUG, "stream", e->request_id, "cancel not sent, ignoring");
+    }
+}
+
+/* After anything that may have ended the answer. */
+static void settle(struct front_call *f, bool cancel)
+{
+    if (f->entry == NULL) {
+        return;
+    }
+    if (cancel) {
+        leader_cancel(f->coord, f->entry);
+    }
+    if (session_state(f->session) == SESSION_OVER) {
+        entry_close(f);
+    }
+}
+
+static void generate(struct coord *c, struct rpc_call *call, const void *data, size_t len,
+                     bool is_unary)
+{
+    struct prompt prompt = { NULL, 0, { NULL, 0 } };
+    struct err err = ERR_INIT;
+    struct msg_generate m;
+    struct front_call *f = NULL;
+    status st = request_read(c, data, len, &m, &err);
+
+    if (st == ST_OK) {
+        st = prompt_make(c, &m, &prompt, &err);
+    }
+    if (st == ST_OK) {
+        st = stream_open(c, call, &m, &prompt, is_unary, &f, &err);
+    }
+    token_list_fini(&prompt.list);
+    if (st < 0) {
+        log_debug("front", "refused (%s): %s", status_name(st), err.text);
+        rpc_call_finish(call, st, err.text);
+        return;
+    }
+    rpc_call_set_user(call, f);
+    log_req(LOG_DEBUG, "front", f->entry->request_id,
+            "%u prompt tokens, at most %u more, stream %llu", f->entry->n_prompt,
+            f->entry->max_tokens, (unsigned long long)f->entry->stream);
+    settle(f, session_start(f->session));
+}
+
+void front_generate(void *arg, struct rpc_call *call, const void *data, size_t len)
+{
+    coord_enter(arg);
+    generate(arg, call, data, len, true);
+    coord_leave(arg);
+}
+
+void front_generate_stream(void *arg, struct rpc_call *call, const void *data, size_t len)
+{
+    coord_enter(arg);
+    generate(arg, call, data, len, false);
+    coord_leave(arg);
+}
+
+void front_get_model(void *arg, struct rpc_call *call, const void *data UNUSED, size_t len UNUSED)
+{
+    struct coord *c = arg;
+    const struct msg_model m = { .name = c->desc->name,
+                                 .family = c->desc->family,
+                                 .profile = c->config.plan->profile,
+                                 .weights_digest = c->replica.digest_hex,
+                                 .tokenizer = tokenizer_kind(c->config.tok),
+                                 .n_layers = c->desc->n_layers,
+                                 .dim = c->desc->dim,
+                                 .n_heads = c->desc->n_heads,
+                                 .n_kv_heads = c->desc->n_kv_heads,
+                                 .vocab = c->desc->vocab,
+                                 .context = c->config.plan->ctx_max,
+                                 .parameters = model_desc_params(c->desc) };
+
+    buf_reset(&c->out);
+    if (msg_model_pack(&m, &c->out) < 0) {
+        rpc_call_finish(call, ST_ERR_NOMEM, "the coordinator is out of memory");
+        return;
+    }
+    rpc_call_reply(call, c->out.data, c->out.len);
+}
+
+/* ---- while it runs ---- */
+
+void front_writable(void *arg, struct rpc_call *call)
+{
+    struct front_call *f = rpc_call_user(call);
+
+    if (f == NULL) {
+        return;
+    }
+    coord_enter(arg);
+    settle(f, session_writable(f->session));
+    coord_leave(arg);
+}
+
+void front_done(void *arg, struct rpc_call *call, bool cancelled)
+{
+    struct coord *c = arg;
+    struct front_call *f = rpc_call_user(call);
+
+    if (f == NULL) {
+        return; /* refused at the door */
+    }
+    coord_enter(c);
+    f->call = NULL;
+    if (f->entry != NULL) {
+        const bool was_running = session_state(f->session) == SESSION_RUNNING;
+        log_req(LOG_DEBUG, "stream", f->entry->request_id, "%s after %u tokens",
+                cancelled ? "the client left or its deadline passed" : "over", f->entry->n_emitted);
+        session_abandon(f->session);
+        settle(f, was_running);
+    }
+    f->next_dead = c->dead;
+    c->dead = f;
+    coord_leave(c);
+}
+
+static void mark_dirty(struct coord *c, struct front_call *f)
+{
+    if (!f->is_dirty) {
+        f->is_dirty = true;
+        f->next_dirty = c->dirty;
+        c->dirty = f;
+    }
+}
+
+void front_flush_dirty(struct coord *c)
+{
+    while (c->dirty != NULL) {
+        struct front_call *f = c->dirty;
+        c->dirty = f->next_dirty;
+        f->is_dirty = false;
+        if (f->call != NULL && f->entry != NULL) {
+            settle(f, session_flush(f->session));
+        }
+    }
+}
+
+/* NULL: nobody waits for it any more, or it is of an earlier attempt. */
+static struct front_call *event_owner(struct coord *c, uint64_t stream, uint32_t attempt)
+{
+    const struct journal_entry *e = journal_find(c->journal, stream);
+
+    if (e == NULL || e->attempt != attempt) {
+        log_trace("front", "event for stream %llu attempt %u, which is over, ignoring",
+                  (unsigned long long)stream, attempt);
+        return NULL;
+    }
+    return e->owner;
+}
+
+void front_token(struct coord *c, const struct msg_token *t)
+{
+    struct front_call *f = event_owner(c, t->stream, t->attempt);
+
+    if (f == NULL) {
+        return;
+    }
+    if (t->token >= c->desc->vocab) {
+        log_req(LOG_ERROR, "stream", f->entry->request_id, "the leader sent token %u of %u",
+                t->token, c->desc->vocab);
+        session_fail(f->session, ST_ERR_INTERNAL, "the replica sent a token that does not exist");
+        settle(f, true);
+        return;
+    }
+    settle(f, session_token(f->session, t));
+    mark_dirty(c, f);
+}
+
+void front_finish(struct coord *c, const struct msg_finish *m)
+{
+    struct front_call *f = event_owner(c, m->stream, m->attempt);
+
+    if (f == NULL) {
+        return;
+    }
+    session_finish(f->session, m);
+    settle(f, false);
+    mark_dirty(c, f);
+}
+
+struct failure {
+    status st;
+    const char *text;
+};
+
+static void fail_one(void *arg, struct journal_entry *e)
+{
+    const struct failure *failure = arg;
+    struct front_call *f = e->owner;
+
+    session_fail(f->session, failure->st, failure->text);
+    settle(f, false);
+}
+
+void front_fail_all(struct coord *c, status st, const char *text)
+{
+    struct failure failure = { st, text };
+
+    journal_each(c->journal, fail_one, &failure);
+}

@@ -1,0 +1,211 @@
+/* coordinator/journal.c - see journal.h. Two chained hash tables over the same entries. */
+#include "coordinator/journal.h"
+
+#include "base/clock.h"
+#include "base/hash.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct journal {
+    uint32_t n, n_max;
+    uint32_t mask; /* buckets - 1 */
+    uint64_t next_stream;
+    struct journal_entry **by_stream, **by_request; /* [mask + 1] each, owned */
+};
+
+static uint32_t stream_slot(const struct journal *j, uint64_t stream)
+{
+    return (uint32_t)(stream * 0x9E3779B97F4A7C15ull >> 32) & j->mask;
+}
+
+static uint32_t request_slot(const struct journal *j, const char *request_id)
+{
+    return (uint32_t)hash64_of(request_id, strlen(request_id), 0) & j->mask;
+}
+
+status journal_create(uint32_t n_max, struct journal **journal_p, struct err *err)
+{
+    struct journal *j = calloc(1, sizeof(*j));
+    uint32_t n_buckets = 16;
+
+    while (n_buckets < n_max && n_buckets < 1u << 20) {
+        n_buckets *= 2;
+    }
+    if (j != NULL) {
+        j->by_stream = calloc(n_buckets, sizeof(*j->by_stream));
+        j->by_request = calloc(n_buckets, sizeof(*j->by_request));
+    }
+    if (j == NULL || j->by_stream == NULL || j->by_request == NULL) {
+        journal_destroy(j);
+        return err_set(err, ST_ERR_NOMEM, "no memory for a journal of %u streams", n_max);
+    }
+    j->n_max = n_max;
+    j->mask = n_buckets - 1;
+    j->next_stream = 1;
+    *journal_p = j;
+    return ST_OK;
+}
+
+static void entry_free(struct journal_entry *e)
+{
+    free(e->prompt);
+    free(e->emitted);
+    free(e);
+}
+
+void journal_destroy(struct journal *j)
+{
+    if (j == NULL) {
+        return;
+    }
+    for (uint32_t i = 0; j->by_stream != NULL && i <= j->mask; i++) {
+        while (j->by_stream[i] != NULL) {
+            struct journal_entry *e = j->by_stream[i];
+            j->by_stream[i] = e->next_stream;
+            entry_free(e);
+        }
+    }
+    free(j->by_stream);
+    free(j->by_request);
+    free(j);
+}
+
+status journal_open(struct journal *j, const char *request_id, const uint32_t *prompt,
+                    uint32_t n_prompt, struct journal_entry **entry_p, struct err *err)
+{
+    ASSERT(strlen(request_id) <= MSG_REQUEST_ID_MAX && n_prompt > 0);
+    if (journal_find_request(j, request_id) != NULL) {
+        return err_set(err, ST_ERR_EXISTS,
+                       "request_id \"%s\" belongs to a stream that is still running", request_id);
+    }
+    if (j->n >= j->n_max) {
+        return err_set(err, ST_ERR_LIMIT,
+                       "%u streams are open, the limit of this service (--queue); try again later",
+                       j->n);
+    }
+    struct journal_entry *e = calloc(1, sizeof(*e));
+    uint32_t *ids = malloc(n_prompt * sizeof(*ids));
+    if (e == NULL || ids == NULL) {
+        free(e);
+        free(ids);
+        return err_set(err, ST_ERR_NOMEM, "no memory for a prompt of %u tokens", n_prompt);
+    }
+    memcpy(ids, prompt, n_prompt * sizeof(*ids));
+    e->prompt = ids;
+    e->n_prompt = n_prompt;
+    e->stream = j->next_stream++;
+    e->attempt = 1;
+    e->deadline_ns = CLOCK_NEVER;
+    memcpy(e->request_id, request_id, strlen(request_id) + 1);
+
+    struct journal_entry **stream_at = &j->by_stream[stream_slot(j, e->stream)];
+    struct journal_entry **request_at = &j->by_request[request_slot(j, e->request_id)];
+    e->next_stream = *stream_at;
+    *stream_at = e;
+    e->next_request = *request_at;
+    *request_at = e;
+    j->n++;
+    *entry_p = e;
+    return ST_OK;
+}
+
+void journal_close(struct journal *j, struct journal_entry *entry)
+{
+    struct journal_entry **at = &j->by_stream[stream_slot(j, entry->stream)];
+
+    while (*at != entry) {
+        ASSERT(*at != NULL);
+        at = &(*at)->next_stream;
+    }
+    *at = entry->next_stream;
+    at = &j->by_request[request_slot(j, entry->request_id)];
+    while (*at != entry) {
+        ASSERT(*at != NULL);
+        at = &(*at)->next_request;
+    }
+    *at = entry->next_request;
+    j->n--;
+    entry_free(entry);
+}
+
+status journal_append(struct journal_entry *entry, uint32_t token)
+{
+    if (entry->n_emitted == entry->n_emitted_max) {
+        const uint32_t n = entry->n_emitted_max == 0 ? 64 : entry->n_emitted_max * 2;
+        uint32_t *ids = realloc(entry->emitted, n * sizeof(*ids));
+        if (ids == NULL) {
+            return ST_ERR_NOMEM;
+        }
+        entry->emitted = ids;
+        entry->n_emitted_max = n;
+    }
+    entry->emitted[entry->n_emitted++] = token;
+    return ST_OK;
+}
+
+struct journal_entry *journal_find(const struct journal *j, uint64_t stream)
+{
+    struct journal_entry *e = j->by_stream[stream_slot(j, stream)];
+
+    while (e != NULL && e->stream != stream) {
+        e = e->next_stream;
+    }
+    return e;
+}
+
+struct journal_entry *journal_find_request(const struct journal *j, const char *request_id)
+{
+    struct journal_entry *e = j->by_request[request_slot(j, request_id)];
+
+    while (e != NULL && strcmp(e->request_id, request_id) != 0) {
+        e = e->next_request;
+    }
+    return e;
+}
+
+uint32_t journal_count(const struct journal *j)
+{
+    return j->n;
+}
+
+void journal_each(struct journal *j, void (*fn)(void *arg, struct journal_entry *entry), void *arg)
+{
+    for (uint32_t i = 0; i <= j->mask; i++) {
+        struct journal_entry *e = j->by_stream[i];
+        while (e != NULL) {
+            struct journal_entry *next = e->next_stream;
+            fn(arg, e);
+            e = next;
+        }
+    }
+}
+
+struct msg_submit journal_submit(const struct journal_entry *e, uint64_t now_ns)
+{
+    uint64_t deadline_us = 0;
+
+    if (e->deadline_ns != CLOCK_NEVER) {
+        /* 0 would mean "none": what is due now has a microsecond left. */
+        deadline_us = e->deadline_ns > now_ns ? (e->deadline_ns - now_ns) / NS_PER_US : 0;
+        deadline_us = MAX(deadline_us, (uint64_t)1);
+    }
+    return (struct msg_submit){ .stream = e->stream,
+                                .attempt = e->attempt,
+                                .n_prompt = e->n_prompt,
+                                .n_emitted = e->n_emitted,
+                                .prompt = e->prompt,
+                                .emitted = e->emitted,
+                                .max_tokens = e->max_tokens,
+                                .temperature = e->temperature,
+                                .top_p = e->top_p,
+                                .min_p = e->min_p,
+                                .top_k = e->top_k,
+                                .choice = 0,
+                                .seed = e->seed,
+                                .n_stop_ids = e->n_stop_ids,
+                                .stop_ids = e->stop_ids,
+                                .want_logprobs = e->want_logprobs,
+                                .n_logprobs = e->n_logprobs,
+                                .deadline_us = deadline_us };
+}

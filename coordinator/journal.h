@@ -1,0 +1,64 @@
+/* coordinator/journal.h - every running request as it could be started again: prompt ids, emitted
+ * ids, parameters, seed.
+ *
+ *   open (by the front, before Submit) ──► append each token that counts ──► close (call is over)
+ *
+ * In memory. What an entry holds is exactly what a Submit needs, therefore moving a stream to
+ * another replica is journal_submit with the next attempt (docs/numerics.md makes the rest equal).
+ * Overshoot past a stop string is never appended. Entries are found by stream number (events) and
+ * by request id (duplicates). One owner thread, no locks. */
+#ifndef COORDINATOR_JOURNAL_H
+#define COORDINATOR_JOURNAL_H
+
+#include "proto/msg.h"
+
+enum { JOURNAL_STOP_IDS_MAX = MSG_STOP_IDS_MAX + 8 };
+
+struct journal;
+
+struct journal_entry {
+    uint64_t stream;  /* unique in the coordinator's life */
+    uint32_t attempt; /* 1 for the first Submit */
+    char request_id[MSG_REQUEST_ID_MAX + 1];
+    uint32_t n_prompt, n_emitted, n_emitted_max;
+    uint32_t *prompt;  /* [n_prompt] owned */
+    uint32_t *emitted; /* [n_emitted_max] owned, n_emitted used */
+    uint32_t max_tokens;
+    float temperature, top_p, min_p;
+    uint32_t top_k;
+    uint64_t seed;
+    uint32_t n_stop_ids;
+    uint32_t
+        stop_ids[JOURNAL_STOP_IDS_MAX]; /* the request's, then the model's ends unless ignored */
+    bool want_logprobs;
+    uint32_t n_logprobs;
+    uint64_t deadline_ns; /* on the coordinator's clock; CLOCK_NEVER: none */
+
+    void *owner;                                      /* the session; borrowed */
+    struct journal_entry *next_stream, *next_request; /* private: hash chains */
+};
+
+/* At most n_max entries are open. */
+status journal_create(uint32_t n_max, struct journal **journal_p, struct err *err);
+void journal_destroy(struct journal *j); /* entries included; NULL is fine */
+
+/* A zeroed entry with stream, attempt 1 and request_id set and `prompt` copied; the caller fills in
+ * the parameters.
+ * ST_ERR_LIMIT: n_max are open (names the bound). ST_ERR_EXISTS: the request id is in use.
+ * ST_ERR_NOMEM. */
+status journal_open(struct journal *j, const char *request_id, const uint32_t *prompt,
+                    uint32_t n_prompt, struct journal_entry **entry_p, struct err *err);
+void journal_close(struct journal *j, struct journal_entry *entry);
+status journal_append(struct journal_entry *entry, uint32_t token) WARN_UNUSED; /* ST_ERR_NOMEM */
+
+struct journal_entry *journal_find(const struct journal *j, uint64_t stream); /* NULL: not open */
+struct journal_entry *journal_find_request(const struct journal *j, const char *request_id);
+uint32_t journal_count(const struct journal *j);
+/* Call fn for every open entry; fn may close that entry, no other. */
+void journal_each(struct journal *j, void (*fn)(void *arg, struct journal_entry *entry), void *arg);
+
+/* The Submit that starts this stream, or starts it again from where it is. Borrows from the entry.
+ */
+struct msg_submit journal_submit(const struct journal_entry *entry, uint64_t now_ns);
+
+#endif

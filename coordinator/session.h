@@ -1,0 +1,78 @@
+/* coordinator/session.h - one answer on its way to one client: ids become text, text meets stop
+ * strings, and both become messages.
+ *
+ *   token ──► journal ──► detok ──► stop ──► pending (text + tokens) ──flush──► sink (one message)
+ *
+ *   RUNNING ──end (leader's finish, or a stop string)──► ENDING ──last message taken──► OVER
+ *      └────────── failure (leader's, ours, client too slow) ──────────────────────────►┘
+ *
+ * Pending is coalesced: while the sink is busy everything joins one message, up to
+ * SESSION_BACKLOG_TOKENS; a client that reads slower than that loses its stream with
+ * RESOURCE_EXHAUSTED. A unary answer is pending until its end. Once OVER, what still comes from the
+ * leader (overshoot past a stop string) is dropped unseen.
+ *
+ * Calls that return bool say "tell the leader to cancel". The sink may end the call inside its own
+ * functions; the session is not destroyed by that (the coordinator defers it). One owner thread. */
+#ifndef COORDINATOR_SESSION_H
+#define COORDINATOR_SESSION_H
+
+#include "base/clock.h"
+#include "coordinator/journal.h"
+#include "model/tokenizer.h"
+
+enum {
+    SESSION_BACKLOG_TOKENS = 4096,
+    SESSION_TOPS_BYTES = 32 << 20 /* of top log-probabilities in one message */
+};
+
+/* The call, as far as a session needs it (cluster/rpc.h; a fake one in tests). */
+struct session_sink {
+    /* ST_BUSY: nothing was taken, session_writable follows. ST_ERR_PEER: the call is over. */
+    status (*send)(void *self, const void *data, size_t len);
+    void (*finish)(void *self, status st, const char *text);
+    void (*reply)(void *self, const void *data, size_t len);
+    void *self; /* borrowed */
+};
+
+enum session_state {
+    SESSION_RUNNING,
+    SESSION_ENDING, /* the last message waits for room */
+    SESSION_OVER    /* finish, reply or failure was handed to the sink */
+};
+
+struct session_config {
+    const struct tokenizer *tok; /* borrowed, as all below */
+    const struct clock *clock;
+    struct journal_entry *entry;
+    const struct msg_str *stop; /* copied */
+    uint32_t n_stop;
+    const char *profile, *weights_digest, *model;
+    bool is_unary;
+    uint64_t arrived_ns;
+    struct session_sink sink;
+};
+
+struct session; /* opaque */
+
+status session_create(const struct session_config *config, struct session **session_p,
+                      struct err *err);
+void session_destroy(struct session *s); /* NULL is fine */
+
+/* Streaming: sends `started` at once, so that a client knows its id and seed before the first
+ * token. */
+bool session_start(struct session *s) WARN_UNUSED;
+/* A token of this stream's current attempt. A gap or repetition in the index fails the stream. */
+bool session_token(struct session *s, const struct msg_token *t) WARN_UNUSED;
+void session_finish(struct session *s, const struct msg_finish *f);
+/* Send what is pending, once per step. */
+bool session_flush(struct session *s) WARN_UNUSED;
+bool session_writable(struct session *s) WARN_UNUSED;
+/* End with an error, whatever is pending. Nothing if OVER. */
+void session_fail(struct session *s, status st, const char *text);
+/* The call is gone: no sink function is called from here on. */
+void session_abandon(struct session *s);
+
+enum session_state session_state(const struct session *s);
+struct journal_entry *session_entry(const struct session *s);
+
+#endif
