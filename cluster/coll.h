@@ -26,7 +26,7 @@
 struct kern_stream; /* kernels/kern.h; NULL for host memory */
 struct coll;
 
-enum { COLL_REQS_MAX = 64 };
+enum { COLL_REQS_MAX = 256 };
 
 /* A pending send or receive of this coll: index of a slot. */
 struct coll_req {

@@ -17,56 +17,17 @@ struct leader {
     uint64_t began_ns[PLAN_STAGES_MAX + 1]; /* when each plan in the ring was sent */
 };
 
-static struct step_head *plan_at(const struct rank *r, uint32_t i)
-{
-    return (struct step_head *)(void *)((char *)r->plans + (size_t)i * r->plan_bytes_max);
-}
-
-/* The ring slot's earlier sends must be over before its plan is overwritten. */
-static status settle_slot(struct rank *r, uint32_t i, struct err *err)
-{
-    struct coll_req *reqs = r->plan_reqs + (size_t)i * r->plan->n_ranks;
-
-    for (uint32_t k = 0; k < r->n_plan_reqs[i]; k++) {
-        const status st = r->coll->ops->wait(r->coll, reqs[k], err);
-        if (st != ST_OK) {
-            return st;
-        }
-    }
-    r->n_plan_reqs[i] = 0;
-    return ST_OK;
-}
-
-static status send_plan(struct rank *r, uint32_t i, struct err *err)
-{
-    const struct step_head *plan = plan_at(r, i);
-    struct coll_req *reqs = r->plan_reqs + (size_t)i * r->plan->n_ranks;
-
-    for (uint32_t to = 1; to < r->plan->n_ranks; to++) {
-        const status st = r->coll->ops->send_start(r->coll, NULL, to, RANK_TAG_PLAN, plan,
-                                                   plan->bytes, &reqs[r->n_plan_reqs[i]], err);
-        if (st != ST_OK) {
-            return st;
-        }
-        r->n_plan_reqs[i]++;
-    }
-    return ST_OK;
-}
-
 static status send_exit(struct leader *l, struct err *err)
 {
     struct rank *r = l->r;
-    struct step_head *plan = plan_at(r, l->i_plan);
-    status st = settle_slot(r, l->i_plan, err);
+    struct step_head *plan = rank_plan(r, l->i_plan);
+    status st = rank_settle_plan(r, l->i_plan, err);
 
     if (st == ST_OK) {
         memset(plan, 0, sizeof(*plan));
         plan->kind = STEP_EXIT;
         step_seal(plan);
-        st = send_plan(r, l->i_plan, err);
-    }
-    for (uint32_t i = 0; i < r->n_plans && st == ST_OK; i++) {
-        st = settle_slot(r, i, err);
+        st = rank_pass_plan(r, l->i_plan, err);
     }
     return st == ST_OK ? rank_finish_sends(r, err) : st;
 }
@@ -106,7 +67,7 @@ static status report(struct leader *l, struct err *err)
 static status take_results(struct leader *l, struct err *err)
 {
     struct rank *r = l->r;
-    const struct step_head *plan = plan_at(r, l->i_oldest);
+    const struct step_head *plan = rank_plan(r, l->i_oldest);
     status st = sched_done(l->sched, plan->id, r->results, plan->n_samples, err);
 
     note_step(l);
@@ -120,12 +81,12 @@ static status begin_step(struct leader *l, struct err *err)
 {
     struct rank *r = l->r;
     uint32_t i_x = 0;
-    status st = settle_slot(r, l->i_plan, err);
+    status st = rank_settle_plan(r, l->i_plan, err);
 
     if (st != ST_OK) {
         return st;
     }
-    st = sched_next(l->sched, plan_at(r, l->i_plan));
+    st = sched_next(l->sched, rank_plan(r, l->i_plan));
     if (st != ST_OK) {
         return st;
     }
@@ -133,8 +94,8 @@ static status begin_step(struct leader *l, struct err *err)
     l->began_ns[i] = clock_now_ns(clock_real());
     l->i_plan = (i + 1) % r->n_plans;
     l->n_out++;
-    (void)((st = send_plan(r, i, err)) || (st = rank_take_x(r, &i_x, err)) ||
-           (st = rank_run_stage(r, plan_at(r, i), i_x, err)));
+    (void)((st = rank_pass_plan(r, i, err)) || (st = rank_take_x(r, &i_x, err)) ||
+           (st = rank_run_stage(r, rank_plan(r, i), i_x, err)));
     if (st == ST_OK && r->plan->pp == 1) {
         st = take_results(l, err);
     }
@@ -146,7 +107,7 @@ static status poll_results(struct leader *l, struct err *err)
 {
     struct rank *r = l->r;
     const uint32_t last = (r->plan->pp - 1) * r->plan->tp;
-    const size_t want = plan_at(r, l->i_oldest)->n_samples * sizeof(*r->results);
+    const size_t want = rank_plan(r, l->i_oldest)->n_samples * sizeof(*r->results);
     struct coll_req req;
     size_t bytes = 0;
     status st = r->coll->ops->probe(r->coll, last, RANK_TAG_RESULT, &bytes, err);

@@ -24,7 +24,7 @@ static status alloc_buffers(struct rank *r, struct err *err)
     r->plan_bytes_max = step_bytes_max(&r->limits);
     r->plans = calloc(r->n_plans, r->plan_bytes_max);
     r->results = calloc(r->limits.seqs_max, sizeof(*r->results));
-    r->plan_reqs = calloc((size_t)r->n_plans * r->plan->n_ranks, sizeof(*r->plan_reqs));
+    r->plan_reqs = calloc((size_t)r->n_plans * PLAN_CHILDREN_MAX, sizeof(*r->plan_reqs));
     r->n_plan_reqs = calloc(r->n_plans, sizeof(*r->n_plan_reqs));
     if (r->plans == NULL || r->results == NULL || r->plan_reqs == NULL || r->n_plan_reqs == NULL) {
         return err_set(err, ST_ERR_NOMEM, "rank %u: no memory for step plans", r->rank);
@@ -196,6 +196,9 @@ status rank_finish_sends(struct rank *r, struct err *err)
 {
     status st = ST_OK;
 
+    for (uint32_t i = 0; i < r->n_plans && st == ST_OK; i++) {
+        st = rank_settle_plan(r, i, err);
+    }
     for (uint32_t i = 0; i < RANK_X_BUFFERS && st == ST_OK; i++) {
         if (r->x_pending[i]) {
             st = r->coll->ops->wait(r->coll, r->x_reqs[i], err);
@@ -203,6 +206,56 @@ status rank_finish_sends(struct rank *r, struct err *err)
         }
     }
     return st;
+}
+
+struct step_head *rank_plan(const struct rank *r, uint32_t i)
+{
+    return (struct step_head *)(void *)((char *)r->plans + (size_t)i * r->plan_bytes_max);
+}
+
+status rank_settle_plan(struct rank *r, uint32_t i, struct err *err)
+{
+    struct coll_req *reqs = r->plan_reqs + (size_t)i * PLAN_CHILDREN_MAX;
+
+    for (uint32_t k = 0; k < r->n_plan_reqs[i]; k++) {
+        const status st = r->coll->ops->wait(r->coll, reqs[k], err);
+        if (st != ST_OK) {
+            return st;
+        }
+    }
+    r->n_plan_reqs[i] = 0;
+    return ST_OK;
+}
+
+status rank_pass_plan(struct rank *r, uint32_t i, struct err *err)
+{
+    const struct step_head *plan = rank_plan(r, i);
+    struct coll_req *reqs = r->plan_reqs + (size_t)i * PLAN_CHILDREN_MAX;
+
+    for (uint32_t bit = 1; r->rank + bit < r->plan->n_ranks; bit <<= 1) {
+        if (bit <= r->rank) {
+            continue;
+        }
+        const status st =
+            r->coll->ops->send_start(r->coll, NULL, r->rank + bit, RANK_TAG_PLAN, plan, plan->bytes,
+                                     &reqs[r->n_plan_reqs[i]], err);
+        if (st != ST_OK) {
+            return st;
+        }
+        r->n_plan_reqs[i]++;
+    }
+    return ST_OK;
+}
+
+/* Who passes plans to this rank: its number without the highest bit. */
+static uint32_t plan_parent(uint32_t rank)
+{
+    uint32_t bit = 1;
+
+    while (bit * 2 <= rank) {
+        bit *= 2;
+    }
+    return rank - bit;
 }
 
 /* ---- one step ---- */
@@ -245,11 +298,12 @@ static status recv_now(struct rank *r, uint32_t from, uint32_t tag, void *data, 
 static status await_plan(struct rank *r, struct step_head *plan, struct err *err)
 {
     const uint64_t since = clock_now_ns(clock_real());
+    const uint32_t parent = plan_parent(r->rank);
     size_t bytes = 0;
     status st;
 
     atomic_store(&r->progress->phase, RANK_IDLE);
-    while ((st = r->coll->ops->probe(r->coll, 0, RANK_TAG_PLAN, &bytes, err)) == ST_BUSY) {
+    while ((st = r->coll->ops->probe(r->coll, parent, RANK_TAG_PLAN, &bytes, err)) == ST_BUSY) {
         if (r->config.abort != NULL && *r->config.abort) {
             return err_set(err, ST_ERR_CANCELLED, "rank %u was told to end", r->rank);
         }
@@ -260,7 +314,7 @@ static status await_plan(struct rank *r, struct step_head *plan, struct err *err
                        bytes, r->plan_bytes_max);
     }
     if (st == ST_OK) {
-        st = recv_now(r, 0, RANK_TAG_PLAN, plan, bytes, err);
+        st = recv_now(r, parent, RANK_TAG_PLAN, plan, bytes, err);
     }
     return st == ST_OK ? step_check(plan, bytes, &r->limits, r->plan->kv_blocks, err) : st;
 }
@@ -291,16 +345,25 @@ static status follow(struct rank *r, const struct step_head *plan, struct err *e
 
 static status follower_run(struct rank *r, struct err *err)
 {
-    struct step_head *plan = r->plans;
-    status st;
+    uint32_t i = 0;
 
-    while ((st = await_plan(r, plan, err)) == ST_OK && plan->kind != STEP_EXIT) {
+    for (;; i = (i + 1) % r->n_plans) {
+        struct step_head *plan = rank_plan(r, i);
+        status st;
+        (void)((st = rank_settle_plan(r, i, err)) || (st = await_plan(r, plan, err)) ||
+               (st = rank_pass_plan(r, i, err)));
+        if (st != ST_OK) {
+            return st;
+        }
+        if (plan->kind == STEP_EXIT) {
+            break;
+        }
         st = follow(r, plan, err);
         if (st != ST_OK) {
             return st;
         }
     }
-    return st == ST_OK ? rank_finish_sends(r, err) : st;
+    return rank_finish_sends(r, err);
 }
 
 status rank_run(struct rank *r, const struct rank_io *io, struct err *err)

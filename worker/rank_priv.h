@@ -37,6 +37,18 @@ struct rank {
     struct step_result *results; /* [seqs_max] */
 };
 
+/* Plans go down a binomial tree over the ranks: r passes them to r + 2^k for every 2^k > r. A
+ * parent has a smaller rank, so its stage is the child's or an earlier one, and it passes a plan on
+ * before it runs it: the plan is there before the residual is. */
+enum { PLAN_CHILDREN_MAX = 12 };
+_Static_assert(PLAN_RANKS_MAX <= 1 << PLAN_CHILDREN_MAX, "children of rank 0");
+
+struct step_head *rank_plan(const struct rank *r, uint32_t i);
+/* Start sending plan i of the ring to this rank's children. */
+status rank_pass_plan(struct rank *r, uint32_t i, struct err *err);
+/* The ring slot's earlier sends must be over before its plan is overwritten. */
+status rank_settle_plan(struct rank *r, uint32_t i, struct err *err);
+
 /* Give the core away while waiting; longer naps the longer nothing happened. */
 void rank_pause(struct rank *r, uint64_t idle_since_ns);
 status rank_take_x(struct rank *r, uint32_t *i_x_p, struct err *err);
