@@ -59,33 +59,24 @@ static void feed(struct detok *d, unsigned char byte, struct buf *out)
     d->n_pending = 0;
 }
 
-/* What the first token of a text loses. Returns how many leading bytes. */
-static size_t first_word(const struct detok *d, const char *s, size_t len)
-{
-    size_t n = 0;
-
-    if (d->started || !d->tok->decode.strip_word) {
-        return 0;
-    }
-    while (n < len && s[n] == ' ') {
-        n++;
-    }
-    return n;
-}
-
 static void push(struct detok *d, uint32_t id, struct buf *out)
 {
     size_t len;
     const char *s = tokenizer_token_bytes(d->tok, id, &len);
     const unsigned flags = d->tok->entries[id].flags;
-    const bool byte = (flags & TOKF_BYTE) != 0;
+    const bool byte = (flags & TOKF_BYTE) != 0, unk = (flags & TOKF_UNK) != 0;
     const bool drop_all = d->tok->decode.strip_all && !d->started;
 
     if (!byte && d->tok->decode.byte_fallback) { /* a run of bytes ends here */
         put_broken(d, d->n_pending, out);
         d->n_pending = 0;
     }
-    for (size_t i = byte ? 0 : first_word(d, s, len); i < len; i++) {
+    /* SentencePiece, when it squeezes spaces: each token loses its first one while there is no
+     * text. */
+    const bool word =
+        d->tok->decode.strip_word && !d->started && !byte && !unk && len != 0 && s[0] == ' ';
+    d->n_strip = unk ? 0 : d->n_strip; /* its surface is shown as it is */
+    for (size_t i = word ? 1 : 0; i < len; i++) {
         if (s[i] == ' ' && (drop_all || d->n_strip != 0)) {
             d->n_strip = (uint8_t)(drop_all ? d->n_strip : d->n_strip - 1);
             continue;
@@ -93,7 +84,7 @@ static void push(struct detok *d, uint32_t id, struct buf *out)
         d->n_strip = 0;
         feed(d, (unsigned char)s[i], out);
     }
-    d->started = true;
+    d->started = d->started || !d->tok->decode.strip_word || len > (word ? 1u : 0u);
 }
 
 static bool shown(const struct detok *d, uint32_t id)

@@ -20,7 +20,7 @@
 struct detok {
     const struct tokenizer *tok; /* borrowed */
     bool with_special;           /* show special tokens by their content */
-    bool started;                /* a token with text has come */
+    bool started;                /* no longer at the first token, or where text began */
     uint8_t n_strip;             /* leading spaces of the text still to strip */
     uint8_t n_pending;           /* bytes of an unfinished character */
     unsigned char pending[4];

@@ -146,7 +146,7 @@ struct tok_decode {
         uint32_t from_len, to_len;
     } replace[4];
     uint8_t strip;   /* leading spaces taken off the whole text */
-    bool strip_word; /* all leading spaces of the first token are taken off */
+    bool strip_word; /* every token loses its first space while the text is empty */
     bool strip_all;  /* all spaces of the first token are dropped (Metaspace does) */
 };
 

@@ -385,7 +385,10 @@ static status pre_one(struct tokenizer *t, const json_t *v, const char *where, i
         return pre_metaspace(t, v, where, err);
     }
     if (strcmp(type, "Whitespace") == 0) {
-        return tok_pre_add_regex(t, "\\w+|[^\\w\\s]+", 13, SPLIT_REMOVED, true, where, err);
+        static const char words[] = /* \w+|[^\w\s]+ with the words of Rust's regex */
+            "[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{200c}\\x{200d}]+|"
+            "[^\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{200c}\\x{200d}\\s]+";
+        return tok_pre_add_regex(t, words, strlen(words), SPLIT_REMOVED, true, where, err);
     }
     if (strcmp(type, "Digits") == 0) {
         st = tok_json_bool(v, where, "individual_digits", false, &single, err);

@@ -1,7 +1,7 @@
 /* model/tok_regex.c - the regular expressions of tokenizer files, run by PCRE2.
  *
  * The files are written for Oniguruma (Ruby syntax). Common patterns mean the same in PCRE2 with
- * UTF and UCP except for three things, which are rewritten here: \s \S    PCRE2 counts U+180E as a
+ * UTF and UCP except for four things, which are rewritten here: \s \S    PCRE2 counts U+180E as a
  * space, Unicode and Oniguruma do not {1,n}+   possessive in PCRE2; in Oniguruma a repeated group,
  * that is `+` ^ $      always at line ends in Oniguruma: PCRE2_MULTILINE What else differs (class
  * intersection, nested classes, \h as hex digit) is refused with its name: a pattern that quietly
@@ -39,6 +39,10 @@ struct tok_match {
 static const char space_members[] = "\\x09-\\x0d\\x20\\x85\\xa0\\x{1680}\\x{2000}-\\x{200a}"
                                     "\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}";
 
+/* Words of Oniguruma, the Latin-1 superscripts and fractions included. Compared with it over all
+ * characters of Unicode 14. */
+static const char word_members[] = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\xb2\\xb3\\xb9\\xbc-\\xbe";
+
 /* ---- rewriting ---- */
 
 struct rewrite {
@@ -58,18 +62,22 @@ static status rewrite_escape(struct rewrite *r)
     const char c = r->p[1];
 
     r->p += 2;
-    if (c == 's') {
-        return r->in_class ? buf_append_str(&r->out, space_members)
-                           : buf_printf(&r->out, "[%s]", space_members);
+    const char *members = c == 's' || c == 'S' ? space_members : word_members;
+    if (c == 's' || c == 'w') {
+        return r->in_class ? buf_append_str(&r->out, members)
+                           : buf_printf(&r->out, "[%s]", members);
     }
-    if (c == 'S' && !r->in_class) {
-        return buf_printf(&r->out, "[^%s]", space_members);
+    if ((c == 'S' || c == 'W') && !r->in_class) {
+        return buf_printf(&r->out, "[^%s]", members);
+    }
+    if (c == 'W' || ((c == 'b' || c == 'B') && !r->in_class)) {
+        return refuse(r, "\\W in a class, \\b or \\B (words are not the same there)");
     }
     if (c == 'h' || c == 'H') {
         return refuse(r, "\\h (a hex digit in Oniguruma)");
     }
-    if (c == 'C' || c == 'K' || c == 'G' || c == 'Q' || c == 'E' || c == 'M' || c == 'y' ||
-        c == 'Y' || c == 'O' || c == 'g' || c == 'k') {
+    if (c == 'C' || c == 'K' || c == 'G' || c == 'Q' || c == 'X' || c == 'R' || c == 'N' ||
+        c == 'E' || c == 'M' || c == 'y' || c == 'Y' || c == 'O' || c == 'g' || c == 'k') {
         const char what[] = { '\\', c, 0 };
         return refuse(r, what);
     }

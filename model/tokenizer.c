@@ -129,6 +129,24 @@ static void set_small_tables(struct tokenizer *t)
     }
 }
 
+/* A token that is found in its normal form also reads as its normal form: with a normalizer that
+ * puts U+2581 in front, " cat" is found, and the space is part of what the token stands for. */
+static status set_normed_bytes(struct tokenizer *t, uint32_t id, struct tok_work *w)
+{
+    struct tok_entry *e = &t->entries[id];
+
+    buf_reset(&w->text);
+    const status st =
+        bytes_by_replacing(&t->decode, w->norm.data, (uint32_t)w->norm.len, &w->text, &w->other);
+    if (st != ST_OK ||
+        (w->text.len == e->str_len && memcmp(w->text.data, tok_str(t, id), e->str_len) == 0)) {
+        return st;
+    }
+    e->bytes = (uint32_t)t->pool.len;
+    e->bytes_len = (uint32_t)w->text.len;
+    return buf_append(&t->pool, w->text.data, w->text.len);
+}
+
 /* Added tokens are searched in the raw text, or in their normal form in the normalised text. */
 static status set_tries(struct tokenizer *t, struct err *err)
 {
@@ -154,6 +172,9 @@ static status set_tries(struct tokenizer *t, struct err *err)
         st = tok_normalize(&w, tok_str(t, id), e->str_len);
         if (st == ST_OK && w.norm.len != 0) {
             st = tok_trie_add(&t->normed, w.norm.data, w.norm.len, id);
+        }
+        if (st == ST_OK) {
+            st = set_normed_bytes(t, id, &w);
         }
     }
     tok_work_fini(&w);
