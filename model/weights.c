@@ -26,16 +26,28 @@ enum { INDEX_BYTES_MAX = 64 << 20, FILES_MAX = 1024 };
 
 /* ---- files ---- */
 
+/* DIR/NAME. */
+static status path_of(const struct weights *w, const char *name, struct buf *path, struct err *err)
+{
+    buf_reset(path);
+    const status st = buf_printf(path, "%s/%s", w->dir, name);
+
+    if (st == ST_ERR_LIMIT) {
+        return err_set(err, st, "%s: path of a weight file is longer than %d bytes", name,
+                       PATH_MAX);
+    }
+    return st == ST_OK ? st : err_set(err, st, "%s: no memory for its path", name);
+}
+
 static status file_open(const struct weights *w, struct weights_file *file, struct err *err)
 {
     struct buf path = BUF_INIT_MAX(PATH_MAX);
     struct stat info;
-    status st = buf_printf(&path, "%s/%s", w->dir, file->name);
+    status st = path_of(w, file->name, &path, err);
 
     if (st != ST_OK) {
         buf_fini(&path);
-        return err_set(err, st, "%s: path of a weight file is longer than %d bytes", file->name,
-                       PATH_MAX);
+        return st;
     }
     /* O_NONBLOCK: a FIFO of that name must not hang the process. */
     file->fd = open(path.data, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -177,10 +189,9 @@ static status index_read(struct weights *w, json_t **index_p, json_t **map_p, st
     struct buf path = BUF_INIT_MAX(PATH_MAX), text = BUF_INIT_MAX(INDEX_BYTES_MAX + 2);
     json_t *value;
     const char *tensor;
-    status st = buf_printf(&path, "%s/" INDEX_NAME, w->dir);
+    status st = path_of(w, INDEX_NAME, &path, err);
 
     if (st != ST_OK) {
-        err_set(err, st, "path of the weight index is longer than %d bytes", PATH_MAX);
         goto out;
     }
     st = buf_read_file(&text, path.data, INDEX_BYTES_MAX, err);
@@ -351,15 +362,18 @@ static status check_map(const struct weights *w, json_t *map, struct err *err)
 
 /* ---- life ---- */
 
-static bool single_exists(const char *dir)
+/* A dangling link counts as there: it is then refused by name, not passed over. */
+static status single_exists(const struct weights *w, bool *exists_p, struct err *err)
 {
     struct buf path = BUF_INIT_MAX(PATH_MAX);
     struct stat info;
-    const bool there =
-        buf_printf(&path, "%s/" SINGLE_NAME, dir) == ST_OK && lstat(path.data, &info) == 0;
+    const status st = path_of(w, SINGLE_NAME, &path, err);
 
+    if (st == ST_OK) {
+        *exists_p = lstat(path.data, &info) == 0;
+    }
     buf_fini(&path);
-    return there;
+    return st;
 }
 
 static status open_all(struct weights *w, json_t **index_p, struct err *err)
