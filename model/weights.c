@@ -379,9 +379,12 @@ static status single_exists(const struct weights *w, bool *exists_p, struct err 
 static status open_all(struct weights *w, json_t **index_p, struct err *err)
 {
     json_t *map = NULL;
-    status st =
-        single_exists(w->dir) ? files_add(w, SINGLE_NAME, err) : index_read(w, index_p, &map, err);
+    bool single = false;
+    status st = single_exists(w, &single, err);
 
+    if (st == ST_OK) {
+        st = single ? files_add(w, SINGLE_NAME, err) : index_read(w, index_p, &map, err);
+    }
     if (st != ST_OK) {
         return st;
     }
