@@ -155,6 +155,7 @@ struct product {
     void *x;
     float *y;
     uint32_t t;
+    size_t pool_at;
 };
 
 static void *take(const struct kern_ops *ops, struct kern_stream *s, size_t bytes)
@@ -170,25 +171,27 @@ static void *take(const struct kern_ops *ops, struct kern_stream *s, size_t byte
     return mem;
 }
 
+static char
+    *pool; /* POOL bytes of weights, which the shapes take turns in: more than caches hold */
+enum { POOL = 512 << 20 };
+
 static void product_run(void *arg)
 {
     struct product *p = arg;
+    const size_t bytes = p->ops->mat_bytes(&p->w);
 
+    p->pool_at = p->pool_at + 2 * bytes > POOL ? 0 : p->pool_at + bytes;
+    p->w.data = pool + p->pool_at;
     p->ops->gemm(p->s, p->y, p->x, &p->w, p->t);
 }
 
-/* n_outs outputs per copy; `copies` side by side, so that a decode product cannot live in cache. */
 static struct product product_make(const struct kern_ops *ops, struct kern_stream *s,
                                    const char *name, uint32_t n, uint32_t k, uint32_t leaves)
 {
-    struct product p = { ops, s, name, { KERN_BF16, n, k, leaves, { 0 }, NULL }, NULL, NULL, 1 };
+    struct product p = { ops, s, name, { KERN_BF16, n, k, leaves, { 0 }, NULL }, NULL, NULL, 1, 0 };
 
     for (uint32_t i = 0; i <= leaves; i++) {
         p.w.leaf[i] = kern_leaf_begin(k, leaves, i);
-    }
-    p.w.data = take(ops, s, ops->mat_bytes(&p.w));
-    for (size_t i = 0; i < ops->mat_bytes(&p.w) / 2; i++) {
-        ((uint16_t *)p.w.data)[i] = (uint16_t)(0x3c00 + i % 257);
     }
     p.x = take(ops, s, (size_t)PREFILL * k * 2);
     for (size_t i = 0; i < (size_t)PREFILL * k; i++) {
@@ -200,7 +203,6 @@ static struct product product_make(const struct kern_ops *ops, struct kern_strea
 
 static void product_free(struct product *p)
 {
-    p->ops->mem_free(p->s, p->w.data, p->ops->mat_bytes(&p->w));
     p->ops->mem_free(p->s, p->x, (size_t)PREFILL * p->w.k * 2);
     p->ops->mem_free(p->s, p->y, (size_t)PREFILL * p->w.n * 4);
 }
@@ -311,6 +313,10 @@ int main(int argc, char **argv)
         return 2;
     }
     measure_machine(n_threads, &bandwidth, &peak);
+    pool = take(ops, s, POOL);
+    for (size_t i = 0; i < POOL / 2; i++) {
+        ((uint16_t *)(void *)pool)[i] = (uint16_t)(0x3c00 + i % 257);
+    }
     for (uint32_t i = 0; i < ARRAY_LEN(shapes); i++) {
         p[i] = product_make(ops, s, shapes[i].name, shapes[i].n, shapes[i].k, shapes[i].leaves);
     }
@@ -340,6 +346,7 @@ int main(int argc, char **argv)
     for (uint32_t i = 0; i < ARRAY_LEN(shapes); i++) {
         product_free(&p[i]);
     }
+    ops->mem_free(s, pool, POOL);
     ops->stream_destroy(s);
     return 0;
 }
