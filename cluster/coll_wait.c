@@ -82,7 +82,7 @@ status coll_waiter_step(struct coll_waiter *w)
     if (w->n_steps++ == 0) {
         w->begin_ns = w->now_ns;
     }
-    if (w->c->abort && __atomic_load_n(w->c->abort, __ATOMIC_RELAXED)) {
+    if (w->c->abort && atomic_load_explicit(w->c->abort, memory_order_relaxed)) {
         return ST_ERR_CANCELLED;
     }
     if (timeout_ns != 0 && timeout_ns != CLOCK_NEVER && w->now_ns - w->begin_ns >= timeout_ns) {

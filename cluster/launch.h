@@ -1,9 +1,11 @@
 /* cluster/launch.h - start, watch and end the MPI job of a replica.
  *
- * The child is mpirun in a process group of its own. What differs between Open MPI versions
- * (options, names of knobs) stands in one table in launch.c; correctness needs none of them.
- * Ending: SIGTERM, again after `grace`, then SIGKILL to the group; a launch that has ended left no
- * process behind on this host. Threads: one owner; launch_poll never blocks. */
+ * The child is mpirun in a session (so also a process group) of its own. What differs between Open
+ * MPI versions (options, names of knobs) stands in one table in launch_command.c; correctness needs
+ * none of them. Ending: SIGTERM, again after 1 s, then after 2 s SIGKILL to all of the session; a
+ * launch that has ended left no process behind on this host. Threads: one owner; launch_poll never
+ * blocks. The thread that calls launch_start must live as long as the job: mpirun gets SIGTERM when
+ * that *thread* ends (PR_SET_PDEATHSIG), so that a killed coordinator leaves no ranks behind. */
 #ifndef CLUSTER_LAUNCH_H
 #define CLUSTER_LAUNCH_H
 
@@ -23,6 +25,7 @@ struct launch_config {
     const char *log_dir;     /* mpirun's own output goes to log_dir/mpirun.log; NULL: to stderr */
     const char *extra;       /* more mpirun options, split at spaces; NULL: none */
     bool oversubscribe;      /* more ranks than cores on some host */
+    bool outlive;            /* the job goes on when the process that started it dies */
 };
 
 struct launch; /* a running (or ended) job */
@@ -54,5 +57,14 @@ void launch_destroy(struct launch *l);
 /* Slots that a hostfile offers (sum of slots=, 1 per line without). ST_ERR_FORMAT names line and
  * word. */
 status hostfile_slots(const char *path, uint32_t *n_slots_p, uint32_t *n_hosts_p, struct err *err);
+
+/* The same over bytes; `name` is for the sentence. */
+struct hostfile_text {
+    const char *name;
+    const char *data;
+    size_t len;
+};
+status hostfile_parse(const struct hostfile_text *text, uint32_t *n_slots_p, uint32_t *n_hosts_p,
+                      struct err *err);
 
 #endif

@@ -1,0 +1,316 @@
+/* cluster/launch.c - the life of one mpirun.
+ *
+ *   RUNS ──mpirun exits──► SWEEP ──nothing of its session left──► ENDED
+ *    │                       ▲  SIGKILL to what is left, each poll
+ *    └─launch_end: SIGTERM at 0 s and 1 s, SIGKILL to the session at 3 s
+ *
+ * The second SIGTERM is for an mpirun that waits for a host behind a cut link: the first makes it
+ * wait, the second makes it go at once. mpirun's exit code is a hint (it has been 0 after a node
+ * failure); who needs to know why a rank died asks the coordinator's members. */
+#include "cluster/launch.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "cluster/launch_process.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { TAIL_BYTES = 2048, PROBE_TEXT_MAX = 64 * 1024 };
+
+static const uint64_t term_again_ns = 1 * NS_PER_S;
+static const uint64_t kill_ns = 3 * NS_PER_S;
+static const uint64_t sweep_ns = 5 * NS_PER_S; /* a process in an uninterruptible wait stays */
+static const uint64_t probe_ns = 5 * NS_PER_S;
+
+enum launch_state {
+    LAUNCH_RUNS,  /* waiting for mpirun's end */
+    LAUNCH_SWEEP, /* it has ended and is collected; waiting for its ranks to be gone */
+    LAUNCH_ENDED  /* nothing is left; code is final */
+};
+
+struct launch {
+    enum launch_state state;
+    int pid; /* of mpirun, also its session */
+    int code;
+    uint32_t n_terms;     /* SIGTERMs sent */
+    uint64_t end_at_ns;   /* first launch_end, 0 before */
+    uint64_t sweep_at_ns; /* when SWEEP began */
+    int log_fd;           /* owned; < 0: none */
+    off_t log_begin;      /* where this launch's output begins */
+    char tail[TAIL_BYTES + 1];
+};
+
+/* ---- start ---- */
+
+static status open_log(struct launch *l, const char *dir, struct err *err)
+{
+    char path[4096];
+
+    l->log_fd = -1;
+    if (!dir) {
+        return ST_OK;
+    }
+    if (snprintf(path, sizeof(path), "%s/mpirun.log", dir) >= (int)sizeof(path)) {
+        return err_set(err, ST_ERR_ARG, "the log folder's name has more than %zu bytes",
+                       sizeof(path));
+    }
+    l->log_fd = open(path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    if (l->log_fd < 0) {
+        return err_set_errno(err, ST_ERR_IO, errno, "%s cannot be opened", path);
+    }
+    l->log_begin = lseek(l->log_fd, 0, SEEK_END);
+    return ST_OK;
+}
+
+status launch_start(const struct launch_config *config, struct launch **launch_p, struct err *err)
+{
+    const char *argv[LAUNCH_ARGS_MAX];
+    struct process_config process = { .argv = argv, .die_with_parent = !config->outlive };
+    struct buf text = BUF_INIT;
+    struct launch *l = calloc(1, sizeof(*l));
+    uint32_t major = 0;
+    char line[128];
+    status st;
+
+    if (!l) {
+        return err_set(err, ST_ERR_NOMEM, "no memory for a launch");
+    }
+    l->log_fd = -1;
+    st = launch_probe(config->mpirun, &major, line, sizeof(line), err);
+    if (st == ST_OK) {
+        st = launch_command(config, major, argv, LAUNCH_ARGS_MAX, &text, err);
+    }
+    if (st == ST_OK) {
+        st = open_log(l, config->log_dir, err);
+    }
+    if (st == ST_OK) {
+        process.out_fd = l->log_fd;
+        st = process_start(&process, &l->pid, err);
+    }
+    buf_fini(&text);
+    if (st != ST_OK) {
+        if (l->log_fd >= 0) {
+            close(l->log_fd);
+        }
+        free(l);
+        return st;
+    }
+    log_info("launch", "%s started for %u ranks, pid %d", line, config->n_ranks, l->pid);
+    *launch_p = l;
+    return ST_OK;
+}
+
+/* ---- watch and end ---- */
+
+static int exit_code(int how)
+{
+    return WIFSIGNALED(how) ? 128 + WTERMSIG(how) : WEXITSTATUS(how);
+}
+
+static void sweep(struct launch *l)
+{
+    const uint64_t now_ns = clock_now_ns(clock_real());
+    const uint32_t n_left = process_session_signal(l->pid, SIGKILL);
+
+    if (n_left == 0) {
+        l->state = LAUNCH_ENDED;
+    } else if (now_ns - l->sweep_at_ns > sweep_ns) {
+        log_warn("launch", "%u processes of mpirun %d do not end on SIGKILL, ignoring", n_left,
+                 l->pid);
+        l->state = LAUNCH_ENDED;
+    }
+}
+
+status launch_poll(struct launch *l, int *code_p)
+{
+    if (l->state == LAUNCH_RUNS) {
+        int how = 0;
+        const pid_t got = waitpid(l->pid, &how, WNOHANG);
+
+        if (got == 0 || (got < 0 && errno == EINTR)) {
+            return ST_BUSY;
+        }
+        /* ECHILD: somebody else collected it (SIGCHLD ignored); the code is lost, the end is not */
+        l->code = got == l->pid ? exit_code(how) : 255;
+        l->state = LAUNCH_SWEEP;
+        l->sweep_at_ns = clock_now_ns(clock_real());
+    }
+    if (l->state == LAUNCH_SWEEP) {
+        sweep(l);
+    }
+    if (l->state != LAUNCH_ENDED) {
+        return ST_BUSY;
+    }
+    *code_p = l->code;
+    return ST_END;
+}
+
+void launch_end(struct launch *l, uint64_t now_ns)
+{
+    uint64_t since_ns;
+
+    if (l->state != LAUNCH_RUNS) {
+        return;
+    }
+    if (l->n_terms == 0) {
+        l->end_at_ns = now_ns;
+    }
+    since_ns = now_ns - l->end_at_ns;
+    if (since_ns >= kill_ns) {
+        (void)process_session_signal(l->pid, SIGKILL);
+    } else if (l->n_terms == 0 || (l->n_terms == 1 && since_ns >= term_again_ns)) {
+        l->n_terms++;
+        (void)kill(l->pid, SIGTERM);
+    }
+}
+
+int launch_pid(const struct launch *l)
+{
+    return l->pid;
+}
+
+void launch_destroy(struct launch *l)
+{
+    const struct timespec nap = { .tv_sec = 0, .tv_nsec = 5 * (long)NS_PER_MS };
+    int code;
+
+    if (!l) {
+        return;
+    }
+    if (l->state == LAUNCH_RUNS) {
+        (void)process_session_signal(l->pid, SIGKILL);
+    }
+    while (launch_poll(l, &code) != ST_END) {
+        (void)nanosleep(&nap, NULL);
+    }
+    if (l->log_fd >= 0) {
+        close(l->log_fd);
+    }
+    free(l);
+}
+
+/* ---- output ---- */
+
+const char *launch_tail(struct launch *l)
+{
+    off_t end, begin;
+    ssize_t n = 0;
+    char *text = l->tail;
+
+    text[0] = '\0';
+    if (l->log_fd < 0) {
+        return text;
+    }
+    end = lseek(l->log_fd, 0, SEEK_END);
+    begin = MAX(l->log_begin, end - TAIL_BYTES);
+    if (end > begin) {
+        n = pread(l->log_fd, l->tail, (size_t)(end - begin), begin);
+    }
+    n = MAX(n, (ssize_t)0);
+    text[n] = '\0';
+    if (begin > l->log_begin) { /* cut in the middle: begin with a whole line */
+        const char *line = strchr(text, '\n');
+
+        text = line ? l->tail + (line + 1 - l->tail) : text;
+    }
+    while (n > 0 && (l->tail[n - 1] == '\n' || l->tail[n - 1] == '\0')) {
+        l->tail[--n] = '\0';
+    }
+    return text;
+}
+
+/* ---- version ---- */
+
+/* Read until the child closes its end, `b` is full, or the deadline. */
+static status read_all(int fd, struct buf *b, uint64_t end_ns)
+{
+    for (;;) {
+        const uint64_t now_ns = clock_now_ns(clock_real());
+        char part[1024];
+        ssize_t n = read(fd, part, sizeof(part));
+
+        if (n > 0) {
+            if (buf_append(b, part, (size_t)n) != ST_OK) {
+                return ST_ERR_LIMIT;
+            }
+        } else if (n == 0) {
+            return ST_OK;
+        } else if (errno != EAGAIN && errno != EINTR) {
+            return ST_ERR_IO;
+        } else if (now_ns >= end_ns) {
+            return ST_ERR_DEADLINE;
+        } else {
+            const struct timespec nap = { .tv_sec = 0, .tv_nsec = 2 * (long)NS_PER_MS };
+
+            (void)nanosleep(&nap, NULL);
+        }
+    }
+}
+
+/* "mpirun (Open MPI) 4.1.4" */
+static status parse_version(const char *name, struct buf *b, uint32_t *major_p, struct err *err)
+{
+    const char *at = strstr(b->data, "Open MPI");
+    unsigned long major;
+
+    b->data[strcspn(b->data, "\n")] = '\0';
+    at = at ? strpbrk(at, "0123456789") : NULL;
+    major = at ? strtoul(at, NULL, 10) : 0;
+    if (major == 0 || major > 1000) {
+        return err_set(err, ST_ERR_UNSUPPORTED,
+                       "\"%s --version\" says \"%.80s\": not an Open MPI that Gantry knows", name,
+                       b->data);
+    }
+    *major_p = (uint32_t)major;
+    return ST_OK;
+}
+
+status launch_probe(const char *mpirun, uint32_t *major_p, char *line, size_t line_bytes,
+                    struct err *err)
+{
+    const char *const argv[] = { mpirun ? mpirun : "mpirun", "--version", NULL };
+    struct process_config process = { .argv = argv, .die_with_parent = true };
+    struct buf b = BUF_INIT_MAX(PROBE_TEXT_MAX);
+    int fds[2], pid = -1;
+    status st;
+
+    if (pipe(fds) != 0) {
+        return err_set_errno(err, ST_ERR_IO, errno, "no pipe to run %s --version", argv[0]);
+    }
+    (void)fcntl(fds[0], F_SETFD, FD_CLOEXEC);
+    (void)fcntl(fds[1], F_SETFD, FD_CLOEXEC);
+    (void)fcntl(fds[0], F_SETFL, O_NONBLOCK);
+    process.out_fd = fds[1];
+    st = process_start(&process, &pid, err);
+    close(fds[1]);
+    if (st == ST_OK) {
+        st = read_all(fds[0], &b, clock_now_ns(clock_real()) + probe_ns);
+        if (st != ST_OK) {
+            err_set(err, st, "%s --version: %s within %u s", argv[0],
+                    st == ST_ERR_DEADLINE ? "no answer" : "no readable answer",
+                    (unsigned)(probe_ns / NS_PER_S));
+        }
+        (void)process_session_signal(pid, SIGKILL);
+        (void)waitpid(pid, NULL, 0);
+    }
+    close(fds[0]);
+    if (st == ST_OK && b.len == 0) {
+        st = err_set(err, ST_ERR_UNSUPPORTED, "%s --version says nothing", argv[0]);
+    }
+    if (st == ST_OK) {
+        st = parse_version(argv[0], &b, major_p, err);
+    }
+    if (st == ST_OK) {
+        snprintf(line, line_bytes, "%s", b.data);
+    }
+    buf_fini(&b);
+    return st;
+}

@@ -1,0 +1,28 @@
+/* cluster/launch_process.h - private to launch*.c: start a child, find what is left of it.
+ *
+ * The child leads a session of its own. mpirun gives every rank a process group of its own, so a
+ * group is not enough to find them; none of them starts a session, so the session is. */
+#ifndef CLUSTER_LAUNCH_PROCESS_H
+#define CLUSTER_LAUNCH_PROCESS_H
+
+#include "base/err.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct process_config {
+    const char *const *argv; /* NULL-ended; argv[0] is looked up in PATH */
+    int out_fd;              /* becomes stdout and stderr; < 0: both are inherited */
+    bool die_with_parent;    /* SIGTERM when the calling thread ends */
+};
+
+/* ST_ERR_NOT_FOUND: no such program. The environment is ours without what an MPI job around us has
+ * put there, and with the words that mpirun wants from root. stdin is /dev/null, all other
+ * descriptors are closed, signals are at their defaults. */
+status process_start(const struct process_config *config, int *pid_p, struct err *err);
+
+/* Send `sig` to every process of session `sid` (0: only count). How many there are, zombies not
+ * counted. */
+uint32_t process_session_signal(int sid, int sig);
+
+#endif
