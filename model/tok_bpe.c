@@ -27,6 +27,7 @@ struct bpe_sym {
 
 struct bpe_cand {
     uint32_t rank, pos, id;
+    uint32_t len; /* bytes of both symbols when it was offered */
 };
 
 /* ---- pairs ---- */
@@ -64,6 +65,8 @@ static bool pair(const struct tokenizer *t, const char *s, const struct bpe_sym 
 
 /* ---- the heap ---- */
 
+/* Four children: half as many levels, and those of one node share a cache line. */
+
 static bool before(const struct bpe_cand *a, const struct bpe_cand *b)
 {
     return a->rank != b->rank ? a->rank < b->rank : a->pos < b->pos;
@@ -81,9 +84,9 @@ static status heap_push(struct tok_work *w, const struct bpe_cand *c)
         w->cap_heap = cap;
     }
     uint32_t i = w->n_heap++;
-    while (i != 0 && before(c, &w->heap[(i - 1) / 2])) {
-        w->heap[i] = w->heap[(i - 1) / 2];
-        i = (i - 1) / 2;
+    while (i != 0 && before(c, &w->heap[(i - 1) / 4])) {
+        w->heap[i] = w->heap[(i - 1) / 4];
+        i = (i - 1) / 4;
     }
     w->heap[i] = *c;
     return ST_OK;
@@ -95,12 +98,13 @@ static struct bpe_cand heap_pop(struct tok_work *w)
     uint32_t i = 0;
 
     for (;;) {
-        uint32_t child = 2 * i + 1;
-        if (child >= w->n_heap) {
+        const uint32_t first = 4 * i + 1, stop = MIN(first + 4, w->n_heap);
+        uint32_t child = first;
+        if (first >= w->n_heap) {
             break;
         }
-        if (child + 1 < w->n_heap && before(&w->heap[child + 1], &w->heap[child])) {
-            child++;
+        for (uint32_t k = first + 1; k < stop; k++) {
+            child = before(&w->heap[k], &w->heap[child]) ? k : child;
         }
         if (!before(&w->heap[child], &last)) {
             break;
@@ -136,6 +140,7 @@ static status offer(struct tok_work *w, const char *s, int32_t pos)
         return ST_OK;
     }
     c.pos = (uint32_t)pos;
+    c.len = w->syms[pos].len + w->syms[w->syms[pos].next].len;
     return heap_push(w, &c);
 }
 
@@ -150,10 +155,8 @@ static status merge_long(struct tok_work *w, const char *s, uint32_t n)
     while (w->n_heap != 0 && st == ST_OK) {
         const struct bpe_cand c = heap_pop(w);
         const struct bpe_sym *a = &w->syms[c.pos];
-        struct bpe_cand now;
 
-        if (a->dead || a->next < 0 || !pair(w->tok, s, a, &w->syms[a->next], &now) ||
-            now.id != c.id) {
+        if (a->dead || a->next < 0 || a->len + w->syms[a->next].len != c.len) {
             continue;
         }
         join(w->syms, c.pos, c.id);
@@ -171,7 +174,8 @@ static void merge_short(struct tok_work *w, const char *s, uint32_t n)
     struct bpe_cand cands[SHORT_WORD];
     struct bpe_sym *syms = w->syms;
 
-    ASSERT(n <= SHORT_WORD);
+    ASSERT(n != 0 && n <= SHORT_WORD);
+    cands[0].rank = UINT32_MAX;
     for (uint32_t i = 0; i < n; i++) {
         if (i + 1 == n || !pair(w->tok, s, &syms[i], &syms[i + 1], &cands[i])) {
             cands[i].rank = UINT32_MAX;
