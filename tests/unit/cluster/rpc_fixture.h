@@ -31,9 +31,9 @@ struct fixture {
     uint32_t n_requests, n_done, n_cancelled, n_writable, n_busy;
     bool half_closed;
     uint64_t deadline_ns;
-    uint32_t i_stream;                      /* next message of /t/Stream */
-    struct rpc_call *held;                  /* the call of /t/Hold */
-    uint32_t server_open, server_open_stop; /* stop the loop when so few are open */
+    uint32_t i_stream;     /* next message of /t/Stream */
+    struct rpc_call *held; /* the call of /t/Hold */
+    uint32_t n_sunk;
     bool stop_on_server_done;
     char peer[128];
 
@@ -43,7 +43,6 @@ struct fixture {
     char last[256];
     status st;
     char text[2048];
-    uint32_t ping_left;
     bool down;
 };
 
@@ -144,6 +143,21 @@ static inline void hold_message(void *arg, struct rpc_call *call, const void *da
     (void)len;
 }
 
+/* Takes all, and says at the end how much it was. */
+static inline void sink_message(void *arg, struct rpc_call *call, const void *data, size_t len)
+{
+    struct fixture *f = arg;
+
+    if (data == NULL) {
+        assert_int_equal(rpc_call_send(call, &f->n_sunk, sizeof(f->n_sunk)), ST_OK);
+        rpc_call_finish(call, ST_OK, NULL);
+        return;
+    }
+    assert_int_equal(len, sizeof(f->n_sunk));
+    assert_memory_equal(data, &f->n_sunk, len); /* in order, none lost */
+    f->n_sunk++;
+}
+
 /* Fails with the request as text, after two messages. */
 static inline void fail_request(void *arg, struct rpc_call *call, const void *data, size_t len)
 {
@@ -183,6 +197,7 @@ static const struct rpc_method methods[] = {
     { "/t/Hold", RPC_SERVER_STREAM, hold_request, NULL, NULL, server_done, false },
     { "/t/HoldUnary", RPC_UNARY, hold_request, NULL, NULL, server_done, false },
     { "/t/HoldBidi", RPC_BIDI, hold_request, hold_message, NULL, server_done, false },
+    { "/t/Sink", RPC_BIDI, ping_open, sink_message, NULL, server_done, false },
     { "/t/Ping", RPC_BIDI, ping_open, ping_message, NULL, server_done, false },
 };
 

@@ -91,6 +91,56 @@ static void test_rpc__long_stream_waits_for_its_reader(void **state)
     fixture_close(&f);
 }
 
+static void flood(void *arg, struct rpc_call *call)
+{
+    struct fixture *f = arg;
+
+    for (; f->i_stream < STREAM_MESSAGES; f->i_stream++) {
+        const status st = rpc_call_send(call, &f->i_stream, sizeof(f->i_stream));
+
+        if (st == ST_BUSY) {
+            f->n_busy++;
+            return;
+        }
+        assert_int_equal(st, ST_OK);
+    }
+    rpc_call_half_close(call);
+    assert_int_equal(rpc_call_send(call, "x", 1), ST_ERR_PEER);
+}
+
+static void flood_writable(void *arg, struct rpc_call *call)
+{
+    struct fixture *f = arg;
+
+    f->n_writable++;
+    flood(arg, call);
+}
+
+static void test_rpc__client_that_floods_is_held_back(void **state)
+{
+    static const struct rpc_client flooder = { client_message, flood_writable, client_done };
+    const struct rpc_channel_config channel = { .send_queue_max = 8 };
+    struct rpc_call_config config = {
+        .path = "/t/Sink", .kind = RPC_BIDI, .deadline_ns = CLOCK_NEVER, .client = &flooder
+    };
+    struct rpc_call *call;
+    struct fixture f;
+
+    (void)state;
+    fixture_loop(&f);
+    fixture_server(&f, NULL);
+    fixture_channel(&f, &channel);
+    config.arg = &f;
+    assert_int_equal(rpc_call_start(f.channel, &config, &call, NULL), ST_OK);
+    flood(&f, call);
+    rpc_loop_run(f.loop);
+    assert_int_equal(f.st, ST_OK);
+    assert_int_equal(f.n_sunk, STREAM_MESSAGES);
+    assert_true(f.n_busy > 100);
+    assert_int_equal(f.n_writable, f.n_busy);
+    fixture_close(&f);
+}
+
 enum { PINGS = 500 };
 
 static void pong(void *arg, struct rpc_call *call, const void *data, size_t len)
@@ -258,6 +308,7 @@ int main(void)
         cmocka_unit_test(test_rpc__empty_message_is_a_message),
         cmocka_unit_test(test_rpc__large_message_arrives_whole),
         cmocka_unit_test(test_rpc__long_stream_waits_for_its_reader),
+        cmocka_unit_test(test_rpc__client_that_floods_is_held_back),
         cmocka_unit_test(test_rpc__bidi_goes_back_and_forth_until_half_close),
         cmocka_unit_test(test_rpc__bidi_opens_without_a_message),
         cmocka_unit_test(test_rpc__failure_arrives_after_what_was_sent),
