@@ -312,6 +312,7 @@ def held_out_loss(model, ids, t, cast, device):
 def write_atomically(path, write):
     part = path.with_name(path.name + ".part")
     write(part)
+    part.chmod(0o644)  # safetensors makes files that only their owner can read
     os.replace(part, path)
 
 
