@@ -1,0 +1,543 @@
+/* coordinator/cli/serve.c - `gantry serve`: plan, listen, launch, watch, end.
+ *
+ *   main thread: all of the set-up, then the loop      signal thread: sigwait, posts to the loop
+ *
+ *   tick (100 ms): is mpirun still there? how far is the loading? is the start overdue?
+ *
+ * The order is: bind before launch (a port in use costs nothing), launch before the loop (ranks
+ * retry until somebody answers), and at the end ranks, then mpirun, then our own listeners' last
+ * calls. Whatever fails on the way, mpirun's group is ended before this process is. */
+#include "coordinator/cli/cli.h"
+#include "coordinator/cli/client.h"
+#include "coordinator/cli/serve_args.h"
+#include "coordinator/cli/signals.h"
+
+#include "base/cpu.h"
+#include "cluster/launch.h"
+#include "coordinator/coord.h"
+#include "coordinator/run_dir.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { TICK_MS = 100, SAY_MS = 500, JOB_END_S = 10, WORKER_ARGS_MAX = PLAN_OPTS_ARGS + 32 };
+
+struct serve {
+    struct serve_args args;
+    struct serve_setup setup;
+    struct run_dir dir;
+    struct buf token, cert, key, client_ca; /* contents of files; empty: none */
+    struct rpc_loop *loop;
+    struct coord *coord;
+    struct launch *launch;
+    struct signals signals;
+    struct rpc_timer tick;
+
+    char host[256];       /* of the public address, for people */
+    char control[300];    /* HOST:PORT that ranks dial */
+    struct buf plan_text; /* backs worker_args */
+    char numbers[6][16];  /* likewise */
+    const char *worker_args[WORKER_ARGS_MAX];
+
+    uint64_t started_ns, said_ns;
+    char said[160]; /* the last progress line */
+    uint32_t n_signals;
+    bool is_stopping, was_ready;
+    struct err failure; /* code ST_OK: none */
+};
+
+/* ---- words ---- */
+
+PRINTF_LIKE(1, 2)
+static void say(const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    vprintf(fmt, ap);
+    va_end(ap);
+    fflush(stdout);
+}
+
+/* On a terminal one line that changes, else a line per change, at most two a second. */
+static void say_progress(struct serve *s, uint64_t now)
+{
+    struct coord_progress p;
+    char line[160];
+
+    if (now - s->said_ns < SAY_MS * NS_PER_MS) {
+        return;
+    }
+    coord_progress(s->coord, &p);
+    if (p.n_attached < p.n_ranks) {
+        snprintf(line, sizeof(line), "starting: %u of %u ranks attached", p.n_attached, p.n_ranks);
+    } else if (p.weight_bytes > 0) {
+        snprintf(line, sizeof(line), "loading: %.1f of %.1f MiB, %u of %u ranks ready",
+                 (double)MIN(p.loaded_bytes, p.weight_bytes) / 1048576.0,
+                 (double)p.weight_bytes / 1048576.0, p.n_ready, p.n_ranks);
+    } else {
+        snprintf(line, sizeof(line), "loading: %u of %u ranks ready", p.n_ready, p.n_ranks);
+    }
+    if (strcmp(line, s->said) == 0) {
+        return;
+    }
+    s->said_ns = now;
+    snprintf(s->said, sizeof(s->said), "%s", line);
+    if (isatty(STDOUT_FILENO)) {
+        say("\r\033[K%s", line);
+    } else {
+        say("%s\n", line);
+    }
+}
+
+static void progress_end(const struct serve *s)
+{
+    if (s->said[0] != '\0' && isatty(STDOUT_FILENO)) {
+        say("\r\033[K");
+    }
+}
+
+/* ---- the workers' command line ---- */
+
+static void add(struct serve *s, uint32_t *n, const char *option, const char *value)
+{
+    ASSERT(*n + 3 < WORKER_ARGS_MAX);
+    s->worker_args[(*n)++] = option;
+    s->worker_args[(*n)++] = value;
+    s->worker_args[*n] = NULL;
+}
+
+static const char *number(struct serve *s, uint32_t i, uint32_t value)
+{
+    snprintf(s->numbers[i], sizeof(s->numbers[i]), "%u", value);
+    return s->numbers[i];
+}
+
+static status worker_args_make(struct serve *s, struct err *err)
+{
+    const struct serve_args *a = &s->args;
+    uint32_t n = 2, n_plan = 0;
+
+    s->worker_args[0] = "worker";
+    s->worker_args[1] = s->setup.model_path;
+    const status st =
+        plan_opts_args(s->setup.plan, &s->plan_text, s->worker_args + n, PLAN_OPTS_ARGS, &n_plan);
+    if (st < 0) {
+        return err_set(err, st, "no memory for the workers' command line");
+    }
+    n += n_plan;
+    add(s, &n, "--coordinator", s->control);
+    add(s, &n, "--token-file", s->dir.token_path);
+    add(s, &n, "--replica", number(s, 0, 0));
+    add(s, &n, "--generation", number(s, 1, 1));
+    add(s, &n, "--queue", number(s, 2, a->queue));
+    if (a->threads != 0) {
+        add(s, &n, "--threads", number(s, 3, a->threads));
+    }
+    if (a->chunk != 0) {
+        add(s, &n, "--chunk", number(s, 4, a->chunk));
+    }
+    if (a->cpu_mask != NULL) {
+        add(s, &n, "--cpu-mask", a->cpu_mask);
+    }
+    if (a->log_level != NULL) {
+        add(s, &n, "--log-level", a->log_level);
+    }
+    return ST_OK;
+}
+
+static status self_path(char *path, size_t bytes, struct err *err)
+{
+    const ssize_t n = readlink("/proc/self/exe", path, bytes - 1);
+
+    if (n < 0) {
+        return err_set_errno(err, ST_ERR_IO, errno, "/proc/self/exe");
+    }
+    path[n] = '\0';
+    return ST_OK;
+}
+
+static void launch_fill(struct serve *s, const char *program, struct launch_config *c)
+{
+    *c = (struct launch_config){
+        .n_ranks = s->setup.plan->n_ranks,
+        .hostfile = s->args.hostfile,
+        .mpirun = s->args.mpirun,
+        .program = program,
+        .args = s->worker_args,
+        .log_dir = s->dir.path,
+        .extra = s->args.mpirun_args,
+        .oversubscribe = s->setup.is_local && s->setup.plan->n_ranks > cpu_count(),
+    };
+}
+
+/* ---- set-up ---- */
+
+static void host_name(const struct serve *s, char *host, size_t bytes)
+{
+    if (s->args.advertise != NULL) {
+        snprintf(host, bytes, "%s", s->args.advertise);
+    } else if (s->setup.is_local) {
+        snprintf(host, bytes, "127.0.0.1");
+    } else {
+        gethostname(host, bytes - 1);
+        host[bytes - 1] = '\0';
+    }
+}
+
+static status secrets_read(struct serve *s, struct err *err)
+{
+    const struct serve_args *a = &s->args;
+    status st = ST_OK;
+
+    if (a->token_file != NULL) {
+        st = token_file_read(a->token_file, &s->token, err);
+    }
+    if (st == ST_OK && a->tls_cert != NULL) {
+        st = pem_read(a->tls_cert, &s->cert, err);
+    }
+    if (st == ST_OK && a->tls_key != NULL) {
+        st = pem_read(a->tls_key, &s->key, err);
+    }
+    if (st == ST_OK && a->tls_client_ca != NULL) {
+        st = pem_read(a->tls_client_ca, &s->client_ca, err);
+    }
+    return st;
+}
+
+static const char *content(const struct buf *b)
+{
+    return b->len != 0 ? b->data : NULL;
+}
+
+static void on_change(void *arg, enum coord_state state);
+
+static status coord_open(struct serve *s, struct err *err)
+{
+    const char *token = content(&s->token);
+    const char *control = s->args.control_listen;
+    struct coord_config config = { .plan = s->setup.plan,
+                                   .tok = s->setup.tok,
+                                   .generation = 1,
+                                   .queue_max = s->args.queue,
+                                   .listen = s->args.listen,
+                                   .token = token,
+                                   .tls_cert_pem = content(&s->cert),
+                                   .tls_key_pem = content(&s->key),
+                                   .tls_client_ca_pem = content(&s->client_ca),
+                                   .control_token = s->dir.token,
+                                   .on_change = on_change,
+                                   .arg = s };
+
+    config.control_listen =
+        control != NULL ? control : (s->setup.is_local ? "127.0.0.1:0" : "0.0.0.0:0");
+    status st = coord_create(s->loop, &config, &s->coord, err);
+    if (st == ST_ERR_DENIED && token == NULL) {
+        /* Not loopback and nothing to know clients by: the service's own token, then. */
+        config.token = s->dir.token;
+        st = coord_create(s->loop, &config, &s->coord, err);
+        if (st == ST_OK) {
+            say("clients need the token in %s (gantry generate --token-file)\n", s->dir.token_path);
+        }
+    }
+    return st;
+}
+
+static status endpoint_write(struct serve *s, const char *state, struct err *err)
+{
+    const struct run_endpoint e = { .host = s->host,
+                                    .port = coord_port(s->coord),
+                                    .control_port = coord_control_port(s->coord),
+                                    .profile = s->setup.plan->profile,
+                                    .model = s->setup.plan->desc.name,
+                                    .weights_digest = coord_weights_digest(s->coord),
+                                    .state = state };
+    return run_dir_endpoint(&s->dir, &e, err);
+}
+
+static status listen_open(struct serve *s, struct err *err)
+{
+    char host[256];
+    const char *colon = strrchr(s->args.listen, ':');
+    status st = secrets_read(s, err);
+
+    if (st == ST_OK) {
+        st = coord_open(s, err);
+    }
+    if (st < 0) {
+        return st;
+    }
+    snprintf(s->host, sizeof(s->host), "%.*s",
+             colon != NULL ? (int)(colon - s->args.listen) : (int)strlen(s->args.listen),
+             s->args.listen);
+    host_name(s, host, sizeof(host));
+    snprintf(s->control, sizeof(s->control), "%s:%u", host, coord_control_port(s->coord));
+    return endpoint_write(s, "starting", err);
+}
+
+static status job_start(struct serve *s, struct err *err)
+{
+    char program[4096];
+    struct launch_config config;
+    status st = worker_args_make(s, err);
+
+    if (st == ST_OK) {
+        st = self_path(program, sizeof(program), err);
+    }
+    if (st < 0) {
+        return st;
+    }
+    if (s->args.external_ranks != 0) {
+        say("waiting for %u ranks to attach at %s (token: %s)\n", s->args.external_ranks,
+            s->control, s->dir.token_path);
+        return ST_OK;
+    }
+    launch_fill(s, program, &config);
+    st = launch_start(&config, &s->launch, err);
+    if (st == ST_OK) {
+        say("starting %u rank%s with mpirun (pid %d), log in %s/mpirun.log\n", config.n_ranks,
+            config.n_ranks == 1 ? "" : "s", launch_pid(s->launch), s->dir.path);
+    }
+    return st;
+}
+
+/* ---- running ---- */
+
+static void on_stopped(void *arg)
+{
+    struct serve *s = arg;
+
+    rpc_loop_stop(s->loop);
+}
+
+static void stop(struct serve *s, uint64_t grace_ns)
+{
+    if (!s->is_stopping) {
+        s->is_stopping = true;
+        progress_end(s);
+    }
+    coord_stop(s->coord, grace_ns, on_stopped, s);
+}
+
+static void on_signal(void *arg)
+{
+    struct serve *s = arg;
+
+    s->n_signals++;
+    if (s->n_signals == 1 && !s->is_stopping) {
+        progress_end(s);
+        say("stopping: running answers have %u s to end (again to stop at once)\n",
+            s->args.grace_s);
+        stop(s, s->was_ready ? s->args.grace_s * NS_PER_S : 0);
+    } else {
+        stop(s, 0);
+    }
+}
+
+static void on_change(void *arg, enum coord_state state)
+{
+    struct serve *s = arg;
+    const struct serve_args *a = &s->args;
+    struct err err = ERR_INIT;
+
+    if (state == COORD_SERVING) {
+        s->was_ready = true;
+        progress_end(s);
+        say("ready: listening on %s:%u, %u rank%s, try: gantry generate --connect %s:%u%s%s "
+            "\"Once upon a time\"\n",
+            s->host, coord_port(s->coord), s->setup.plan->n_ranks,
+            s->setup.plan->n_ranks == 1 ? "" : "s",
+            strcmp(s->host, "0.0.0.0") == 0 ? "127.0.0.1" : s->host, coord_port(s->coord),
+            a->token_file != NULL ? " --token-file " : "",
+            a->token_file != NULL ? a->token_file : "");
+        if (endpoint_write(s, "serving", &err) < 0) {
+            log_warn("serve", "%s, ignoring", err.text);
+        }
+    } else if (state == COORD_FAILED) {
+        status code;
+        const char *text = coord_failure(s->coord, &code);
+        err_set(&s->failure, code, "%s", text);
+        stop(s, 0);
+    }
+}
+
+/* What mpirun's end means, with the last of what it said. */
+static void job_ended(struct serve *s, int code)
+{
+    char text[ERR_TEXT_BYTES];
+
+    snprintf(text, sizeof(text), "mpirun has ended with exit code %d", code);
+    coord_job_ended(s->coord, text);
+}
+
+static void on_tick(void *arg)
+{
+    struct serve *s = arg;
+    const uint64_t now = clock_now_ns(clock_real());
+    int code = 0;
+
+    if (s->is_stopping) {
+        return;
+    }
+    if (s->launch != NULL && launch_poll(s->launch, &code) == ST_END) {
+        job_ended(s, code);
+    }
+    if (coord_state(s->coord) == COORD_STARTING) {
+        say_progress(s, now);
+        if (now - s->started_ns > s->args.start_timeout_s * NS_PER_S) {
+            struct coord_progress p;
+            coord_progress(s->coord, &p);
+            err_set(&s->failure, ST_ERR_DEADLINE,
+                    "after %u s (--start-timeout) %u of %u ranks have attached and %u are ready",
+                    s->args.start_timeout_s, p.n_attached, p.n_ranks, p.n_ready);
+            stop(s, 0);
+            return;
+        }
+    }
+    rpc_timer_set(s->loop, &s->tick, now + TICK_MS * NS_PER_MS);
+}
+
+static void loop_run(struct serve *s)
+{
+    s->started_ns = clock_now_ns(clock_real());
+    s->tick.fn = on_tick;
+    s->tick.arg = s;
+    rpc_timer_set(s->loop, &s->tick, s->started_ns);
+    rpc_loop_run(s->loop);
+    rpc_timer_set(s->loop, &s->tick, CLOCK_NEVER);
+}
+
+/* ---- the end ---- */
+
+/* Ranks that were told to stop are usually gone within a second; then it gets rougher. */
+static void job_end(struct serve *s)
+{
+    const uint64_t start = clock_now_ns(clock_real());
+    int code;
+
+    if (s->launch == NULL) {
+        return;
+    }
+    for (;;) {
+        const uint64_t now = clock_now_ns(clock_real());
+        if (launch_poll(s->launch, &code) == ST_END || now - start > JOB_END_S * NS_PER_S) {
+            return; /* launch_destroy kills what is left */
+        }
+        if (s->failure.code != ST_OK || !s->was_ready || now - start > 2 * NS_PER_S) {
+            launch_end(s->launch, now);
+        }
+        usleep(20000);
+    }
+}
+
+static void tail_print(struct serve *s)
+{
+    const char *tail = s->launch != NULL ? launch_tail(s->launch) : "";
+
+    if (tail[0] == '\0') {
+        return;
+    }
+    fprintf(stderr, "last lines of %s/mpirun.log:\n", s->dir.path);
+    while (*tail != '\0') {
+        const size_t len = strcspn(tail, "\n");
+        fprintf(stderr, "  | %.*s\n", (int)len, tail);
+        tail += len + (tail[len] == '\n');
+    }
+}
+
+static status serve_run(struct serve *s, struct err *err)
+{
+    status st = run_dir_open(s->args.run_dir, &s->dir, err);
+
+    (void)(st || (st = rpc_loop_create(&s->loop, err)) || (st = listen_open(s, err)) ||
+           (st = signals_start(&s->signals, s->loop, on_signal, s, err)) ||
+           (st = job_start(s, err)));
+    if (st == ST_OK) {
+        loop_run(s);
+        signals_stop(&s->signals);
+        job_end(s);
+        if (s->failure.code != ST_OK) {
+            *err = s->failure;
+            st = err->code;
+            tail_print(s);
+        }
+    }
+    signals_stop(&s->signals);
+    launch_destroy(s->launch);
+    coord_destroy(s->coord);
+    rpc_loop_destroy(s->loop);
+    run_dir_close(&s->dir, st == ST_OK);
+    return st;
+}
+
+static status dry_run(struct serve *s, struct err *err)
+{
+    struct buf line = BUF_INIT;
+    char program[4096], host[256];
+    struct launch_config config;
+    uint32_t major = 4;
+    char name[128] = "";
+    status st = self_path(program, sizeof(program), err);
+
+    host_name(s, host, sizeof(host));
+    snprintf(s->control, sizeof(s->control), "%s:PORT", host);
+    snprintf(s->dir.token_path, sizeof(s->dir.token_path), "RUN_DIR/token");
+    snprintf(s->dir.path, sizeof(s->dir.path), "RUN_DIR");
+    (void)(st || (st = worker_args_make(s, err)) ||
+           (st = launch_probe(s->args.mpirun, &major, name, sizeof(name), err)));
+    if (st == ST_OK) {
+        launch_fill(s, program, &config);
+        st = launch_command_line(&config, major, &line, err);
+    }
+    if (st == ST_OK) {
+        say("%s would be started as:\n%s\n", name, line.data);
+    }
+    buf_fini(&line);
+    return st;
+}
+
+static status plan_say(const struct serve *s, struct err *err)
+{
+    struct buf text = BUF_INIT;
+    const status st = plan_print(s->setup.plan, &text);
+
+    if (st == ST_OK) {
+        say("%s", text.data);
+    } else {
+        err_set(err, st, "no memory to print the plan");
+    }
+    buf_fini(&text);
+    return st;
+}
+
+int cli_serve(int argc, char **argv)
+{
+    static struct serve s; /* large, and one per process */
+    struct err err = ERR_INIT;
+    status st = serve_args_parse(argc, argv, &s.args, &err);
+
+    if (st == ST_END) {
+        return 0;
+    }
+    s.plan_text = s.token = s.cert = s.key = s.client_ca = (struct buf)BUF_INIT;
+    signals_block();
+    log_init(s.args.level, STDERR_FILENO);
+    (void)(st || (st = serve_setup_make(&s.args, &s.setup, &err)) || (st = plan_say(&s, &err)) ||
+           (st = s.args.dry_run ? dry_run(&s, &err) : serve_run(&s, &err)));
+    serve_setup_fini(&s.setup);
+    buf_fini(&s.plan_text);
+    buf_fini(&s.token);
+    buf_fini(&s.cert);
+    buf_fini(&s.key);
+    buf_fini(&s.client_ca);
+    if (st < 0) {
+        fprintf(stderr, "gantry serve: %s\n", err.text[0] != '\0' ? err.text : status_name(st));
+    } else if (!s.args.dry_run) {
+        say("stopped\n");
+    }
+    return status_exit_code(st);
+}

@@ -1,0 +1,215 @@
+/* coordinator/cli/serve_args.c - see serve_args.h. */
+#include "coordinator/cli/serve_args.h"
+
+#include "base/cpu.h"
+#include "cluster/launch.h"
+#include "model/weights.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { OWN_ROWS = 23 };
+
+static const char about[] =
+    "Serves MODEL (a Hugging Face directory) over gRPC. Makes a plan, starts its ranks with "
+    "mpirun, loads, and says \"ready\". On this machine nothing else is needed; with --hostfile, "
+    "or "
+    "inside a SLURM allocation, the ranks are spread over its hosts. Ctrl-C lets running answers "
+    "end (--grace) and leaves nothing behind; a second Ctrl-C does not wait.\n"
+    "\n"
+    "It listens on loopback. On any other address clients need a token: --token-file, or else the "
+    "one in the run directory.";
+
+static const char examples[] =
+    "  gantry serve ./Llama-3.1-8B\n"
+    "  gantry serve ./Llama-3.1-8B --tp 4\n"
+    "  gantry serve ./Llama-3.1-70B --hostfile hosts --tp 4 --pp 2 --listen 0.0.0.0:50051 "
+    "--token-file token\n"
+    "  gantry serve ./stories --tp 2 --dry-run\n";
+
+static void rows_fill(struct serve_args *a, struct opt *rows)
+{
+    const struct opt own[OWN_ROWS] = {
+        { .kind = OPT_HEADING, .help = "Service" },
+        { OPT_STRING, "listen", "HOST:PORT", &a->listen, 0, 0,
+          "where clients connect (default 127.0.0.1:50051; port 0: any)", NULL },
+        { OPT_STRING, "token-file", "FILE", &a->token_file, 0, 0,
+          "file of mode 0600; clients must know its first line", NULL },
+        { OPT_STRING, "tls-cert", "FILE", &a->tls_cert, 0, 0, "certificate chain (PEM)", NULL },
+        { OPT_STRING, "tls-key", "FILE", &a->tls_key, 0, 0, "its private key (PEM)", NULL },
+        { OPT_STRING, "tls-client-ca", "FILE", &a->tls_client_ca, 0, 0,
+          "clients must show a certificate signed by these (PEM)", NULL },
+        { OPT_U32, "queue", "N", &a->queue, 1, 1 << 20,
+          "streams open at a time; more are refused (default 256)", NULL },
+        { OPT_U32, "grace", "SECONDS", &a->grace_s, 0, 86400,
+          "how long running answers may go on at the end (default 10)", NULL },
+        { .kind = OPT_HEADING, .help = "Ranks" },
+        { OPT_STRING, "hostfile", "FILE", &a->hostfile, 0, 0,
+          "hosts and slots, as mpirun reads them (default: this host)", NULL },
+        { OPT_U32, "threads", "N", &a->threads, 1, 1024,
+          "threads of each rank (default: a host's cores over its ranks)", NULL },
+        { OPT_U32, "chunk", "N", &a->chunk, 1, 1 << 20, "prompt rows of one stream in one step",
+          NULL },
+        { OPT_STRING, "cpu-mask", "PATH", &a->cpu_mask, 0, 0,
+          "no better kernels than: scalar, avx2, avx512, avx512bf16, native", NULL },
+        { OPT_STRING, "mpirun", "PATH", &a->mpirun, 0, 0, "that mpirun (default: from PATH)",
+          NULL },
+        { OPT_STRING, "mpirun-args", "\"...\"", &a->mpirun_args, 0, 0,
+          "further options for mpirun, split at spaces", NULL },
+        { OPT_STRING, "advertise", "HOST", &a->advertise, 0, 0,
+          "name or address by which ranks on other hosts reach this one", NULL },
+        { OPT_U32, "start-timeout", "SECONDS", &a->start_timeout_s, 1, 86400,
+          "ranks must be ready within this (default 600)", NULL },
+        { .kind = OPT_HEADING, .help = "Other" },
+        { OPT_STRING, "run-dir", "DIR", &a->run_dir, 0, 0,
+          "token, endpoint.json and mpirun.log go there (default ~/.gantry/run/HOST-PID)", NULL },
+        { OPT_FLAG, "dry-run", NULL, &a->dry_run, 0, 0,
+          "print the plan and the mpirun command, start nothing", NULL },
+        { OPT_STRING, "log-level", "LEVEL", &a->log_level, 0, 0,
+          "error, warn (default), info, debug or trace", NULL },
+        { OPT_U32, "external-ranks", "N", &a->external_ranks, 1, PLAN_RANKS_MAX,
+          "start no ranks: N of them are started elsewhere and attach", NULL },
+        { OPT_STRING, "control-listen", "HOST:PORT", &a->control_listen, 0, 0,
+          "where ranks attach (default: any port, loopback if all are on this host)", NULL },
+    };
+
+    plan_opts_rows(&a->plan, rows);
+    memcpy(rows + PLAN_OPTS_ROWS, own, sizeof(own));
+}
+
+status serve_args_parse(int argc, char **argv, struct serve_args *a, struct err *err)
+{
+    struct opt rows[PLAN_OPTS_ROWS + OWN_ROWS];
+    uint32_t n = 0;
+
+    *a = (struct serve_args){ .listen = "127.0.0.1:50051",
+                              .queue = 256,
+                              .grace_s = 10,
+                              .start_timeout_s = 600,
+                              .level = LOG_WARN };
+    rows_fill(a, rows);
+    const struct opts opts = { .usage = "gantry serve MODEL [options]",
+                               .about = about,
+                               .options = rows,
+                               .n_options = ARRAY_LEN(rows),
+                               .examples = examples,
+                               .n_args_min = 1,
+                               .n_args_max = 1 };
+    status st = opts_parse(&opts, argc, argv, &a->model, &n, err);
+    if (st == ST_OK && a->log_level != NULL) {
+        st = log_level_parse(a->log_level, &a->level, err);
+    }
+    if (st == ST_OK && (a->tls_cert == NULL) != (a->tls_key == NULL)) {
+        return err_set(err, ST_ERR_ARG, "--tls-cert and --tls-key go together");
+    }
+    if (st == ST_OK && a->tls_client_ca != NULL && a->tls_cert == NULL) {
+        return err_set(err, ST_ERR_ARG, "--tls-client-ca needs --tls-cert and --tls-key");
+    }
+    return st;
+}
+
+/* ---- model and plan ---- */
+
+static status hosts_read(const struct serve_args *a, struct serve_setup *s, struct err *err)
+{
+    const char *nodes = getenv("SLURM_JOB_NUM_NODES");
+
+    s->n_hosts = 1;
+    s->is_local = true;
+    if (a->hostfile != NULL) {
+        s->is_local = false;
+        return hostfile_slots(a->hostfile, &s->n_slots, &s->n_hosts, err);
+    }
+    if (nodes != NULL && strtol(nodes, NULL, 10) > 1) {
+        s->is_local = false;
+        s->n_hosts = (uint32_t)strtol(nodes, NULL, 10);
+    }
+    return ST_OK;
+}
+
+/* How many ranks, where nothing was said: one on this machine (its threads share the weights
+ * without sending anything); all slots of a hostfile, a host each of an allocation. */
+static void request_complete(const struct serve_args *a, const struct serve_setup *s,
+                             struct plan_request *r)
+{
+    if (a->external_ranks != 0) {
+        r->n_ranks = a->external_ranks;
+    }
+    if (r->n_ranks == 0 && r->tp == 0 && r->pp == 0 && r->n_stage_layers == 0) {
+        r->n_ranks = a->hostfile != NULL ? s->n_slots : s->n_hosts;
+    }
+    if (s->is_local && r->rank_memory_bytes == 0 && a->external_ranks == 0) {
+        const uint32_t asked = MAX(r->tp, 1u) * MAX(r->pp, MAX(r->n_stage_layers, 1u));
+        r->rank_memory_bytes = cpu_memory_bytes() / MAX(asked, MAX(r->n_ranks, 1u));
+    }
+}
+
+static status plan_make(const struct serve_args *a, const struct model_desc *desc,
+                        struct serve_setup *s, struct err *err)
+{
+    struct plan_request request;
+    status st = plan_opts_to_request(&a->plan, &request, err);
+
+    if (st == ST_OK) {
+        request_complete(a, s, &request);
+        st = plan_create(desc, &request, &s->plan, err);
+    }
+    if (st == ST_OK && s->n_slots != 0 && s->plan->n_ranks > s->n_slots) {
+        st = err_set(
+            err, ST_ERR_LIMIT,
+            "the plan has %u ranks and hostfile %s offers %u slots on %u host%s; add hosts "
+            "or slots, or lower --tp and --pp",
+            s->plan->n_ranks, a->hostfile, s->n_slots, s->n_hosts, s->n_hosts == 1 ? "" : "s");
+    }
+    if (st == ST_OK && a->external_ranks != 0 && s->plan->n_ranks != a->external_ranks) {
+        st = err_set(err, ST_ERR_ARG, "the plan has %u ranks and %u will attach", s->plan->n_ranks,
+                     a->external_ranks);
+    }
+    return st;
+}
+
+/* The weights are the ranks' to read; here only that all of them are there, so that what is missing
+ * is said at once and by one process. */
+static status weights_look(const char *dir, const struct model_desc *desc, struct err *err)
+{
+    struct weights *w = NULL;
+    status st = weights_open(dir, &w, err);
+
+    if (st == ST_OK) {
+        st = weights_check(w, desc, err);
+    }
+    weights_close(w);
+    return st;
+}
+
+status serve_setup_make(const struct serve_args *a, struct serve_setup *s, struct err *err)
+{
+    struct model_desc desc;
+
+    memset(s, 0, sizeof(*s));
+    char *path = realpath(a->model, NULL);
+    if (path == NULL || strlen(path) >= sizeof(s->model_path)) {
+        const int errnum = path == NULL ? errno : ENAMETOOLONG;
+        free(path);
+        return err_set_errno(err, ST_ERR_NOT_FOUND, errnum, "model directory %s", a->model);
+    }
+    strcpy(s->model_path, path);
+    free(path);
+    status st = model_desc_read(s->model_path, &desc, err);
+    (void)(st || (st = weights_look(s->model_path, &desc, err)) ||
+           (st = tokenizer_open(s->model_path, &s->tok, err)) || (st = hosts_read(a, s, err)) ||
+           (st = plan_make(a, &desc, s, err)));
+    if (st < 0) {
+        serve_setup_fini(s);
+    }
+    return st;
+}
+
+void serve_setup_fini(struct serve_setup *s)
+{
+    plan_destroy(s->plan);
+    tokenizer_close(s->tok);
+    s->plan = NULL;
+    s->tok = NULL;
+}

@@ -1,0 +1,36 @@
+/* coordinator/cli/serve_args.h - `gantry serve`: what was asked for, checked against the model and
+ * the hosts, before anything is started. */
+#ifndef COORDINATOR_CLI_SERVE_ARGS_H
+#define COORDINATOR_CLI_SERVE_ARGS_H
+
+#include "base/log.h"
+#include "model/tokenizer.h"
+#include "partition/plan_opts.h"
+
+struct serve_args {
+    const char *model;
+    struct plan_opts plan;
+    const char *hostfile, *listen, *mpirun, *mpirun_args, *run_dir, *cpu_mask, *token_file;
+    const char *tls_cert, *tls_key, *tls_client_ca, *log_level, *advertise, *control_listen;
+    uint32_t threads, queue, chunk, grace_s, start_timeout_s, external_ranks;
+    bool dry_run;
+    enum log_level level;
+};
+
+/* What the ranks will run on, and what they will hold. */
+struct serve_setup {
+    struct plan *plan;     /* owned */
+    struct tokenizer *tok; /* owned */
+    char model_path[4096]; /* absolute: ranks have another working directory */
+    uint32_t n_slots;      /* of the hostfile; 0: none given */
+    uint32_t n_hosts;
+    bool is_local; /* every rank is on this host */
+};
+
+/* ST_END: --help was printed. */
+status serve_args_parse(int argc, char **argv, struct serve_args *a, struct err *err);
+/* Reads the model's files and makes the plan. On failure nothing is owned. */
+status serve_setup_make(const struct serve_args *a, struct serve_setup *s, struct err *err);
+void serve_setup_fini(struct serve_setup *s);
+
+#endif

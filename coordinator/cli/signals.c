@@ -1,0 +1,63 @@
+/* coordinator/cli/signals.c - see signals.h. */
+#include "coordinator/cli/signals.h"
+
+#include <errno.h>
+#include <signal.h>
+
+static void signals_set(sigset_t *set)
+{
+    sigemptyset(set);
+    sigaddset(set, SIGINT);
+    sigaddset(set, SIGTERM);
+}
+
+void signals_block(void)
+{
+    sigset_t set;
+
+    signals_set(&set);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+static void *wait_loop(void *arg)
+{
+    struct signals *s = arg;
+    sigset_t set;
+
+    signals_set(&set);
+    for (;;) {
+        int number = 0;
+        if (sigwait(&set, &number) != 0 || atomic_load(&s->is_ending)) {
+            return NULL;
+        }
+        /* A full loop would lose this one; 65,536 posts waiting means that it is gone anyway. */
+        (void)rpc_loop_post(s->loop, s->fn, s->arg);
+    }
+}
+
+status signals_start(struct signals *s, struct rpc_loop *loop, rpc_fn fn, void *arg,
+                     struct err *err)
+{
+    s->loop = loop;
+    s->fn = fn;
+    s->arg = arg;
+    atomic_init(&s->is_ending, false);
+    const int errnum = pthread_create(&s->thread, NULL, wait_loop, s);
+    if (errnum != 0) {
+        return err_set_errno(err, ST_ERR_NOMEM, errnum, "no thread to wait for signals");
+    }
+    s->runs = true;
+    return ST_OK;
+}
+
+void signals_stop(struct signals *s)
+{
+    if (!s->runs) {
+        return;
+    }
+    atomic_store(&s->is_ending, true);
+    pthread_kill(s->thread, SIGTERM);
+    pthread_join(s->thread, NULL);
+    s->runs = false;
+}

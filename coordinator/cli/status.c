@@ -1,0 +1,291 @@
+/* coordinator/cli/status.c - `gantry status`: what a service does now, for people or programs. */
+#include "coordinator/cli/cli.h"
+#include "coordinator/cli/client.h"
+#include "coordinator/cli/signals.h"
+
+#include "base/clock.h"
+#include "proto/msg.h"
+
+#include <inttypes.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { CALL_S = 5, RETRY_MS = 200, WATCH_MS = 1000, STATUS_ARENA_BYTES = 64 << 20 };
+
+struct run {
+    struct client client;
+    struct client_opts client_opts;
+    struct signals signals;
+    bool watch, json, is_waiting;
+    uint32_t wait_s;
+    uint64_t wait_end_ns;
+    struct rpc_timer timer;
+    struct rpc_call *call;
+    bool is_serving, is_ending;
+    status st;
+    char text[1100];
+};
+
+static const char about[] =
+    "Shows a running service: its replica, its ranks with host and phase, tokens per second and "
+    "how full the KV cache is. With --wait it says nothing and ends with 0 as soon as the service "
+    "answers requests, which is what a script wants after gantry serve &.";
+
+/* ---- table ---- */
+
+static void print_rank(const struct msg_rank_status *r)
+{
+    char loaded[32] = "-";
+
+    if (r->weight_bytes != 0) {
+        snprintf(loaded, sizeof(loaded), "%.0f%%",
+                 100.0 * (double)MIN(r->loaded_bytes, r->weight_bytes) / (double)r->weight_bytes);
+    }
+    printf("  %4u %5u %5u  %-16s %7u  %-14s %10" PRIu64 " %7s %9.2fs  %s\n", r->rank, r->stage,
+           r->slice, r->host, r->pid, r->phase, r->step, loaded, (double)r->heartbeat_age_us / 1e6,
+           r->kernels);
+}
+
+static void print_table(const struct msg_status *m)
+{
+    printf("%s  model %s  profile %s  build %.20s  up %.0f s  streams %u of %u\n", m->state,
+           m->model, m->profile, m->version, (double)m->uptime_us / 1e6, m->streams,
+           m->queue_limit);
+    for (uint32_t i = 0; i < m->n_replicas; i++) {
+        const struct msg_replica_status *p = &m->replicas[i];
+        const double kv =
+            p->kv_blocks_total != 0 ? 100.0 * p->kv_blocks_used / (double)p->kv_blocks_total : 0.0;
+        printf("replica %u.%u  %s  tp %u x pp %u  step %" PRIu64 "  running %u  waiting %u  "
+               "%.1f tokens/s  KV %u of %u blocks (%.0f%%)  step %.2f ms, kernels %.2f ms\n",
+               p->replica, p->generation, p->state, p->tp, p->pp, p->step, p->running, p->waiting,
+               p->tokens_per_second, p->kv_blocks_used, p->kv_blocks_total, kv, p->step_us / 1e3,
+               p->step_kernel_us / 1e3);
+        printf("  rank stage slice  %-16s %7s  %-14s %10s %7s %10s  kernels\n", "host", "pid",
+               "phase", "step", "loaded", "heard");
+        for (uint32_t k = 0; k < p->n_ranks; k++) {
+            print_rank(&p->ranks[k]);
+        }
+    }
+}
+
+/* ---- json ---- */
+
+static json_t *rank_json(const struct msg_rank_status *r)
+{
+    return json_pack("{s:I, s:I, s:I, s:s, s:I, s:s, s:I, s:I, s:I, s:I, s:s}", "rank",
+                     (json_int_t)r->rank, "stage", (json_int_t)r->stage, "slice",
+                     (json_int_t)r->slice, "host", r->host, "pid", (json_int_t)r->pid, "phase",
+                     r->phase, "step", (json_int_t)r->step, "heartbeat_age_us",
+                     (json_int_t)r->heartbeat_age_us, "loaded_bytes", (json_int_t)r->loaded_bytes,
+                     "weight_bytes", (json_int_t)r->weight_bytes, "kernels", r->kernels);
+}
+
+static json_t *replica_json(const struct msg_replica_status *p)
+{
+    json_t *ranks = json_array();
+
+    for (uint32_t i = 0; i < p->n_ranks; i++) {
+        json_array_append_new(ranks, rank_json(&p->ranks[i]));
+    }
+    return json_pack("{s:I, s:I, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:o}",
+                     "replica", (json_int_t)p->replica, "generation", (json_int_t)p->generation,
+                     "state", p->state, "tp", (json_int_t)p->tp, "pp", (json_int_t)p->pp, "step",
+                     (json_int_t)p->step, "running", (json_int_t)p->running, "waiting",
+                     (json_int_t)p->waiting, "kv_blocks_used", (json_int_t)p->kv_blocks_used,
+                     "kv_blocks_total", (json_int_t)p->kv_blocks_total, "kv_block_tokens",
+                     (json_int_t)p->kv_block_tokens, "tokens_per_second", p->tokens_per_second,
+                     "step_us", p->step_us, "step_kernel_us", p->step_kernel_us, "ranks", ranks);
+}
+
+static void print_json(const struct msg_status *m)
+{
+    json_t *replicas = json_array();
+
+    for (uint32_t i = 0; i < m->n_replicas; i++) {
+        json_array_append_new(replicas, replica_json(&m->replicas[i]));
+    }
+    json_t *root = json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:o}", "state", m->state,
+                             "model", m->model, "profile", m->profile, "version", m->version,
+                             "weights_digest", m->weights_digest, "uptime_us",
+                             (json_int_t)m->uptime_us, "streams", (json_int_t)m->streams,
+                             "queue_limit", (json_int_t)m->queue_limit, "replicas", replicas);
+    json_dumpf(root, stdout, JSON_COMPACT);
+    putchar('\n');
+    json_decref(root);
+}
+
+/* ---- calls ---- */
+
+static void ask(void *arg);
+
+static void again(struct run *r, uint32_t after_ms)
+{
+    rpc_timer_set(r->client.loop, &r->timer, clock_now_ns(clock_real()) + after_ms * NS_PER_MS);
+}
+
+static void on_status(void *arg, struct rpc_call *call UNUSED, const void *data, size_t len)
+{
+    struct run *r = arg;
+    struct arena arena = ARENA_INIT(STATUS_ARENA_BYTES);
+    struct err err = ERR_INIT;
+    struct msg_status m;
+
+    const status st = msg_status_unpack(data, len, &arena, &m, &err);
+    if (st < 0) {
+        r->st = st;
+        snprintf(r->text, sizeof(r->text), "%s", err.text);
+    } else if (r->json) {
+        print_json(&m);
+    } else {
+        if (r->watch && isatty(STDOUT_FILENO)) {
+            fputs("\033[H\033[J", stdout);
+        }
+        print_table(&m);
+    }
+    fflush(stdout);
+    arena_fini(&arena);
+}
+
+static void on_health(void *arg, struct rpc_call *call UNUSED, const void *data, size_t len)
+{
+    struct run *r = arg;
+    struct arena arena = ARENA_INIT(1 << 16);
+    struct err err = ERR_INIT;
+    enum health_state state = HEALTH_UNKNOWN;
+
+    if (msg_health_response_unpack(data, len, &arena, &state, &err) == ST_OK) {
+        r->is_serving = state == HEALTH_SERVING;
+    }
+    arena_fini(&arena);
+}
+
+static void on_done(void *arg, struct rpc_call *call UNUSED, status st, const char *text)
+{
+    struct run *r = arg;
+
+    r->call = NULL;
+    if (r->is_ending || r->is_serving) {
+        rpc_loop_stop(r->client.loop);
+        return;
+    }
+    if (r->is_waiting) {
+        if (clock_now_ns(clock_real()) + RETRY_MS * NS_PER_MS < r->wait_end_ns) {
+            again(r, RETRY_MS);
+            return;
+        }
+        r->st = ST_ERR_DEADLINE;
+        snprintf(r->text, sizeof(r->text), "the service is not serving after %u s%s%s", r->wait_s,
+                 st < 0 ? ": " : "", st < 0 ? text : "");
+    } else if (r->st == ST_OK && st < 0) {
+        r->st = st;
+        snprintf(r->text, sizeof(r->text), "%s", text);
+    }
+    if (r->st == ST_OK && r->watch) {
+        again(r, WATCH_MS);
+        return;
+    }
+    rpc_loop_stop(r->client.loop);
+}
+
+static void ask(void *arg)
+{
+    static const struct rpc_client status_client = { on_status, NULL, on_done };
+    static const struct rpc_client health_client = { on_health, NULL, on_done };
+    struct run *r = arg;
+    const uint64_t now = clock_now_ns(clock_real());
+    struct err err = ERR_INIT;
+    const struct rpc_call_config config = {
+        .path = r->is_waiting ? "/grpc.health.v1.Health/Check" : "/gantry.v1.Cluster/GetStatus",
+        .kind = RPC_UNARY,
+        .data = "",
+        .len = 0, /* both requests with nothing set */
+        .deadline_ns =
+            r->is_waiting ? MIN(r->wait_end_ns, now + 2 * NS_PER_S) : now + CALL_S * NS_PER_S,
+        .client = r->is_waiting ? &health_client : &status_client,
+        .arg = r,
+    };
+
+    const status st = rpc_call_start(r->client.channel, &config, &r->call, &err);
+    if (st < 0) {
+        r->st = st;
+        snprintf(r->text, sizeof(r->text), "%s", err.text);
+        rpc_loop_stop(r->client.loop);
+    }
+}
+
+static void on_signal(void *arg)
+{
+    struct run *r = arg;
+
+    r->is_ending = true;
+    if (!r->watch) {
+        r->st = ST_ERR_CANCELLED;
+        snprintf(r->text, sizeof(r->text), "interrupted");
+    }
+    rpc_timer_set(r->client.loop, &r->timer, CLOCK_NEVER);
+    if (r->call != NULL) {
+        rpc_call_cancel(r->call);
+    } else {
+        rpc_loop_stop(r->client.loop);
+    }
+}
+
+static status parse(struct run *r, int argc, char **argv, struct err *err)
+{
+    struct opt rows[4 + CLIENT_OPT_ROWS] = {
+        { OPT_FLAG, "watch", NULL, &r->watch, 0, 0, "again every second, until Ctrl-C", NULL },
+        { OPT_U32, "wait", "SECONDS", &r->wait_s, 1, 86400,
+          "say nothing and end with 0 as soon as the service is serving", &r->is_waiting },
+        { OPT_FLAG, "json", NULL, &r->json, 0, 0, "one JSON object", NULL },
+        { .kind = OPT_HEADING, .help = "Service" },
+    };
+
+    client_opts_rows(&r->client_opts, rows + 4);
+    const struct opts opts = { .usage = "gantry status [options]",
+                               .about = about,
+                               .options = rows,
+                               .n_options = ARRAY_LEN(rows),
+                               .examples = "  gantry status --connect 127.0.0.1:50051\n"
+                                           "  gantry status --wait 60 && gantry generate \"Hi\"\n",
+                               .n_args_min = 0,
+                               .n_args_max = 0 };
+    uint32_t n = 0;
+    return opts_parse(&opts, argc, argv, NULL, &n, err);
+}
+
+int cli_status(int argc, char **argv)
+{
+    struct run r;
+    struct err err = ERR_INIT;
+
+    memset(&r, 0, sizeof(r));
+    status st = parse(&r, argc, argv, &err);
+    if (st == ST_END) {
+        return 0;
+    }
+    signals_block();
+    if (st == ST_OK) {
+        st = client_open(&r.client, &r.client_opts, &err);
+    }
+    if (st == ST_OK) {
+        r.wait_end_ns = clock_now_ns(clock_real()) + r.wait_s * NS_PER_S;
+        r.timer.fn = ask;
+        r.timer.arg = &r;
+        st = signals_start(&r.signals, r.client.loop, on_signal, &r, &err);
+        if (st == ST_OK) {
+            again(&r, 0);
+            rpc_loop_run(r.client.loop);
+            signals_stop(&r.signals);
+        }
+        if (st == ST_OK && r.st < 0) {
+            st = err_set(&err, r.st, "%s", r.text);
+        }
+        client_close(&r.client);
+    }
+    if (st < 0) {
+        fprintf(stderr, "gantry status: %s\n", err.text[0] != '\0' ? err.text : status_name(st));
+    }
+    return status_exit_code(st);
+}

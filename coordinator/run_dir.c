@@ -1,0 +1,236 @@
+/* coordinator/run_dir.c - see run_dir.h. */
+#include "coordinator/run_dir.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { SECRET_BYTES = 32, FILE_BYTES_MAX = 64 << 10 };
+
+/* ---- directory ---- */
+
+static status default_path(char path[RUN_DIR_PATH_BYTES], struct err *err)
+{
+    const char *home = getenv("HOME");
+    char host[256] = "localhost";
+
+    if (home == NULL || home[0] != '/') {
+        return err_set(err, ST_ERR_ARG,
+                       "HOME is not set, so there is no default run directory; give --run-dir");
+    }
+    gethostname(host, sizeof(host) - 1);
+    const int n =
+        snprintf(path, RUN_DIR_PATH_BYTES, "%s/.gantry/run/%s-%d", home, host, (int)getpid());
+    if (n < 0 || n >= RUN_DIR_PATH_BYTES) {
+        return err_set(err, ST_ERR_LIMIT,
+                       "the run directory's path is over %d bytes; give --run-dir",
+                       (int)RUN_DIR_PATH_BYTES);
+    }
+    return ST_OK;
+}
+
+/* mkdir -p, every new part with mode 0700. */
+static status make_path(const char *path, struct err *err)
+{
+    char part[RUN_DIR_PATH_BYTES];
+
+    snprintf(part, sizeof(part), "%s", path);
+    for (char *p = part + 1;; p++) {
+        if (*p != '/' && *p != '\0') {
+            continue;
+        }
+        const char end = *p;
+        *p = '\0';
+        if (mkdir(part, 0700) != 0 && errno != EEXIST) {
+            return err_set_errno(err, ST_ERR_IO, errno, "run directory %s", part);
+        }
+        *p = end;
+        if (end == '\0') {
+            return ST_OK;
+        }
+    }
+}
+
+static status mode_check(const char *path, struct err *err)
+{
+    struct stat info;
+
+    if (stat(path, &info) != 0) {
+        return err_set_errno(err, ST_ERR_IO, errno, "run directory %s", path);
+    }
+    if (!S_ISDIR(info.st_mode)) {
+        return err_set(err, ST_ERR_ARG, "run directory %s is not a directory", path);
+    }
+    if (info.st_uid != geteuid() || (info.st_mode & 022) != 0) {
+        return err_set(err, ST_ERR_DENIED,
+                       "run directory %s can be written by others (owner %u, mode %03o): chmod 700",
+                       path, (unsigned)info.st_uid, (unsigned)(info.st_mode & 0777));
+    }
+    return ST_OK;
+}
+
+/* Another service that runs and lives in this directory? */
+static status owner_check(const char *path, struct err *err)
+{
+    char file[RUN_DIR_PATH_BYTES + 16], host[256] = "";
+    json_error_t at;
+
+    snprintf(file, sizeof(file), "%s/endpoint.json", path);
+    json_t *root = json_load_file(file, 0, &at);
+    if (root == NULL) {
+        return ST_OK; /* none, or the rest of a crash */
+    }
+    const char *there = json_string_value(json_object_get(root, "run_host"));
+    const json_int_t pid = json_integer_value(json_object_get(root, "pid"));
+    gethostname(host, sizeof(host) - 1);
+    const bool runs = there != NULL && strcmp(there, host) == 0 && pid > 0 && pid != getpid() &&
+                      kill((pid_t)pid, 0) == 0;
+    json_decref(root);
+    if (runs) {
+        return err_set(err, ST_ERR_EXISTS, "run directory %s belongs to the running service pid %d",
+                       path, (int)pid);
+    }
+    return ST_OK;
+}
+
+/* ---- files ---- */
+
+static status file_write(const char *path, const char *data, size_t len, struct err *err)
+{
+    const int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+
+    if (fd < 0) {
+        return err_set_errno(err, ST_ERR_IO, errno, "%s cannot be written", path);
+    }
+    /* An existing file keeps its mode on open. */
+    const bool ok = fchmod(fd, 0600) == 0 && write(fd, data, len) == (ssize_t)len;
+    const int errnum = errno;
+    if (close(fd) != 0 || !ok) {
+        return err_set_errno(err, ST_ERR_IO, ok ? errno : errnum, "%s cannot be written", path);
+    }
+    return ST_OK;
+}
+
+static status token_make(struct run_dir *d, struct err *err)
+{
+    unsigned char secret[SECRET_BYTES];
+
+    if (getrandom(secret, sizeof(secret), 0) != (ssize_t)sizeof(secret)) {
+        return err_set_errno(err, ST_ERR_INTERNAL, errno, "no random bytes for a token");
+    }
+    for (size_t i = 0; i < SECRET_BYTES; i++) {
+        snprintf(d->token + 2 * i, 3, "%02x", secret[i]);
+    }
+    snprintf(d->token_path, sizeof(d->token_path), "%s/token", d->path);
+    return file_write(d->token_path, d->token, strlen(d->token), err);
+}
+
+status run_dir_open(const char *path, struct run_dir *dir_p, struct err *err)
+{
+    struct run_dir d;
+    status st;
+
+    memset(&d, 0, sizeof(d));
+    d.is_default = path == NULL;
+    if (path == NULL) {
+        st = default_path(d.path, err);
+        if (st < 0) {
+            return st;
+        }
+    } else if (path[0] == '\0' || strlen(path) >= sizeof(d.path)) {
+        return err_set(err, ST_ERR_ARG, "--run-dir has %zu bytes; 1 .. %d are allowed",
+                       strlen(path), (int)RUN_DIR_PATH_BYTES - 1);
+    } else {
+        snprintf(d.path, sizeof(d.path), "%s", path);
+    }
+    st = make_path(d.path, err);
+    if (st == ST_OK) {
+        st = mode_check(d.path, err);
+    }
+    if (st == ST_OK) {
+        st = owner_check(d.path, err);
+    }
+    if (st == ST_OK) {
+        st = token_make(&d, err);
+    }
+    if (st < 0) {
+        return st;
+    }
+    d.is_open = true;
+    *dir_p = d;
+    return ST_OK;
+}
+
+status run_dir_endpoint(const struct run_dir *dir, const struct run_endpoint *e, struct err *err)
+{
+    char file[RUN_DIR_PATH_BYTES + 16], temp[RUN_DIR_PATH_BYTES + 32], host[256] = "";
+
+    gethostname(host, sizeof(host) - 1);
+    json_t *root =
+        json_pack("{s:s, s:i, s:i, s:i, s:s, s:s, s:s, s:s, s:s, s:s}", "host", e->host, "port",
+                  (int)e->port, "control_port", (int)e->control_port, "pid", (int)getpid(),
+                  "run_host", host, "state", e->state, "model", e->model, "profile", e->profile,
+                  "weights_digest", e->weights_digest, "token_file", dir->token_path);
+    char *text = root != NULL ? json_dumps(root, JSON_INDENT(2)) : NULL;
+    json_decref(root);
+    if (text == NULL) {
+        return err_set(err, ST_ERR_NOMEM, "no memory for %s/endpoint.json", dir->path);
+    }
+    snprintf(file, sizeof(file), "%s/endpoint.json", dir->path);
+    snprintf(temp, sizeof(temp), "%s/endpoint.json.new", dir->path);
+    status st = file_write(temp, text, strlen(text), err);
+    free(text);
+    if (st == ST_OK && rename(temp, file) != 0) {
+        st = err_set_errno(err, ST_ERR_IO, errno, "%s cannot be replaced", file);
+    }
+    return st;
+}
+
+void run_dir_close(struct run_dir *dir, bool clean)
+{
+    char file[RUN_DIR_PATH_BYTES + 32];
+
+    if (!dir->is_open) {
+        return;
+    }
+    snprintf(file, sizeof(file), "%s/endpoint.json", dir->path);
+    unlink(file);
+    unlink(dir->token_path);
+    if (clean && dir->is_default) {
+        snprintf(file, sizeof(file), "%s/mpirun.log", dir->path);
+        unlink(file);
+        rmdir(dir->path);
+    }
+    dir->is_open = false;
+}
+
+status token_file_read(const char *path, struct buf *token, struct err *err)
+{
+    struct stat info;
+
+    if (stat(path, &info) != 0) {
+        return err_set_errno(err, ST_ERR_NOT_FOUND, errno, "token file %s", path);
+    }
+    if ((info.st_mode & 077) != 0) {
+        return err_set(err, ST_ERR_DENIED,
+                       "token file %s has mode %03o, others may read it: chmod 600", path,
+                       (unsigned)(info.st_mode & 0777));
+    }
+    const status st = buf_read_file(token, path, FILE_BYTES_MAX, err);
+    if (st < 0) {
+        return st;
+    }
+    token->len = strcspn(token->data, "\r\n");
+    if (token->len == 0) {
+        return err_set(err, ST_ERR_FORMAT, "token file %s has an empty first line", path);
+    }
+    token->data[token->len] = '\0';
+    return ST_OK;
+}

@@ -1,0 +1,45 @@
+/* coordinator/run_dir.h - where a running service can be found: token, endpoint, log.
+ *
+ *   ~/.gantry/run/<host>-<pid>/   mode 0700
+ *     token           mode 0600: 64 hex digits, asked of every rank
+ *     endpoint.json   host, port, control_port, pid, profile, model, weights_digest
+ *     mpirun.log      what mpirun and the ranks said; stays when the service failed
+ *
+ * endpoint.json is replaced by rename, so a reader sees all of it or none. One owner thread. */
+#ifndef COORDINATOR_RUN_DIR_H
+#define COORDINATOR_RUN_DIR_H
+
+#include "base/buf.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { RUN_DIR_PATH_BYTES = 768, RUN_DIR_TOKEN_BYTES = 65 };
+
+struct run_dir {
+    char path[RUN_DIR_PATH_BYTES];
+    char token_path[RUN_DIR_PATH_BYTES + 16];
+    char token[RUN_DIR_TOKEN_BYTES];
+    bool is_default; /* we chose the name: the directory goes with the service */
+    bool is_open;
+};
+
+struct run_endpoint {
+    const char *host;
+    uint16_t port, control_port;
+    const char *profile, *model, *weights_digest, *state;
+};
+
+/* Make the directory (and its parents) and a fresh token. path NULL: the default.
+ * ST_ERR_IO, ST_ERR_DENIED (others may write there), ST_ERR_EXISTS (a service that runs uses it;
+ * names its pid). */
+status run_dir_open(const char *path, struct run_dir *dir_p, struct err *err);
+status run_dir_endpoint(const struct run_dir *dir, const struct run_endpoint *e, struct err *err);
+/* Token and endpoint go; the log too, and a default directory, if `clean`. Zeroed storage is fine.
+ */
+void run_dir_close(struct run_dir *dir, bool clean);
+
+/* The first line of a secret file. ST_ERR_DENIED: others may read it (names the mode). */
+status token_file_read(const char *path, struct buf *token, struct err *err);
+
+#endif
