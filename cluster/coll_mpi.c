@@ -17,6 +17,7 @@ enum { SPLIT_BYTES = 64 * 1024, TP_MAX = 256 };
 static struct {
     bool up;
     uint32_t rank, n_ranks, n_local; /* n_local: ranks of this job on this host */
+    struct coll_mpi *left;           /* destroyed with requests in flight: MPI may write there */
 } world;
 
 /* ---- the world ---- */
@@ -378,6 +379,8 @@ static void mpi_destroy(struct coll *c)
     struct coll_mpi *m = coll_mpi_of(c);
 
     if (!idle(m)) {
+        m->next_left = world.left;
+        world.left = m;
         return;
     }
     if (world.up) {

@@ -63,6 +63,7 @@ struct coll_mpi {
 
     bool broken; /* a collective failed: requests may be in flight, nothing more is started */
     char broken_text[256];
+    struct coll_mpi *next_left; /* chain of those destroyed with requests in flight */
 };
 
 static inline struct coll_mpi *coll_mpi_of(struct coll *c)

@@ -17,7 +17,8 @@ enum {
     YIELD_BELL_NS = 200 * 1000, /* with a bell sleeping is cheap and ends at once */
     YIELD_NS = 5 * 1000 * 1000,
     SLEEP_MIN_NS = 50 * 1000,
-    SLEEP_MAX_NS = 100 * 1000,
+    SLEEP_MAX_NS = 1000 * 1000,
+    SLEEP_SHARE = 200, /* a nap is at most 1/200 of the time waited so far, so is the delay */
     SLEEP_BELL_NS = 1000 * 1000 /* the abort flag rings no bell */
 };
 
@@ -50,7 +51,7 @@ static void bell_sleep(struct coll_bell *bell, uint32_t epoch)
 void coll_waiter_init(struct coll_waiter *w, const struct coll *c, uint64_t spin_ns,
                       struct coll_bell *bell)
 {
-    *w = (struct coll_waiter){ .c = c, .bell = bell, .spin_ns = spin_ns, .sleep_ns = SLEEP_MIN_NS };
+    *w = (struct coll_waiter){ .c = c, .bell = bell, .spin_ns = spin_ns };
     if (bell) {
         w->epoch = atomic_load(&bell->epoch);
     }
@@ -67,10 +68,11 @@ static void pass_time(struct coll_waiter *w)
     } else if (w->bell) {
         bell_sleep(w->bell, w->epoch);
     } else {
-        const struct timespec nap = { .tv_sec = 0, .tv_nsec = (long)w->sleep_ns };
+        const uint64_t share_ns = MIN(waited_ns / SLEEP_SHARE, (uint64_t)SLEEP_MAX_NS);
+        const uint64_t nap_ns = MAX(share_ns, (uint64_t)SLEEP_MIN_NS);
+        const struct timespec nap = { .tv_sec = 0, .tv_nsec = (long)nap_ns };
 
         (void)nanosleep(&nap, NULL);
-        w->sleep_ns = MIN(w->sleep_ns + w->sleep_ns / 8, (uint64_t)SLEEP_MAX_NS);
     }
 }
 

@@ -4,8 +4,8 @@
  *   .. 0.2 / 5 ms     sched_yield between polls: ranks may share cores, and a rank that spins
  *                     holds up the very rank it waits for (55 ms instead of 0.3 ms per sum with 4
  *                     ranks on 2 cores)
- *   then              sleep: on a bell (a futex that the other side rings) or 50 to 100 us, so that
- *                     an idle rank costs a few per cent of a core
+ *   then              sleep: on a bell (a futex that the other side rings), or naps of 50 us that
+ *                     grow to 1 ms with the time waited (an idle rank: 2 % of a core, not 8)
  *
  * Use: coll_waiter_init, then `while (not done) { st = coll_waiter_step(&w); if (st != ST_OK) ...
  * }`. The bell's epoch is read before the caller's next check, so no ring is lost. */
@@ -29,7 +29,6 @@ struct coll_waiter {
     struct coll_bell *bell; /* borrowed, or NULL: sleep by time */
     uint64_t spin_ns;
     uint64_t begin_ns, now_ns;
-    uint64_t sleep_ns;
     uint32_t n_steps, epoch;
 };
 

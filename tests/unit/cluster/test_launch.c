@@ -1,5 +1,5 @@
 /* The command, and the life of a child: most cases run a shell script in the place of mpirun, which
- * needs no MPI and can misbehave; the last two run the real one where it is installed. */
+ * needs no MPI and can misbehave; the last three run the real one where it is installed. */
 #include "cluster/launch.h"
 
 #include "base/clock.h"
@@ -533,6 +533,45 @@ static void test_launch__real_mpirun_ends_in_a_second(void **state)
     launch_destroy(l);
 }
 
+static void test_launch__real_ranks_end_with_the_starter(void **state)
+{
+    static const char *const args[] = { "-c", "echo rank $$; exec sleep 60", NULL };
+    const struct place *p = *state;
+    const struct launch_config config = {
+        .n_ranks = 1, .program = "/bin/sh", .args = args, .log_dir = p->dir
+    };
+    int fds[2], pid, rank = 0;
+
+    if (!have_mpirun()) {
+        skip();
+    }
+    assert_int_equal(pipe(fds), 0);
+    pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        struct launch *l = NULL;
+        struct err err = ERR_INIT;
+
+        if (launch_start(&config, &l, &err) == ST_OK) {
+            rank = rank_pid(l);
+        }
+        (void)!write(fds[1], &rank, sizeof(rank));
+        for (;;) {
+            pause();
+        }
+    }
+    assert_int_equal(read(fds[0], &rank, sizeof(rank)), sizeof(rank));
+    assert_true(rank > 1 && lives(rank));
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    for (int i = 0; i < 300 && lives(rank); i++) {
+        nap_ms(10);
+    }
+    assert_false(lives(rank));
+    close(fds[0]);
+    close(fds[1]);
+}
+
 #define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -558,6 +597,7 @@ int main(void)
         CASE(test_launch__job_ends_with_its_starter),
         CASE(test_launch__real_mpirun_runs_two_ranks),
         CASE(test_launch__real_mpirun_ends_in_a_second),
+        CASE(test_launch__real_ranks_end_with_the_starter),
     };
 
     log_init(LOG_ERROR, 2);
