@@ -100,7 +100,6 @@ static void attn_scores(const struct attn *a, uint32_t block0, uint32_t n_blocks
     for (uint32_t b = 0; b < n_blocks; b++) {
         t.acc = a->p + (size_t)b * KERN_KV_BLOCK;
         t.w = (const char *)a->job->kv->k + attn_plane(a, block0 + b);
-        t.ahead = 0;
         if (pairs) {
             tile_bf16(&t, a->n_queries, KERN_KV_BLOCK / 16);
         } else {

@@ -2,7 +2,7 @@
  * vec_*.h and ISA_FN(name) before it.
  *
  * Work is cut by output columns; by rows of x only when there are too few columns. A thread walks
- * its panels in memory order; for each it takes up to GEMM_ROWS rows, leaf by leaf, K_SEG steps at
+ * its panels in memory order; for each it takes up to GEMM_ROWS rows, leaf by leaf, some steps at
  * a time (so that a panel's piece stays in cache over all row tiles), tile by tile. Sums rest in
  * `level` buffers between segments: they continue where they stopped, so no cut is visible.
  *
@@ -16,10 +16,10 @@
 #include "kernels/x86/tile_kinds.h"
 #include "kernels/x86/x86.h"
 
-enum {
-    K_SEG = 512, /* steps: 128 KiB of a panel */
-    PREFETCH_AHEAD = 4096
-};
+/* Steps taken at a time, for all row tiles: few rows want a piece of the panel (16 KiB) that stays
+ * in the first-level cache beside x; many want sums to be loaded and stored seldom (128 KiB, second
+ * level). Measured: kernels/README.md. */
+enum { K_SEG_FEW = 64, K_SEG_MANY = 512, FEW_ROWS = 32 };
 
 struct gemm_job {
     float *y;
@@ -57,7 +57,7 @@ static void gemm_odd_step(const struct tile_args *t, uint32_t rows, uint32_t wid
 
     one.n_steps = 1;
     one.fresh = false;
-    one.ahead = 0;
+    one.ahead = NULL;
     for (uint32_t r = 0; r < rows; r++) {
         struct bf16_pair pair = { { 0, 0 } };
 
@@ -76,6 +76,7 @@ static const char *gemm_leaf(const struct gemm_job *job, const struct gemm_panel
     const bool pairs = job->w->fmt == KERN_BF16;
     const uint32_t k = job->w->leaf[leaf + 1] - job->w->leaf[leaf];
     const uint32_t n_steps = pairs ? k / 2 : k; /* whole ones */
+    const uint32_t seg = rows <= FEW_ROWS ? K_SEG_FEW : K_SEG_MANY;
     struct tile_args t = {
         .acc = dst.at,
         .acc_stride = dst.stride,
@@ -84,11 +85,11 @@ static const char *gemm_leaf(const struct gemm_job *job, const struct gemm_panel
         .w = w,
         .w_stride = p->width * 4u,
         .fresh = true,
-        .ahead = PREFETCH_AHEAD,
     };
 
     for (uint32_t step = 0; step < n_steps || t.fresh; step += t.n_steps) {
-        t.n_steps = MIN(n_steps - step, (uint32_t)K_SEG);
+        t.n_steps = MIN(n_steps - step, seg);
+        t.ahead = p->width == PANEL ? t.w + t.n_steps * t.w_stride : NULL;
         gemm_tile(job, &t, rows, p->width / 16);
         t.x = (const char *)t.x + (size_t)t.n_steps * 4;
         t.w += t.n_steps * t.w_stride;

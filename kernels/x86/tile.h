@@ -32,7 +32,9 @@ struct tile_args {
     size_t w_stride; /* bytes between steps */
     uint32_t n_steps;
     bool fresh;
-    uint32_t ahead; /* bytes of w to prefetch ahead, 0: w is in cache */
+    const char
+        *ahead; /* where w goes on after these steps, to be fetched meanwhile; NULL: nowhere */
+    uint32_t ahead_lines; /* cache lines of it per step: 0, 1, 2 or 4 */
 };
 #endif
 
@@ -42,7 +44,8 @@ static ALWAYS_INLINE void TILE_FN(tile_fixed_)(const struct tile_args *t, const 
     vf acc[8][4];
     const char *w = t->w, *x = t->x;
     const size_t w_stride = t->w_stride, x_stride = t->x_stride;
-    const uint32_t ahead = t->ahead;
+    const char *ahead = t->ahead;
+    const uint32_t lines = t->ahead_lines;
 
     TILE_UNROLL
     for (int r = 0; r < rows; r++) {
@@ -58,11 +61,16 @@ static ALWAYS_INLINE void TILE_FN(tile_fixed_)(const struct tile_args *t, const 
         for (int v = 0; v < wide; v++) {
             b[v] = TILE_LOAD(w + v * TILE_LANE);
         }
-        if (ahead != 0) {
-            TILE_UNROLL
-            for (int v = 0; v < wide; v++) {
-                _mm_prefetch(w + ahead + v * TILE_LANE, _MM_HINT_T0);
+        if (lines > 0) {
+            _mm_prefetch(ahead, _MM_HINT_T0);
+            if (lines > 1) {
+                _mm_prefetch(ahead + 64, _MM_HINT_T0);
             }
+            if (lines > 2) {
+                _mm_prefetch(ahead + 128, _MM_HINT_T0);
+                _mm_prefetch(ahead + 192, _MM_HINT_T0);
+            }
+            ahead += lines * 64;
         }
         TILE_UNROLL
         for (int r = 0; r < rows; r++) {
@@ -169,21 +177,27 @@ static void TILE_FN(tile_few_)(const struct tile_args *t, uint32_t rows, uint32_
     }
 }
 
-/* Any number of rows. */
+/* Any number of rows. With 2 to 4 tiles `ahead` is fetched by all of them, a part by each, so that
+ * memory works while they compute. Otherwise the first tile fetches what comes 4 KiB later in its
+ * own w: one tile waits for memory anyway, and with many the first one is a small part. */
 static void TILE_FN(tile_)(const struct tile_args *args, uint32_t rows, uint32_t wide)
 {
+    const uint32_t n_tiles = (rows + VEC_TILE_ROWS - 1) / VEC_TILE_ROWS;
+    const bool shared = n_tiles > 1 && n_tiles <= 4;
+    const uint32_t lines = !shared ? 4 : n_tiles < 4 ? 2 : 1;
     struct tile_args t = *args;
+    uint32_t fetched = 0;
 
-    while (rows > 0) {
-        /* 7 rows are 4 + 3, not 6 + 1: the last tile would have too few independent sums. */
-        const uint32_t n = rows > VEC_TILE_ROWS && rows < 2 * VEC_TILE_ROWS ? (rows + 1) / 2
-                           : rows < VEC_TILE_ROWS                           ? rows
-                                                                            : VEC_TILE_ROWS;
+    for (uint32_t left = n_tiles; left > 0; left--) {
+        /* 8 rows are 4 + 4, not 6 + 2: the last tile would have too few independent sums. */
+        const uint32_t n = (rows + left - 1) / left;
 
+        t.ahead_lines = args->ahead != NULL && fetched < 4 ? lines : 0;
+        t.ahead = shared ? args->ahead + (size_t)fetched * 64 * t.n_steps : t.w + 4096;
         TILE_FN(tile_few_)(&t, n, wide);
+        fetched += lines;
         t.acc += n * t.acc_stride;
         t.x = (const char *)t.x + n * t.x_stride;
-        t.ahead = 0; /* the first tile brought w into the cache */
         rows -= n;
     }
 }
