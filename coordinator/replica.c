@@ -400,8 +400,9 @@ void replica_attach_done(void *arg, struct rpc_call *call, bool cancelled UNUSED
         r->call = NULL;
         c->replica.n_attached--;
         snprintf(text, sizeof(text),
-                 "rank %d (host %s, pid %u) broke off in phase \"%s\" at step %" PRIu64, a->rank,
-                 r->host, r->pid, r->phase, r->heartbeat.step);
+                 "rank %d (host %s, pid %u) is gone: its connection broke in phase \"%s\" at step "
+                 "%" PRIu64,
+                 a->rank, r->host, r->pid, r->phase, r->heartbeat.step);
         replica_sign(c, 3, ST_ERR_PEER, text);
     }
     free(a);

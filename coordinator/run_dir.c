@@ -206,7 +206,9 @@ void run_dir_close(struct run_dir *dir, bool clean)
     if (clean && dir->is_default) {
         snprintf(file, sizeof(file), "%s/mpirun.log", dir->path);
         unlink(file);
-        rmdir(dir->path);
+    }
+    if (dir->is_default) {
+        rmdir(dir->path); /* stays while there is a log in it */
     }
     dir->is_open = false;
 }
