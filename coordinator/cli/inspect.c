@@ -143,7 +143,7 @@ static void print_token(const struct tokenizer *tok, const char *what, int64_t i
         printf(", no %s", what);
     } else {
         printf(", %s %" PRId64 " \"%.*s\"", what, id, (int)MIN(len, (size_t)64),
-               bytes != NULL ? bytes : "");
+               len != 0 ? bytes : "");
     }
 }
 
@@ -159,7 +159,10 @@ static void print_tokenizer(const struct found *f)
     if (f->has_desc && f->desc.n_eos > 0) {
         printf("            a stream ends at");
         for (uint32_t i = 0; i < f->desc.n_eos; i++) {
-            print_token(f->tokenizer, i == 0 ? "id" : "or", f->desc.eos[i]);
+            size_t len = 0;
+            const char *bytes = tokenizer_token_bytes(f->tokenizer, f->desc.eos[i], &len);
+            printf("%s id %u \"%.*s\"", i == 0 ? "" : ",", f->desc.eos[i],
+                   (int)MIN(len, (size_t)64), len != 0 ? bytes : "");
         }
         printf("\n");
     }
