@@ -15,9 +15,19 @@
 #define TILE_CAT(a, b)  TILE_CAT_(a, b)
 #define TILE_FN(n)      TILE_CAT(n, TILE_NAME)
 
-#ifdef __clang__
+#ifndef __has_feature
+#define __has_feature(x) 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) ||                               \
+    __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+/* One copy with loops: twenty unrolled ones full of checks take minutes to compile. */
+#define TILE_INLINE __attribute__((noinline))
+#define TILE_UNROLL
+#elif defined(__clang__)
+#define TILE_INLINE ALWAYS_INLINE
 #define TILE_UNROLL _Pragma("unroll")
 #else
+#define TILE_INLINE ALWAYS_INLINE
 #define TILE_UNROLL _Pragma("GCC unroll 8")
 #endif
 
@@ -38,8 +48,8 @@ struct tile_args {
 };
 #endif
 
-static ALWAYS_INLINE void TILE_FN(tile_fixed_)(const struct tile_args *t, const int rows,
-                                               const int wide)
+static TILE_INLINE void TILE_FN(tile_fixed_)(const struct tile_args *t, const int rows,
+                                             const int wide)
 {
     vf acc[8][4];
     const char *w = t->w, *x = t->x;
@@ -193,7 +203,9 @@ static void TILE_FN(tile_)(const struct tile_args *args, uint32_t rows, uint32_t
         const uint32_t n = (rows + left - 1) / left;
 
         t.ahead_lines = args->ahead != NULL && fetched < 4 ? lines : 0;
-        t.ahead = shared ? args->ahead + (size_t)fetched * 64 * t.n_steps : t.w + 4096;
+        if (t.ahead_lines != 0) {
+            t.ahead = shared ? args->ahead + (size_t)fetched * 64 * t.n_steps : t.w + 4096;
+        }
         TILE_FN(tile_few_)(&t, n, wide);
         fetched += lines;
         t.acc += n * t.acc_stride;
@@ -213,3 +225,4 @@ static void TILE_FN(tile_)(const struct tile_args *args, uint32_t rows, uint32_t
 #undef TILE_CAT
 #undef TILE_FN
 #undef TILE_UNROLL
+#undef TILE_INLINE
