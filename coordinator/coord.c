@@ -2,9 +2,22 @@
 #include "coordinator/coord_impl.h"
 
 #include "base/log.h"
+#include "cluster/rpc_reflect.h"
 
 #include <stdlib.h>
 #include <string.h>
+
+static void reflect_open(void *arg UNUSED, struct rpc_call *call UNUSED, const void *data UNUSED,
+                         size_t len UNUSED)
+{
+}
+
+static void reflect_message(void *arg, struct rpc_call *call, const void *data, size_t len)
+{
+    const struct coord *c = arg;
+
+    rpc_reflect_message(c->reflect, call, data, len);
+}
 
 static const struct rpc_method public_methods[] = {
     { .path = "/gantry.v1.Generation/Generate",
@@ -34,6 +47,16 @@ static const struct rpc_method public_methods[] = {
       .on_request = health_watch,
       .on_done = health_watch_done,
       .no_auth = true },
+    { .path = RPC_REFLECT_PATH_V1,
+      .kind = RPC_BIDI,
+      .on_request = reflect_open,
+      .on_message = reflect_message,
+      .on_done = status_call_done },
+    { .path = RPC_REFLECT_PATH_V1ALPHA,
+      .kind = RPC_BIDI,
+      .on_request = reflect_open,
+      .on_message = reflect_message,
+      .on_done = status_call_done },
 };
 
 static const struct rpc_method control_methods[] = {
@@ -97,6 +120,10 @@ status coord_create(struct rpc_loop *loop, const struct coord_config *config,
         st = replica_init(c, err);
     }
     if (st == ST_OK) {
+        const struct msg_str set = msg_descriptors();
+        st = rpc_reflect_create(set.data, set.len, &c->reflect, err);
+    }
+    if (st == ST_OK) {
         st = servers_open(c, err);
     }
     if (st < 0) {
@@ -116,6 +143,7 @@ void coord_destroy(struct coord *c)
     replica_fini(c);
     rpc_server_destroy(c->public_server);
     rpc_server_destroy(c->control_server);
+    rpc_reflect_destroy(c->reflect);
     journal_destroy(c->journal);
     arena_fini(&c->arena);
     buf_fini(&c->out);

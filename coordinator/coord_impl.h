@@ -31,6 +31,8 @@ enum {
     STOP_RANKS_MS = 5000
 };
 
+struct rpc_reflect;
+
 /* ---- a client's call ---- */
 
 struct front_call {
@@ -105,9 +107,10 @@ struct coord {
     status failure_code;
     uint64_t started_ns;
 
-    struct journal *journal; /* owned */
-    struct arena arena;      /* of the message being read */
-    struct buf out;          /* of the message being written */
+    struct rpc_reflect *reflect; /* owned */
+    struct journal *journal;     /* owned */
+    struct arena arena;          /* of the message being read */
+    struct buf out;              /* of the message being written */
     struct watcher *watchers;
     struct replica replica;
     struct front_call *dirty, *dead;

@@ -38,6 +38,9 @@ struct msg_str {
 const char *msg_build(void);
 const char *msg_version(void); /* "0.1.0" */
 
+/* FileDescriptorSet of gantry.proto and health.proto, for server reflection. Static storage. */
+struct msg_str msg_descriptors(void);
+
 /* ---- control ---- */
 
 enum finish_reason { FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_FAILED, FINISH_CANCELLED };
