@@ -9,6 +9,7 @@
 
 static int version_main(int argc, char **argv);
 static int help_main(int argc, char **argv);
+static int serve_main(int argc, char **argv);
 
 static const struct command {
     const char *name;
@@ -17,7 +18,7 @@ static const struct command {
 } commands[] = {
     { "plan", cli_plan, "how a model would be cut over ranks, and what each needs" },
     { "inspect", cli_inspect, "what a model directory holds" },
-    { "serve", cli_serve, "serve a model: start its ranks and answer requests" },
+    { "serve", serve_main, "serve a model: start its ranks and answer requests" },
     { "generate", cli_generate, "ask a running service to go on from a prompt" },
     { "status", cli_status, "what a running service does now" },
     { "worker", worker_main, "one rank (serve starts these)" },
@@ -77,6 +78,18 @@ static int help_main(int argc, char **argv)
     }
     usage(stdout);
     return 0;
+}
+
+/* Started by mpirun, every rank comes here: then the whole service is one MPI job. */
+static int serve_main(int argc, char **argv)
+{
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0 ||
+            strcmp(argv[i], "--dry-run") == 0) {
+            return cli_serve(argc, argv);
+        }
+    }
+    return worker_in_mpi_job() ? worker_one_job(argc, argv) : cli_serve(argc, argv);
 }
 
 /* Levenshtein distance; words are short. */

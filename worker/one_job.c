@@ -14,6 +14,7 @@
 #include "worker/main.h"
 
 #include "base/clock.h"
+#include "base/cpu.h"
 #include "base/log.h"
 
 #include <errno.h>
@@ -81,6 +82,28 @@ static char **scrubbed_environment(void)
     return env;
 }
 
+/* What the coordinator cannot see for itself: are all ranks on this host? Options that the user
+ * gave come after these and win. Returns how many arguments were added. */
+static int add_placement(char **args, long n_ranks)
+{
+    static char memory[32], host[256];
+    int n = 0;
+
+    if (env_number("OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE") == n_ranks) {
+        snprintf(memory, sizeof(memory), "%llu",
+                 (unsigned long long)(cpu_memory_bytes() / (uint64_t)MAX(n_ranks, 1)));
+        args[n++] = (char *)"--memory";
+        args[n++] = memory;
+    } else {
+        gethostname(host, sizeof(host) - 1);
+        args[n++] = (char *)"--control-listen";
+        args[n++] = (char *)"0.0.0.0:0";
+        args[n++] = (char *)"--advertise";
+        args[n++] = host;
+    }
+    return n;
+}
+
 NORETURN static void exec_coordinator(int argc, char **argv, long n_ranks, int fd, pid_t parent)
 {
     char ranks[16], announce[16];
@@ -95,6 +118,7 @@ NORETURN static void exec_coordinator(int argc, char **argv, long n_ranks, int f
     snprintf(announce, sizeof(announce), "%d", fd);
     args[n++] = (char *)"gantry";
     args[n++] = (char *)"serve";
+    n += add_placement(args + n, n_ranks);
     for (int i = 1; i < argc && n < ARGS_MAX - 6; i++) {
         args[n++] = argv[i];
     }

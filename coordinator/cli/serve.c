@@ -279,6 +279,28 @@ static status listen_open(struct serve *s, struct err *err)
     return endpoint_write(s, "starting", err);
 }
 
+/* The ranks' arguments, NUL-ended each, to whoever starts them (worker/one_job.c). */
+static status announce(struct serve *s, struct err *err)
+{
+    const int fd = (int)s->args.announce_fd;
+    status st = ST_OK;
+
+    for (uint32_t i = 0; st == ST_OK && s->worker_args[i] != NULL; i++) {
+        const char *at = s->worker_args[i];
+        for (size_t left = strlen(at) + 1; st == ST_OK && left != 0;) {
+            const ssize_t n = write(fd, at, left);
+            if (n < 0 && errno != EINTR) {
+                st = err_set_errno(err, ST_ERR_IO, errno, "descriptor %d (--announce-fd)", fd);
+            } else if (n > 0) {
+                at += n;
+                left -= (size_t)n;
+            }
+        }
+    }
+    close(fd);
+    return st;
+}
+
 static status job_start(struct serve *s, struct err *err)
 {
     char program[4096];
@@ -294,7 +316,7 @@ static status job_start(struct serve *s, struct err *err)
     if (s->args.external_ranks != 0) {
         say("waiting for %u ranks to attach at %s (token: %s)\n", s->args.external_ranks,
             s->control, s->dir.token_path);
-        return ST_OK;
+        return s->args.announce_fd != 0 ? announce(s, err) : ST_OK;
     }
     launch_fill(s, program, &config);
     st = launch_start(&config, &s->launch, err);

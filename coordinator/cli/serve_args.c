@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OWN_ROWS = 23 };
+enum { OWN_ROWS = 24 };
 
 static const char about[] =
     "Serves MODEL (a Hugging Face directory) over gRPC. Makes a plan, starts its ranks with "
@@ -70,6 +70,8 @@ static void rows_fill(struct serve_args *a, struct opt *rows)
           "error, warn (default), info, debug or trace", NULL },
         { OPT_U32, "external-ranks", "N", &a->external_ranks, 1, PLAN_RANKS_MAX,
           "start no ranks: N of them are started elsewhere and attach", NULL },
+        { OPT_U32, "announce-fd", "N", &a->announce_fd, 3, 1 << 20,
+          "with --external-ranks: write the ranks' command line to this descriptor", NULL },
         { OPT_STRING, "control-listen", "HOST:PORT", &a->control_listen, 0, 0,
           "where ranks attach (default: any port, loopback if all are on this host)", NULL },
     };
