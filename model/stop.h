@@ -23,8 +23,8 @@ enum { STOP_STRINGS_MAX = 16, STOP_BYTES_MAX = 256 };
 struct stop; /* opaque */
 
 /* Copies the strings. n == 0 is allowed: everything passes.
- *   ST_ERR_ARG     more than STOP_STRINGS_MAX, or one that is empty or over STOP_BYTES_MAX: names
- * it ST_ERR_NOMEM */
+ *   ST_ERR_ARG     more than STOP_STRINGS_MAX, or one that is empty or over STOP_BYTES_MAX
+ *   ST_ERR_NOMEM */
 status stop_create(const char *const *strings, const size_t *lens, uint32_t n, struct stop **stop_p,
                    struct err *err) WARN_UNUSED;
 void stop_destroy(struct stop *stop); /* NULL is fine */

@@ -1,13 +1,12 @@
 /* model/tok_bpe.c - one word to ids: merge the best pair until there is none.
  *
  *   symbols   a linked list over the word, one for each character at first
- *   heap      candidate pairs by (rank, position): the lowest rank merges first, then the leftmost
+ *   heap      candidate pairs by (rank, position): the lowest rank first, then the leftmost
  *
  * A merge makes at most two new candidates, so a word of n characters costs n log n: a megabyte
- * without a space is no harder than its size. A candidate is stale when the two symbols at its
- * place no longer make its token; any change makes the pair's text longer, so comparing the token
- * is enough. Short words, which nearly all are, skip the heap and look for the lowest rank
- * directly.
+ * without a space is no harder than its size. A candidate is stale when one of its two symbols has
+ * changed since; any change makes the pair's text longer, so comparing lengths is enough. Short
+ * words, which nearly all are, skip the heap and look for the lowest rank directly.
  *
  * Two rules say what a pair makes: the merge map (two ids -> rank, id), or for SentencePiece the
  * score of the joined string, whatever it is made of. */
@@ -215,6 +214,20 @@ static uint32_t char_id(const struct tokenizer *t, const char *s, uint32_t k)
     return find_plain(t, s, k);
 }
 
+/* One symbol for each character, or each byte where characters may fall apart. */
+static uint32_t count_syms(const struct tokenizer *t, const char *s, uint32_t len)
+{
+    uint32_t n = 0;
+
+    if (t->byte_fallback && !t->by_score) {
+        return len;
+    }
+    for (uint32_t i = 0; i < len; i += utf8_len(s[i])) {
+        n++;
+    }
+    return n;
+}
+
 static status reserve_syms(struct tok_work *w, uint32_t len)
 {
     if (len <= w->cap_syms) {
@@ -223,7 +236,7 @@ static status reserve_syms(struct tok_work *w, uint32_t len)
     const uint32_t cap = MAX(256u, len + len / 4);
     struct bpe_sym *syms = realloc(w->syms, cap * sizeof *syms);
     if (syms == NULL) {
-        return err_set(w->err, ST_ERR_NOMEM, "no memory for a word of %u bytes", len);
+        return err_set(w->err, ST_ERR_NOMEM, "no memory for a word of %u characters", len);
     }
     w->syms = syms;
     w->cap_syms = cap;
@@ -326,7 +339,7 @@ status tok_bpe(struct tok_work *w, const char *s, uint32_t len)
             return tok_emit(w, id);
         }
     }
-    status st = reserve_syms(w, len);
+    status st = reserve_syms(w, count_syms(t, s, len));
     if (st != ST_OK) {
         return st;
     }

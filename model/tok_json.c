@@ -10,21 +10,19 @@ static status read_vocab(struct tokenizer *t, const json_t *vocab, struct err *e
     status st = ST_OK;
 
     if (!json_is_object(vocab)) {
-        return err_set(err, ST_ERR_FORMAT, "tokenizer.json: model.vocab: not an object");
+        return err_set(err, ST_ERR_FORMAT, "model.vocab: not an object");
     }
     if (json_object_size(vocab) > TOK_VOCAB_MAX) {
-        return err_set(err, ST_ERR_LIMIT,
-                       "tokenizer.json: model.vocab: %zu tokens, the limit is %d",
+        return err_set(err, ST_ERR_LIMIT, "model.vocab: %zu tokens, the limit is %d",
                        json_object_size(vocab), TOK_VOCAB_MAX);
     }
     json_object_foreach((json_t *)(uintptr_t)vocab, key, v)
     {
         if (!json_is_integer(v) || json_integer_value(v) < 0) {
-            return err_set(err, ST_ERR_FORMAT, "tokenizer.json: model.vocab[\"%.64s\"]: not an id",
-                           key);
+            return err_set(err, ST_ERR_FORMAT, "model.vocab[\"%.64s\"]: not an id", key);
         }
         st = tok_token_add(t, (uint64_t)json_integer_value(v), key, strlen(key), TOKF_VOCAB,
-                           "tokenizer.json: model.vocab", err);
+                           "model.vocab", err);
         if (st != ST_OK) {
             return st;
         }
@@ -41,12 +39,12 @@ static status read_added(struct tokenizer *t, const json_t *added, struct err *e
         return ST_OK;
     }
     if (!json_is_array(added)) {
-        return err_set(err, ST_ERR_FORMAT, "tokenizer.json: added_tokens: not an array");
+        return err_set(err, ST_ERR_FORMAT, "added_tokens: not an array");
     }
     for (size_t i = 0; i < json_array_size(added) && st == ST_OK; i++) {
         const json_t *v = json_array_get(added, i);
         const json_t *id = json_object_get(v, "id");
-        snprintf(where, sizeof where, "tokenizer.json: added_tokens[%zu]", i);
+        snprintf(where, sizeof where, "added_tokens[%zu]", i);
         if (!json_is_integer(id) || json_integer_value(id) < 0) {
             return err_set(err, ST_ERR_FORMAT, "%s.id: not an id", where);
         }
@@ -80,20 +78,20 @@ static status read_merge(struct tokenizer *t, const json_t *v, uint32_t rank, st
 static status read_merges(struct tokenizer *t, const json_t *merges, struct err *err)
 {
     if (!json_is_array(merges)) {
-        return err_set(err, ST_ERR_FORMAT, "tokenizer.json: model.merges: not an array");
+        return err_set(err, ST_ERR_FORMAT, "model.merges: not an array");
     }
     status st = tok_merges_init(&t->merges, json_array_size(merges), err);
     for (size_t i = 0; i < json_array_size(merges) && st == ST_OK; i++) {
         st = read_merge(t, json_array_get(merges, i), (uint32_t)i, err);
     }
-    return st == ST_OK || err == NULL ? st : err_prefix(err, "tokenizer.json: ");
+    return st;
 }
 
 /* What the model part may ask for beyond plain BPE. */
 static status read_switches(struct tokenizer *t, const json_t *model, struct err *err)
 {
     static const char *const affixes[] = { "continuing_subword_prefix", "end_of_word_suffix" };
-    static const char where[] = "tokenizer.json: model";
+    static const char where[] = "model";
     const json_t *dropout = json_object_get(model, "dropout");
     const char *s = NULL;
     size_t len = 0;
@@ -139,9 +137,9 @@ static status check_model(const json_t *model, struct err *err)
     size_t len = 0;
 
     if (!json_is_object(model)) {
-        return err_set(err, ST_ERR_FORMAT, "tokenizer.json: model: not an object");
+        return err_set(err, ST_ERR_FORMAT, "model: not an object");
     }
-    const status st = tok_json_str(model, "tokenizer.json: model", "type", false, &type, &len, err);
+    const status st = tok_json_str(model, "model", "type", false, &type, &len, err);
     if (st != ST_OK) {
         return st;
     }
@@ -150,46 +148,44 @@ static status check_model(const json_t *model, struct err *err)
     }
     if (type == NULL || strcmp(type, "BPE") != 0) {
         return err_set(err, ST_ERR_UNSUPPORTED,
-                       "tokenizer.json: model.type is \"%.40s\"; only BPE tokenizers can be served",
+                       "model.type is \"%.40s\"; only BPE tokenizers can be served",
                        type == NULL ? "" : type);
     }
     return ST_OK;
+}
+
+/* All but the merges: they need to know which tokens the config makes special. */
+static status load_parts(struct tokenizer *t, const json_t *root, struct err *err)
+{
+    const json_t *model = json_object_get(root, "model");
+    status st = check_model(model, err);
+
+    st = st == ST_OK ? read_vocab(t, json_object_get(model, "vocab"), err) : st;
+    st = st == ST_OK ? read_added(t, json_object_get(root, "added_tokens"), err) : st;
+    st = st == ST_OK ? tok_map_build(t, &t->vocab, TOKF_VOCAB, err) : st;
+    st = st == ST_OK ? read_switches(t, model, err) : st;
+    st = st == ST_OK ? tok_read_normalizer(t, json_object_get(root, "normalizer"), err) : st;
+    st = st == ST_OK ? tok_read_pre_tokenizer(t, json_object_get(root, "pre_tokenizer"), err) : st;
+    st = st == ST_OK ? tok_read_decoder(t, json_object_get(root, "decoder"), err) : st;
+    return st == ST_OK ? tok_read_post_processor(t, json_object_get(root, "post_processor"), err)
+                       : st;
+}
+
+static status in_file(status st, struct err *err)
+{
+    return st == ST_OK || err == NULL ? st : err_prefix(err, "tokenizer.json: ");
 }
 
 static status load(struct tokenizer *t, const json_t *root, const struct tok_files *files,
                    struct err *err)
 {
     const json_t *model = json_object_get(root, "model");
-    status st = check_model(model, err);
+    status st = in_file(load_parts(t, root, err), err);
 
-    if (st == ST_OK) {
-        st = read_vocab(t, json_object_get(model, "vocab"), err);
-    }
-    if (st == ST_OK) {
-        st = read_added(t, json_object_get(root, "added_tokens"), err);
-    }
-    if (st == ST_OK) {
-        st = tok_map_build(t, &t->vocab, TOKF_VOCAB, err);
-    }
-    if (st == ST_OK) {
-        st = read_switches(t, model, err);
-    }
-    if (st == ST_OK) {
-        st = tok_read_normalizer(t, json_object_get(root, "normalizer"), err);
-    }
-    if (st == ST_OK) {
-        st = tok_read_pre_tokenizer(t, json_object_get(root, "pre_tokenizer"), err);
-    }
-    if (st == ST_OK) {
-        st = tok_read_decoder(t, json_object_get(root, "decoder"), err);
-    }
-    if (st == ST_OK) {
-        st = tok_read_post_processor(t, json_object_get(root, "post_processor"), err);
-    }
     if (st == ST_OK) {
         st = tok_load_config(t, files, true, err);
     }
-    return st == ST_OK ? read_merges(t, json_object_get(model, "merges"), err) : st;
+    return st == ST_OK ? in_file(read_merges(t, json_object_get(model, "merges"), err), err) : st;
 }
 
 status tok_load_json(struct tokenizer *t, const struct tok_files *files, struct err *err)

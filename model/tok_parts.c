@@ -191,8 +191,7 @@ static status norm_fill(const json_t *v, const char *type, const char *where, st
         st = tok_json_bool(v, where, "strip_left", true, &n->left, err);
         return st == ST_OK ? tok_json_bool(v, where, "strip_right", true, &n->right, err) : st;
     }
-    return err_set(err, ST_ERR_UNSUPPORTED, "tokenizer.json: %s: normalizer \"%.40s\" is not known",
-                   where, type);
+    return err_set(err, ST_ERR_UNSUPPORTED, "%s: normalizer \"%.40s\" is not known", where, type);
 }
 
 static status norm_one(struct tokenizer *t, const json_t *v, const char *where, int depth,
@@ -261,8 +260,7 @@ static status get_how(const json_t *v, const char *where, enum split_how fallbac
             return ST_OK;
         }
     }
-    return err_set(err, ST_ERR_UNSUPPORTED, "tokenizer.json: %s.behavior: \"%.40s\" is not known",
-                   where, s);
+    return err_set(err, ST_ERR_UNSUPPORTED, "%s.behavior: \"%.40s\" is not known", where, s);
 }
 
 static status pre_bytes(struct tokenizer *t, const json_t *v, const char *where, struct err *err)
@@ -347,8 +345,8 @@ static status pre_metaspace(struct tokenizer *t, const json_t *v, const char *wh
     } else if (strcmp(scheme, "never") == 0) {
         pre.prepend = PREPEND_NEVER;
     } else if (strcmp(scheme, "always") != 0) {
-        return err_set(err, ST_ERR_UNSUPPORTED,
-                       "tokenizer.json: %s.prepend_scheme: \"%.40s\" is not known", where, scheme);
+        return err_set(err, ST_ERR_UNSUPPORTED, "%s.prepend_scheme: \"%.40s\" is not known", where,
+                       scheme);
     }
     st = copy_str(s, len, where, &pre.literal, &pre.literal_len, err);
     if (st == ST_OK) {
@@ -400,8 +398,8 @@ static status pre_one(struct tokenizer *t, const json_t *v, const char *where, i
         pre.kind = PRE_SPACES;
         pre.how = SPLIT_REMOVED;
     } else {
-        return err_set(err, ST_ERR_UNSUPPORTED,
-                       "tokenizer.json: %s: pre-tokenizer \"%.40s\" is not known", where, type);
+        return err_set(err, ST_ERR_UNSUPPORTED, "%s: pre-tokenizer \"%.40s\" is not known", where,
+                       type);
     }
     return st == ST_OK ? pre_add(t, &pre, where, err) : st;
 }

@@ -24,11 +24,10 @@ static status add_replace(struct tok_decode *d, const char *from, size_t from_le
 
     if (i == ARRAY_LEN(d->replace) || from_len == 0 || from_len > sizeof d->replace[0].from ||
         to_len > sizeof d->replace[0].to) {
-        return err_set(
-            err, ST_ERR_UNSUPPORTED,
-            "tokenizer.json: %s: replaces %zu bytes by %zu; at most %zu replacements of 1 "
-            "to %zu bytes",
-            where, from_len, to_len, ARRAY_LEN(d->replace), sizeof d->replace[0].from);
+        return err_set(err, ST_ERR_UNSUPPORTED,
+                       "%s: replaces %zu bytes by %zu; at most %zu replacements of 1 "
+                       "to %zu bytes",
+                       where, from_len, to_len, ARRAY_LEN(d->replace), sizeof d->replace[0].from);
     }
     memcpy(d->replace[i].from, from, from_len);
     memcpy(d->replace[i].to, to, to_len);
@@ -47,8 +46,8 @@ static status decoder_replace(struct tok_decode *d, const json_t *v, const char 
     status st;
 
     if (json_object_get(pattern, "Regex") != NULL) {
-        return err_set(err, ST_ERR_UNSUPPORTED,
-                       "tokenizer.json: %s.pattern: a Regex in a decoder is not known", where);
+        return err_set(err, ST_ERR_UNSUPPORTED, "%s.pattern: a Regex in a decoder is not known",
+                       where);
     }
     st = tok_json_str(pattern, where, "String", true, &from, &from_len, err);
     if (st == ST_OK) {
@@ -94,8 +93,7 @@ static status decoder_strip(struct tok_decode *d, const json_t *v, const char *w
     if (!fused || len != 1 || *s != ' ' || json_integer_value(stop) != 0 ||
         json_integer_value(start) < 0 || json_integer_value(start) > 16) {
         return err_set(err, ST_ERR_UNSUPPORTED,
-                       "tokenizer.json: %s: Strip is known after Fuse, for up to 16 leading spaces",
-                       where);
+                       "%s: Strip is known after Fuse, for up to 16 leading spaces", where);
     }
     d->strip = (uint8_t)json_integer_value(start);
     return ST_OK;
@@ -120,8 +118,7 @@ static status decoder_one(struct tok_decode *d, const json_t *v, const char *whe
         return st;
     }
     if (*fused && strcmp(type, "Strip") != 0) {
-        return err_set(err, ST_ERR_UNSUPPORTED, "tokenizer.json: %s: %.40s after Fuse", where,
-                       type);
+        return err_set(err, ST_ERR_UNSUPPORTED, "%s: %.40s after Fuse", where, type);
     }
     if (strcmp(type, "ByteLevel") == 0) {
         d->byte_level = true;
@@ -136,8 +133,7 @@ static status decoder_one(struct tok_decode *d, const json_t *v, const char *whe
     } else if (strcmp(type, "Strip") == 0) {
         return decoder_strip(d, v, where, *fused, err);
     } else {
-        return err_set(err, ST_ERR_UNSUPPORTED,
-                       "tokenizer.json: %s: decoder \"%.40s\" is not known", where, type);
+        return err_set(err, ST_ERR_UNSUPPORTED, "%s: decoder \"%.40s\" is not known", where, type);
     }
     return ST_OK;
 }
@@ -147,7 +143,7 @@ status tok_read_decoder(struct tokenizer *t, const json_t *v, struct err *err)
     bool fused = false;
 
     if (v == NULL || json_is_null(v)) {
-        return err_set(err, ST_ERR_UNSUPPORTED, "tokenizer.json: decoder: there is none");
+        return err_set(err, ST_ERR_UNSUPPORTED, "decoder: there is none");
     }
     return decoder_one(&t->decode, v, "decoder", 0, &fused, err);
 }
@@ -162,21 +158,19 @@ static status add_affix(struct tokenizer *t, const json_t *special, const char *
     uint32_t *n = front ? &t->n_prefix : &t->n_suffix;
 
     if (!json_is_array(ids)) {
-        return err_set(err, ST_ERR_FORMAT,
-                       "tokenizer.json: post_processor.special_tokens[\"%.40s\"].ids: missing",
+        return err_set(err, ST_ERR_FORMAT, "post_processor.special_tokens[\"%.40s\"].ids: missing",
                        name);
     }
     for (size_t i = 0; i < json_array_size(ids); i++) {
         const json_int_t id = json_integer_value(json_array_get(ids, i));
         if (id < 0 || id >= t->n_ids || t->entries[id].flags == 0) {
             return err_set(err, ST_ERR_FORMAT,
-                           "tokenizer.json: post_processor.special_tokens[\"%.40s\"].ids: no token "
+                           "post_processor.special_tokens[\"%.40s\"].ids: no token "
                            "%lld",
                            name, (long long)id);
         }
         if (*n == TOK_AFFIX_MAX) {
-            return err_set(err, ST_ERR_LIMIT,
-                           "tokenizer.json: post_processor: over %d tokens at one end",
+            return err_set(err, ST_ERR_LIMIT, "post_processor: over %d tokens at one end",
                            TOK_AFFIX_MAX);
         }
         list[(*n)++] = (uint32_t)id;
@@ -192,7 +186,7 @@ static status read_template(struct tokenizer *t, const json_t *v, struct err *er
     status st = ST_OK;
 
     if (!json_is_array(single)) {
-        return err_set(err, ST_ERR_FORMAT, "tokenizer.json: post_processor.single: not an array");
+        return err_set(err, ST_ERR_FORMAT, "post_processor.single: not an array");
     }
     for (size_t i = 0; i < json_array_size(single) && st == ST_OK; i++) {
         const json_t *item = json_array_get(single, i);
@@ -204,7 +198,7 @@ static status read_template(struct tokenizer *t, const json_t *v, struct err *er
             seen = true;
         } else {
             st = err_set(err, ST_ERR_UNSUPPORTED,
-                         "tokenizer.json: post_processor.single[%zu]: neither a special token nor "
+                         "post_processor.single[%zu]: neither a special token nor "
                          "the one sequence",
                          i);
         }
@@ -233,8 +227,8 @@ static status post_one(struct tokenizer *t, const json_t *v, const char *where, 
         }
         return st;
     }
-    return err_set(err, ST_ERR_UNSUPPORTED,
-                   "tokenizer.json: %s: post-processor \"%.40s\" is not known", where, type);
+    return err_set(err, ST_ERR_UNSUPPORTED, "%s: post-processor \"%.40s\" is not known", where,
+                   type);
 }
 
 status tok_read_post_processor(struct tokenizer *t, const json_t *v, struct err *err)

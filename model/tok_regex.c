@@ -1,11 +1,17 @@
 /* model/tok_regex.c - the regular expressions of tokenizer files, run by PCRE2.
  *
  * The files are written for Oniguruma (Ruby syntax). Common patterns mean the same in PCRE2 with
- * UTF and UCP except for four things, which are rewritten here: \s \S    PCRE2 counts U+180E as a
- * space, Unicode and Oniguruma do not {1,n}+   possessive in PCRE2; in Oniguruma a repeated group,
- * that is `+` ^ $      always at line ends in Oniguruma: PCRE2_MULTILINE What else differs (class
- * intersection, nested classes, \h as hex digit) is refused with its name: a pattern that quietly
- * means something else would give wrong ids.
+ * UTF and UCP except for what is rewritten here:
+ *
+ *   \s \S      PCRE2 counts U+180E as a space, Unicode and Oniguruma do not
+ *   \w \W      in PCRE2 letters, numbers and underscore only; elsewhere marks are words, too
+ *   {1,n}+     possessive in PCRE2; in Oniguruma a repeated group, that is `+`
+ *   [a[bc]]    a nested class is a union in Oniguruma
+ *   ^ $        always at line ends in Oniguruma: PCRE2_MULTILINE
+ *
+ * Characters younger than Unicode 14 are unassigned here and may be letters there. What else
+ * differs (class intersection, \h as hex digit, ...) is refused with its name: a pattern that
+ * quietly means something else would give wrong ids.
  *
  * Compiled to machine code where the system allows it; the interpreter is the way back, also when
  * the machine stack of the compiled code runs out. Text has been checked to be UTF-8 before. */
@@ -49,6 +55,7 @@ struct rewrite {
     const char *p, *end, *where;
     struct buf out;
     bool in_class;
+    uint32_t depth; /* classes open inside the class */
     struct err *err;
 };
 
@@ -116,8 +123,13 @@ static status rewrite_in_class(struct rewrite *r, const char *class_at)
     const char next = r->p + 1 < r->end ? r->p[1] : 0;
     const bool opening = r->p == class_at + 1 || (r->p == class_at + 2 && class_at[1] == '^');
 
-    if (c == '[' && next != ':') {
-        return refuse(r, "a class inside a class");
+    if (c == '[' && next == '^') {
+        return refuse(r, "a negated class inside a class");
+    }
+    if (c == '[' && next != ':') { /* a class inside a class adds its members */
+        r->depth++;
+        r->p++;
+        return ST_OK;
     }
     if (c == '[') { /* [:name:] as it is */
         const char *q = r->p + 2;
@@ -133,6 +145,11 @@ static status rewrite_in_class(struct rewrite *r, const char *class_at)
     }
     if (c == '&' && next == '&') {
         return refuse(r, "&& (class intersection)");
+    }
+    if (c == ']' && !opening && r->depth != 0) {
+        r->depth--;
+        r->p++;
+        return ST_OK;
     }
     if (c == ']' && !opening) {
         r->in_class = false;

@@ -1,20 +1,23 @@
 /* model/tokenizer.h - text to token ids and back, from the files of a Hugging Face directory.
  *
- *   text ──► added tokens cut out ──► normalise ──► pre-tokenise ──► BPE merges ──► ids (+ BOS/EOS)
+ *   text ──► added tokens cut out ──► normalise ──► cut into words ──► BPE ──► ids (+ BOS, EOS)
  *
- * Three file kinds, the first that exists in the directory is read:
- *   tokenizer.json            Hugging Face fast tokenizer: model BPE, byte-level or SentencePiece
- * style tokenizer.model           SentencePiece protobuf, model type BPE vocab.json + merges.txt
- * GPT-2 and Qwen2 style byte-level BPE tokenizer_config.json, special_tokens_map.json and
- * config.json beside them name BOS, EOS and further added tokens. What a file asks for and this
- * code does not do is refused at open with the field's path; nothing is approximated in silence.
+ * Three kinds of files; the first that exists in the directory is read:
  *
- * A special token never comes out of user text unless the caller asks (TOK_PARSE_SPECIAL): without
- * it
- * "<|im_end|>" typed by a user is ordinary characters. Non-special added tokens always match.
+ *   tokenizer.json            Hugging Face fast tokenizer with model BPE, byte-level or pieces
+ *   tokenizer.model           SentencePiece protobuf of type BPE
+ *   vocab.json + merges.txt   byte-level BPE of the classes GPT2Tokenizer and Qwen2Tokenizer
  *
- * Threads: a tokenizer is immutable after open; any number of threads may encode at once (working
- * memory is allocated per call, about 50 bytes per byte of the longest piece between two splits).
+ * tokenizer_config.json, special_tokens_map.json and config.json beside them name BOS, EOS and
+ * further added tokens. What a file asks for and this code does not do is refused at open with the
+ * path of the field; nothing is approximated in silence.
+ *
+ * A special token never comes out of user text unless the caller asks (TOK_PARSE_SPECIAL):
+ * "<|im_end|>" typed by a user is ordinary characters. Other added tokens always match.
+ *
+ * Threads: a tokenizer is immutable after open; any number of threads may encode at once. Working
+ * memory is per call, up to 80 bytes for each byte of the longest word (a text without a space is
+ * one word; for SentencePiece every text is), so bound the text before, not only the ids.
  * Elsewhere: ids to streamed text is model/detok.h, stop strings are model/stop.h. */
 #ifndef MODEL_TOKENIZER_H
 #define MODEL_TOKENIZER_H
