@@ -16,7 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { OWN_ROWS = 17, ANSWER_BYTES_MAX = 256 << 20 };
+enum { OWN_ROWS = 18, ANSWER_BYTES_MAX = 256 << 20 };
 
 struct run {
     struct client client;
@@ -29,7 +29,8 @@ struct run {
     struct buf prompt;
     struct msg_str stop_strings[OPT_LIST_MAX];
     uint32_t timeout_s;
-    bool json;
+    bool json, stats;
+    struct msg_finished finished; /* of the last message; its strings are not kept */
 
     struct rpc_call *call;
     struct signals signals;
@@ -83,6 +84,8 @@ static status parse(struct run *r, int argc, char **argv, struct err *err)
           "give up after so long (default: never)", NULL },
         { OPT_FLAG, "json", NULL, &r->json, 0, 0, "one JSON object per message, with token ids",
           NULL },
+        { OPT_FLAG, "stats", NULL, &r->stats, 0, 0,
+          "at the end one line on standard error: tokens, times, tokens per second", NULL },
         { .kind = OPT_HEADING, .help = "Service" },
     };
     struct opt rows[OWN_ROWS + CLIENT_OPT_ROWS];
@@ -278,6 +281,9 @@ static void on_message(void *arg, struct rpc_call *call, const void *data, size_
     struct msg_chunk chunk;
     status st = msg_chunk_unpack(data, len, &arena, &chunk, &err);
 
+    if (st == ST_OK && chunk.has_finished) {
+        r->finished = chunk.finished;
+    }
     if (st == ST_OK) {
         if (r->json) {
             print_json(&chunk);
@@ -359,6 +365,19 @@ static status talk(struct run *r, struct err *err)
     return st;
 }
 
+/* The first token pays for the prompt, so the rate is that of the others. */
+static void print_stats(const struct msg_finished *f)
+{
+    const double first_s = (double)f->first_token_us / 1e6, all_s = (double)f->total_us / 1e6;
+
+    fprintf(stderr, "%u prompt tokens, first token after %.1f ms; %u tokens in %.3f s",
+            f->prompt_tokens, first_s * 1e3, f->completion_tokens, all_s);
+    if (f->completion_tokens > 1 && all_s > first_s) {
+        fprintf(stderr, ", %.1f tokens/s", (f->completion_tokens - 1) / (all_s - first_s));
+    }
+    fputc('\n', stderr);
+}
+
 int cli_generate(int argc, char **argv)
 {
     struct run r;
@@ -388,6 +407,12 @@ int cli_generate(int argc, char **argv)
         putchar('\n');
     }
     fflush(stdout);
+    if (r.stats && st == ST_OK) {
+        if (r.wrote && !r.ends_with_newline && !isatty(STDOUT_FILENO)) {
+            fputc('\n', stderr);
+        }
+        print_stats(&r.finished);
+    }
     buf_fini(&r.prompt);
     free(r.ids);
     if (st < 0) {
