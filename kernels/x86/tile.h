@@ -48,29 +48,38 @@ struct tile_args {
 };
 #endif
 
+/* `wide` is 1, 2 or 4, spelled out: clang 14 does not unroll an inner loop over it. */
+#define TILE_EACH(v_do)                                                                            \
+    v_do(0) if (wide > 1)                                                                          \
+    {                                                                                              \
+        v_do(1)                                                                                    \
+    }                                                                                              \
+    if (wide > 2) {                                                                                \
+        v_do(2) v_do(3)                                                                            \
+    }
+
 static TILE_INLINE void TILE_FN(tile_fixed_)(const struct tile_args *t, const int rows,
                                              const int wide)
 {
-    vf acc[8][4];
-    const char *w = t->w, *x = t->x;
+    vf acc[VEC_TILE_ROWS][4];
+    const char *w = t->w, *x = t->x, *ahead = t->ahead;
     const size_t w_stride = t->w_stride, x_stride = t->x_stride;
-    const char *ahead = t->ahead;
     const uint32_t lines = t->ahead_lines;
 
     TILE_UNROLL
     for (int r = 0; r < rows; r++) {
-        TILE_UNROLL
-        for (int v = 0; v < wide; v++) {
-            acc[r][v] = t->fresh ? vf_zero() : vf_load(t->acc + (size_t)r * t->acc_stride + v * 16);
-        }
+        const float *from = t->acc + (size_t)r * t->acc_stride;
+
+#define TILE_DO(v) acc[r][v] = t->fresh ? vf_zero() : vf_load(from + v * 16);
+        TILE_EACH(TILE_DO)
+#undef TILE_DO
     }
     for (uint32_t i = 0; i < t->n_steps; i++) {
         TILE_W b[4];
 
-        TILE_UNROLL
-        for (int v = 0; v < wide; v++) {
-            b[v] = TILE_LOAD(w + v * TILE_LANE);
-        }
+#define TILE_DO(v) b[v] = TILE_LOAD(w + v * TILE_LANE);
+        TILE_EACH(TILE_DO)
+#undef TILE_DO
         if (lines > 0) {
             _mm_prefetch(ahead, _MM_HINT_T0);
             if (lines > 1) {
@@ -87,103 +96,82 @@ static TILE_INLINE void TILE_FN(tile_fixed_)(const struct tile_args *t, const in
             const TILE_W a =
                 TILE_SET1((const TILE_X *)(const void *)(x + (size_t)r * x_stride) + i);
 
-            TILE_UNROLL
-            for (int v = 0; v < wide; v++) {
-                acc[r][v] = TILE_DOT(acc[r][v], a, b[v]);
-            }
+#define TILE_DO(v) acc[r][v] = TILE_DOT(acc[r][v], a, b[v]);
+            TILE_EACH(TILE_DO)
+#undef TILE_DO
         }
         w += w_stride;
     }
     TILE_UNROLL
     for (int r = 0; r < rows; r++) {
-        TILE_UNROLL
-        for (int v = 0; v < wide; v++) {
-            vf_store(t->acc + (size_t)r * t->acc_stride + v * 16, acc[r][v]);
-        }
+        float *to = t->acc + (size_t)r * t->acc_stride;
+
+#define TILE_DO(v) vf_store(to + v * 16, acc[r][v]);
+        TILE_EACH(TILE_DO)
+#undef TILE_DO
     }
 }
 
-/* rows <= VEC_TILE_ROWS; with VEC_TILE_WIDE 1 a wide tile is done vector by vector, except for a
- * single row, whose four sums then run side by side. */
+/* Each size is a function of its own, called by table: compilers that see all of them at once (clang
+ * (clang 14) merge their loops before unrolling, and the sums fall out of the registers (a fifth of
+ * the speed). */
+#define TILE_SIZE(rows, wide)                                                                      \
+    static __attribute__((noinline)) void TILE_FN(tile_##rows##x##wide##_)(                        \
+        const struct tile_args *t)                                                                 \
+    {                                                                                              \
+        TILE_FN(tile_fixed_)(t, rows, wide);                                                       \
+    }
+TILE_SIZE(1, 1)
+TILE_SIZE(1, 2)
+TILE_SIZE(1, 4)
+TILE_SIZE(2, 1)
+TILE_SIZE(3, 1)
+TILE_SIZE(4, 1)
+#if VEC_TILE_WIDE == 4
+TILE_SIZE(2, 2)
+TILE_SIZE(2, 4)
+TILE_SIZE(3, 2)
+TILE_SIZE(3, 4)
+TILE_SIZE(4, 2)
+TILE_SIZE(4, 4)
+TILE_SIZE(5, 1)
+TILE_SIZE(5, 2)
+TILE_SIZE(5, 4)
+TILE_SIZE(6, 1)
+TILE_SIZE(6, 2)
+TILE_SIZE(6, 4)
+#endif
+
+/* [rows - 1][wide / 2]; NULL: vector by vector. */
+static void (*const TILE_FN(tile_sizes_)[VEC_TILE_ROWS][3])(const struct tile_args *t) = {
+    { TILE_FN(tile_1x1_), TILE_FN(tile_1x2_), TILE_FN(tile_1x4_) },
+#if VEC_TILE_WIDE == 4
+    { TILE_FN(tile_2x1_), TILE_FN(tile_2x2_), TILE_FN(tile_2x4_) },
+    { TILE_FN(tile_3x1_), TILE_FN(tile_3x2_), TILE_FN(tile_3x4_) },
+    { TILE_FN(tile_4x1_), TILE_FN(tile_4x2_), TILE_FN(tile_4x4_) },
+    { TILE_FN(tile_5x1_), TILE_FN(tile_5x2_), TILE_FN(tile_5x4_) },
+    { TILE_FN(tile_6x1_), TILE_FN(tile_6x2_), TILE_FN(tile_6x4_) },
+#else
+    { TILE_FN(tile_2x1_), NULL, NULL },
+    { TILE_FN(tile_3x1_), NULL, NULL },
+    { TILE_FN(tile_4x1_), NULL, NULL },
+#endif
+};
+
+/* rows <= VEC_TILE_ROWS, wide 1, 2 or 4. */
 static void TILE_FN(tile_few_)(const struct tile_args *t, uint32_t rows, uint32_t wide)
 {
-    if (rows == 1) {
-        if (wide == 4) {
-            TILE_FN(tile_fixed_)(t, 1, 4);
-        } else if (wide == 2) {
-            TILE_FN(tile_fixed_)(t, 1, 2);
-        } else {
-            TILE_FN(tile_fixed_)(t, 1, 1);
-        }
+    struct tile_args one = *t;
+
+    if (TILE_FN(tile_sizes_)[rows - 1][wide / 2] != NULL) {
+        TILE_FN(tile_sizes_)[rows - 1][wide / 2](t);
         return;
     }
-#if VEC_TILE_WIDE == 4
-    if (wide == 4) {
-        switch (rows) {
-        case 2:
-            TILE_FN(tile_fixed_)(t, 2, 4);
-            return;
-        case 3:
-            TILE_FN(tile_fixed_)(t, 3, 4);
-            return;
-        case 4:
-            TILE_FN(tile_fixed_)(t, 4, 4);
-            return;
-        case 5:
-            TILE_FN(tile_fixed_)(t, 5, 4);
-            return;
-        default:
-            TILE_FN(tile_fixed_)(t, 6, 4);
-            return;
-        }
-    }
-    if (wide == 2) {
-        switch (rows) {
-        case 2:
-            TILE_FN(tile_fixed_)(t, 2, 2);
-            return;
-        case 3:
-            TILE_FN(tile_fixed_)(t, 3, 2);
-            return;
-        case 4:
-            TILE_FN(tile_fixed_)(t, 4, 2);
-            return;
-        case 5:
-            TILE_FN(tile_fixed_)(t, 5, 2);
-            return;
-        default:
-            TILE_FN(tile_fixed_)(t, 6, 2);
-            return;
-        }
-    }
-#endif
     for (uint32_t v = 0; v < wide; v++) {
-        struct tile_args one = *t;
-
-        one.acc += v * 16;
-        one.w += (size_t)v * TILE_LANE;
-        switch (rows) {
-        case 2:
-            TILE_FN(tile_fixed_)(&one, 2, 1);
-            break;
-        case 3:
-            TILE_FN(tile_fixed_)(&one, 3, 1);
-            break;
-        case 4:
-            TILE_FN(tile_fixed_)(&one, 4, 1);
-            break;
-#if VEC_TILE_ROWS > 4
-        case 5:
-            TILE_FN(tile_fixed_)(&one, 5, 1);
-            break;
-        default:
-            TILE_FN(tile_fixed_)(&one, 6, 1);
-            break;
-#else
-        default:
-            break;
-#endif
-        }
+        one.acc = t->acc + v * 16;
+        one.w = t->w + (size_t)v * TILE_LANE;
+        one.ahead_lines = v == 0 ? t->ahead_lines : 0;
+        TILE_FN(tile_sizes_)[rows - 1][0](&one);
     }
 }
 
@@ -226,3 +214,5 @@ static void TILE_FN(tile_)(const struct tile_args *args, uint32_t rows, uint32_t
 #undef TILE_FN
 #undef TILE_UNROLL
 #undef TILE_INLINE
+#undef TILE_SIZE
+#undef TILE_EACH
