@@ -1,5 +1,4 @@
 /* base/cpu.c - see cpu.h. What memory may be used is base/cpu_memory.c. */
-#define _GNU_SOURCE /* CPU_ALLOC */
 #include "base/cpu.h"
 
 #include <errno.h>

@@ -8,7 +8,6 @@
  * more, and the other side first changes the word, then looks at the count; with sequentially
  * consistent operations one of them always sees the other, so no wake-up is lost and none is paid
  * for while everybody spins. A condition variable would cost a lock per run on every thread. */
-#define _GNU_SOURCE /* pthread_setname_np */
 #include "base/team.h"
 
 #include "base/clock.h"

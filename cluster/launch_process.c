@@ -3,7 +3,6 @@
  * Between fork and exec only async-signal-safe calls are made: the coordinator has threads, and one
  * of them may hold malloc's lock at that moment. posix_spawn would do that for us but knows neither
  * PR_SET_PDEATHSIG nor a way to close all descriptors in the glibc of Debian 12. */
-#define _GNU_SOURCE
 #include "cluster/launch_process.h"
 
 #include "base/buf.h"

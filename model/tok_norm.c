@@ -2,7 +2,6 @@
  *
  * Each takes the whole stretch between two added tokens. SentencePiece's own one (tok_pieces) is in
  * tok_charsmap.c. */
-#define _GNU_SOURCE /* memmem */
 #include "model/tok_impl.h"
 
 #include <stdlib.h>

@@ -4,7 +4,6 @@
  * (stand-in characters, visible spaces) with new spans. Patterns see one span at a time as if it
  * were the whole text, as in the library that defined them; what they cut is described as a list of
  * stretches, matching or not, to which `how` is applied. */
-#define _GNU_SOURCE /* memmem */
 #include "model/tok_impl.h"
 
 #include <stdlib.h>

@@ -4,7 +4,6 @@
  * (a chunk may begin in one file and end in the next). Digest = hash of (version, total bytes,
  * number of chunks, hashes of the chunks). Reading hundreds of gigabytes for it at each start is
  * what the cache avoids; its key holds all that changes when somebody writes the files. */
-#define _GNU_SOURCE /* mkostemp */
 #include "model/weights_private.h"
 
 #include "base/buf.h"

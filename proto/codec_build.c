@@ -3,9 +3,6 @@
  * The linker's build id is a digest of the program's own bytes, so two hosts with different
  * installations are told apart even when both say 0.1.0. It is read from the note that every ELF
  * program carries in memory; a program linked without one is known by its version alone. */
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE /* dl_iterate_phdr */
-#endif
 #include "proto/msg.h"
 
 #include <elf.h>

@@ -9,7 +9,6 @@
  * The coordinator is a process of its own, started before MPI: gRPC and MPI each keep their threads
  * and signals, and a rank's crash does not take the front down in mid-sentence. It gets SIGTERM
  * when its parent dies. It does not restart in this mode (DESIGN, "Orphans"). */
-#define _GNU_SOURCE /* pipe2 */
 #include "worker/args.h"
 #include "worker/main.h"
 

@@ -16,7 +16,7 @@ for header in $headers; do
         cluster/*_mpi.h) read -ra flags < <(mpicc -showme:compile 2> /dev/null || true) ;;
     esac
     if ! printf '#include "%s"\n' "$header" |
-        "${CC:-cc}" -std=gnu17 -Wall -Wextra -Werror -fsyntax-only -I. "${flags[@]}" -x c -; then
+        "${CC:-cc}" -std=gnu17 -D_GNU_SOURCE -Wall -Wextra -Werror -fsyntax-only -I. "${flags[@]}" -x c -; then
         echo "check_headers: $header does not compile alone"
         bad=1
     fi

@@ -22,7 +22,7 @@ only() {
 
 only 'mpi\.h' '^(cluster/|tests/mpi/|tests/bench/)'
 only 'grpc/' '^(cluster/|tests/)'
-only 'hwloc' '^(cluster/|tests/unit/cluster/)'
+only 'hwloc' '^cluster/'
 only 'nccl\.h' '^(cluster/|kernels/cuda/)'
 only 'cuda|nvml\.h' '^(kernels/cuda/|cluster/)'
 only 'google/protobuf-c|protobuf-c/|[a-z_/]*\.pb-c\.h' '^(proto/|tests/unit/proto/|tests/fuzz/)'

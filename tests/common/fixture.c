@@ -1,5 +1,4 @@
 /* tests/common/fixture.c - see fixture.h. */
-#define _GNU_SOURCE /* nftw */
 #include "common/fixture.h"
 
 #include "base/compiler.h"

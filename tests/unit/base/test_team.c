@@ -1,5 +1,4 @@
 /* tests/unit/base/test_team.c */
-#define _GNU_SOURCE /* pthread_getname_np */
 #include "base/team.h"
 
 #include "base/clock.h"
