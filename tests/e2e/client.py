@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
 """A foreign client against a running `gantry serve`: what the public API promises, seen from outside.
 
-    tests/e2e/client.py --run-dir DIR            (reads endpoint.json and the token there)
-    tests/e2e/client.py --target 127.0.0.1:7411 [--token-file FILE]
+    tests/e2e/client.py --run-dir DIR [--token-file FILE]     (reads endpoint.json there)
+    tests/e2e/client.py --target HOST:PORT [--token-file FILE]
+
+With --token-file (the one that the server was given) it also checks that nobody gets in without it; a
+server on loopback without a token file asks for none.
 
 Uses Google's own gRPC for Python, with stubs made from proto/*.proto at the start, so that nothing of
 ours stands on both sides of the wire. Streams, replays, stops, cancels, lets deadlines pass, closes
@@ -80,8 +83,6 @@ def read_target(args):
     if args.run_dir:
         endpoint = json.loads((args.run_dir / "endpoint.json").read_text())
         target = f"{endpoint['host']}:{endpoint['port']}"
-        if token_file is None and (args.run_dir / "token").exists():
-            token_file = args.run_dir / "token"
     if not target:
         raise SystemExit("--target or --run-dir is needed")
     return target, token_file.read_text().strip() if token_file else None
@@ -417,8 +418,8 @@ def check_free(c, r):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--target", help="HOST:PORT")
-    p.add_argument("--run-dir", type=pathlib.Path, help="folder with endpoint.json (host, port) and perhaps a token")
-    p.add_argument("--token-file", type=pathlib.Path)
+    p.add_argument("--run-dir", type=pathlib.Path, help="folder with endpoint.json (host, port)")
+    p.add_argument("--token-file", type=pathlib.Path, help="the server's own; checks that it is needed")
     p.add_argument("--streams", type=int, default=16, help="at once in the concurrency check")
     p.add_argument("--verbose", action="store_true", help="print passed checks too")
     args = p.parse_args()
