@@ -113,7 +113,7 @@ static TILE_INLINE void TILE_FN(tile_fixed_)(const struct tile_args *t, const in
 }
 
 /* Each size is a function of its own, called by table: compilers that see all of them at once
- * (clang (clang 14) merge their loops before unrolling, and the sums fall out of the registers (a
+ * (clang 14) merge their loops before unrolling, and the sums fall out of the registers (a
  * fifth of the speed). */
 #define TILE_SIZE(rows, wide)                                                                      \
     static __attribute__((noinline)) void TILE_FN(tile_##rows##x##wide##_)(                        \
