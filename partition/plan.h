@@ -110,10 +110,10 @@ uint64_t plan_weight_bytes(const struct plan *plan, const struct plan_part *part
 /* K and V of all layers of the part, plan->kv_blocks blocks. */
 uint64_t plan_kv_bytes(const struct plan *plan, const struct plan_part *part);
 /* Working memory of a step, each allocation rounded up to KERN_ALIGN. T rows_max, S seqs_max:
- *   f32  x[T,C] residual, y[T,C] product, peer[T,C] the partner's partial in an all-reduce,
- *        qkv[T,(H+2K)*D], gu[T,2F], last[S,C] gathered rows, logits[S,V], cos and sin[ctx_max,D/2]
- *   fmt  n[T,C] normed, att[T,H*D], act[T,F]
- *   u32  ids[T], pos[T], seq[T], rows[S], tables[S, blocks of ctx_max] */
+ *   f32  x[2][T,C] residual (one computed, one still being sent), partial[T,C], qkv[T,(H+2K)*D],
+ *        gate_up[T,2F]; last stage: picked[S,C], logits[S,V]; cos and sin[ctx_max,D/2]
+ *   fmt  normed[T,C], att[T,H*D], act[T,F]
+ *   u32  tokens[T], pos[T], seq[T], rows[S], tables[S, blocks of ctx_max] */
 uint64_t plan_scratch_bytes(const struct plan *plan, const struct plan_part *part);
 
 /* For people: a table with a row per rank, then a picture of stages x slices. And for programs. */

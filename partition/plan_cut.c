@@ -226,7 +226,7 @@ uint64_t plan_scratch_bytes(const struct plan *plan, const struct plan_part *par
     const uint64_t t = plan->rows_max, s = plan->seqs_max, dim = d->dim;
     const uint64_t fmt = fmt_bytes(plan->fmt), ffn = range_len(part->ffn_cols);
     const uint64_t table = (plan->ctx_max + KERN_KV_BLOCK - 1) / KERN_KV_BLOCK;
-    uint64_t bytes = 3 * aligned(4 * t * dim); /* x, y, peer */
+    uint64_t bytes = 3 * aligned(4 * t * dim); /* x twice, partial */
 
     bytes += aligned(4 * t * qkv_rows(plan, part)) + aligned(4 * t * 2 * ffn);
     bytes += aligned(fmt * t * dim) + aligned(fmt * t * ffn);

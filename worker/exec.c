@@ -25,17 +25,17 @@ static void list_scratch(struct exec *e, struct wish wishes[EXEC_BUFFERS])
     const size_t hd = (size_t)range_len(part->q_heads) * d->head_dim;
     const size_t kd = (size_t)range_len(part->kv_heads) * d->head_dim;
     const size_t f = range_len(part->ffn_cols), v = range_len(part->vocab);
-    const size_t wide = MAX(MAX(hd, f), (size_t)d->dim);
-    const size_t n_logits = part->has_head ? s * v : 0;
+    const size_t head = part->has_head ? s : 0;
 
     const struct wish all[EXEC_BUFFERS] = {
-        { (void **)&e->act, t * wide * w },
-        { (void **)&e->inner, t * wide * w },
+        { &e->normed, t * d->dim * w },
+        { &e->att, t * hd * w },
+        { &e->act, t * f * w },
         { (void **)&e->qkv, t * (hd + 2 * kd) * sizeof(float) },
         { (void **)&e->gate_up, t * 2 * f * sizeof(float) },
         { (void **)&e->partial, t * d->dim * sizeof(float) },
-        { (void **)&e->picked, part->has_head ? s * d->dim * sizeof(float) : 0 },
-        { (void **)&e->logits, n_logits * sizeof(float) },
+        { (void **)&e->picked, head * d->dim * sizeof(float) },
+        { (void **)&e->logits, head * v * sizeof(float) },
         { (void **)&e->tokens, t * sizeof(uint32_t) },
         { (void **)&e->pos, t * sizeof(uint32_t) },
         { (void **)&e->seq, t * sizeof(uint32_t) },
@@ -52,13 +52,17 @@ static status alloc_scratch(struct exec *e, struct err *err)
 
     list_scratch(e, wishes);
     for (uint32_t i = 0; i < EXEC_BUFFERS; i++) {
-        const size_t bytes = MAX(wishes[i].bytes, (size_t)KERN_ALIGN);
+        const size_t bytes = wishes[i].bytes;
+        if (bytes == 0) {
+            continue; /* not on this stage, or a slice without ids */
+        }
         const status st = e->ops->mem_alloc(e->stream, bytes, wishes[i].at, err);
         if (st != ST_OK) {
             err_prefix(err, "rank %u: scratch: ", e->part->rank);
             return st;
         }
         e->buffer_bytes[i] = bytes;
+        e->scratch_bytes += (bytes + KERN_ALIGN - 1) & ~(size_t)(KERN_ALIGN - 1);
     }
     const size_t n_map = (size_t)e->limits.rows_max * 2;
     const size_t n_tables = (size_t)e->limits.seqs_max * e->table_stride_max;
@@ -187,8 +191,9 @@ static status attention(struct exec *e, const struct shard_layer *l, float *x, s
     const struct kern_qkv *g = &e->qkv_shape;
     const uint32_t t = e->map.n_rows, c = e->desc->dim;
 
-    k->rmsnorm(e->stream, e->act, e->plan->fmt, x, l->attn_norm, t, c, e->desc->norm_eps);
-    k->gemm(e->stream, e->qkv, e->act, &l->qkv, t); /* W[(H+2K)D,C] x act[T,C] -> qkv[T,(H+2K)D] */
+    k->rmsnorm(e->stream, e->normed, e->plan->fmt, x, l->attn_norm, t, c, e->desc->norm_eps);
+    k->gemm(e->stream, e->qkv, e->normed, &l->qkv,
+            t); /* W[(H+2K)D,C] x normed[T,C] -> qkv[T,(H+2K)D] */
     if (l->qkv_bias != NULL) {
         k->add_bias(e->stream, e->qkv, l->qkv_bias, t, l->qkv.n);
     }
@@ -197,8 +202,8 @@ static status attention(struct exec *e, const struct shard_layer *l, float *x, s
     }
     k->rope(e->stream, e->qkv, g, &e->shard->rope, &e->map);
     k->kv_store(e->stream, &l->kv, e->qkv, g, &e->map);
-    k->attention(e->stream, e->inner, &l->kv, e->qkv, g, &e->map);
-    k->gemm(e->stream, e->partial, e->inner, &l->o, t); /* W[C,HD] x inner[T,HD] -> partial[T,C] */
+    k->attention(e->stream, e->att, &l->kv, e->qkv, g, &e->map);
+    k->gemm(e->stream, e->partial, e->att, &l->o, t); /* W[C,HD] x att[T,HD] -> partial[T,C] */
     const status st = exec_reduce(e, e->partial, (size_t)t * c, err);
     if (st != ST_OK) {
         return st;
@@ -216,14 +221,14 @@ static status ffn(struct exec *e, const struct shard_layer *l, float *x, struct 
     const struct kern_ops *k = e->ops;
     const uint32_t t = e->map.n_rows, c = e->desc->dim, f = range_len(e->part->ffn_cols);
 
-    k->rmsnorm(e->stream, e->act, e->plan->fmt, x, l->ffn_norm, t, c, e->desc->norm_eps);
-    k->gemm(e->stream, e->gate_up, e->act, &l->gate_up,
-            t); /* W[2F,C] x act[T,C] -> gate_up[T,2F] */
+    k->rmsnorm(e->stream, e->normed, e->plan->fmt, x, l->ffn_norm, t, c, e->desc->norm_eps);
+    k->gemm(e->stream, e->gate_up, e->normed, &l->gate_up,
+            t); /* W[2F,C] x normed[T,C] -> gate_up[T,2F] */
     if (l->gate_up_bias != NULL) {
         k->add_bias(e->stream, e->gate_up, l->gate_up_bias, t, 2 * f);
     }
-    k->silu_mul(e->stream, e->inner, e->plan->fmt, e->gate_up, t, f);
-    k->gemm(e->stream, e->partial, e->inner, &l->down, t); /* W[C,F] x inner[T,F] -> partial[T,C] */
+    k->silu_mul(e->stream, e->act, e->plan->fmt, e->gate_up, t, f);
+    k->gemm(e->stream, e->partial, e->act, &l->down, t); /* W[C,F] x act[T,F] -> partial[T,C] */
     const status st = exec_reduce(e, e->partial, (size_t)t * c, err);
     if (st != ST_OK) {
         return st;
@@ -271,4 +276,9 @@ status exec_step(struct exec *e, const struct step_head *plan, float *x,
 void exec_times(const struct exec *e, struct exec_times *times_p)
 {
     *times_p = e->times;
+}
+
+size_t exec_scratch_bytes(const struct exec *e)
+{
+    return e->scratch_bytes;
 }

@@ -32,6 +32,8 @@ void exec_destroy(struct exec *e); /* NULL is fine */
  * be NULL). A failure is the replica's end: partial sums cannot be taken back. */
 status exec_step(struct exec *e, const struct step_head *plan, float *x,
                  struct step_result *results, struct err *err);
+/* Device memory taken by exec_create. */
+size_t exec_scratch_bytes(const struct exec *e);
 void exec_times(const struct exec *e, struct exec_times *times_p);
 
 #endif

@@ -5,7 +5,7 @@
 
 #include "worker/exec.h"
 
-enum { EXEC_BUFFERS = 12 };
+enum { EXEC_BUFFERS = 13 };
 
 /* Letters as in kernels/kern.h; T is rows_max, S is seqs_max. fmt: the profile's format. */
 struct exec {
@@ -21,16 +21,17 @@ struct exec {
     uint32_t table_stride_max; /* blocks of ctx_max positions */
 
     /* device, owned */
-    void *act, *inner; /* [T, max(C, H*D, F)] fmt: input of a product; attention and ffn inside */
-    float *qkv;        /* [T, (H+2K)*D] */
-    float *gate_up;    /* [T, 2F] */
-    float *partial;    /* [T, C] sums of this rank's leaves */
-    float *picked;     /* [S, C] sampled rows; last stage */
-    float *logits;     /* [S, V of the slice]; last stage */
+    void *normed, *att, *act;     /* [T,C], [T,H*D], [T,F] fmt: inputs of products */
+    float *qkv;                   /* [T, (H+2K)*D] */
+    float *gate_up;               /* [T, 2F] */
+    float *partial;               /* [T, C] sums of this rank's leaves */
+    float *picked;                /* [S, C] sampled rows; last stage */
+    float *logits;                /* [S, V of the slice]; last stage */
     uint32_t *tokens, *pos, *seq; /* [T] */
     uint32_t *tables;             /* [S, stride] */
     uint32_t *rows;               /* [S] rows that are sampled */
     size_t buffer_bytes[EXEC_BUFFERS];
+    size_t scratch_bytes; /* their sum, each rounded up to KERN_ALIGN */
 
     /* host, owned */
     uint32_t *host_map;      /* [2 T] */

@@ -129,11 +129,11 @@ status exec_sample(struct exec *e, const struct step_head *plan, const float *x,
     const uint32_t n = plan->n_samples, c = e->desc->dim;
 
     k->gather(e->stream, e->picked, x, e->rows, n, c);
-    k->rmsnorm(e->stream, e->act, e->plan->fmt, e->picked, e->shard->final_norm, n, c,
+    k->rmsnorm(e->stream, e->normed, e->plan->fmt, e->picked, e->shard->final_norm, n, c,
                e->desc->norm_eps);
     if (e->shard->head.n != 0) {
-        k->gemm(e->stream, e->logits, e->act, &e->shard->head,
-                n); /* W[V,C] x act[S,C] -> logits[S,V] */
+        k->gemm(e->stream, e->logits, e->normed, &e->shard->head,
+                n); /* W[V,C] x normed[S,C] -> logits[S,V] */
     }
     const size_t bytes = scan_rows(e, plan);
     if (e->plan->tp == 1) {

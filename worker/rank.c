@@ -39,6 +39,10 @@ static status alloc_buffers(struct rank *r, struct err *err)
         r->x[i] = mem;
     }
     r->x_bytes = x_bytes;
+    /* The plan's figure, again to the byte. */
+    ASSERT(exec_scratch_bytes(r->exec) + r->shard->rope_bytes +
+               RANK_X_BUFFERS * ((x_bytes + KERN_ALIGN - 1) / KERN_ALIGN * KERN_ALIGN) ==
+           r->plan->parts[r->rank].scratch_bytes);
     return ST_OK;
 }
 

@@ -26,33 +26,11 @@ static float *place_f32(struct placer *p, size_t n)
     return place(p, n * sizeof(float));
 }
 
-static void place_mat(const struct shard *s, struct placer *p, struct kern_mat *mat, uint32_t n,
-                      uint32_t k)
+static void place_mat(const struct shard *s, struct placer *p, enum plan_mat which,
+                      struct kern_mat *mat)
 {
-    mat->fmt = s->plan->fmt;
-    mat->n = n;
-    mat->k = k;
-    if (mat->n_leaves == 0) { /* column-parallel: one leaf */
-        mat->n_leaves = 1;
-        mat->leaf[0] = 0;
-        mat->leaf[1] = k;
-    }
+    plan_mat(s->plan, s->part, which, mat);
     mat->data = place(p, s->ops->mat_bytes(mat));
-}
-
-/* This rank's leaves of a row-parallel dimension of `n_units` units of `unit` inputs (the last may
- * be cut short by `total`), as offsets into its own columns. */
-static void set_leaves(const struct shard *s, struct kern_mat *mat, uint32_t n_units, uint32_t unit,
-                       uint32_t total)
-{
-    const struct range leaves = s->part->leaves;
-    const uint32_t r = s->plan->n_leaves;
-    const uint32_t first = MIN(kern_leaf_begin(n_units, r, leaves.begin) * unit, total);
-
-    mat->n_leaves = range_len(leaves);
-    for (uint32_t i = 0; i <= mat->n_leaves; i++) {
-        mat->leaf[i] = MIN(kern_leaf_begin(n_units, r, leaves.begin + i) * unit, total) - first;
-    }
 }
 
 static void place_layer(const struct shard *s, struct placer *p, struct shard_layer *l)
@@ -70,33 +48,21 @@ static void place_layer(const struct shard *s, struct placer *p, struct shard_la
     l->o_bias = d->o_bias ? place_f32(p, d->dim) : NULL;
     l->gate_up_bias = d->mlp_bias ? place_f32(p, 2 * (size_t)f) : NULL;
     l->down_bias = d->mlp_bias ? place_f32(p, d->dim) : NULL;
-    set_leaves(s, &l->o, d->n_heads, d->head_dim, d->n_heads * d->head_dim);
-    set_leaves(s, &l->down, (d->ffn_dim + 1) / 2, 2, d->ffn_dim);
-    place_mat(s, p, &l->qkv, hd + 2 * kd, d->dim);
-    place_mat(s, p, &l->o, d->dim, hd);
-    place_mat(s, p, &l->gate_up, 2 * f, d->dim);
-    place_mat(s, p, &l->down, d->dim, f);
+    place_mat(s, p, PLAN_MAT_QKV, &l->qkv);
+    place_mat(s, p, PLAN_MAT_O, &l->o);
+    place_mat(s, p, PLAN_MAT_GATE_UP, &l->gate_up);
+    place_mat(s, p, PLAN_MAT_DOWN, &l->down);
 }
 
 static void place_weights(struct shard *s, struct placer *p)
 {
-    const struct model_desc *d = &s->plan->desc;
-    const struct range vocab = s->part->vocab;
-    const size_t n_angles = (size_t)s->plan->ctx_max * (d->head_dim / 2);
-
-    s->rope.n_pos = s->plan->ctx_max;
-    s->rope.head_dim = d->head_dim;
-    s->rope.cos = place_f32(p, n_angles);
-    s->rope.sin = place_f32(p, n_angles);
     if (s->part->has_embed) {
-        s->embed = (struct kern_embed){
-            .fmt = s->plan->fmt, .row0 = vocab.begin, .n_rows = range_len(vocab), .dim = d->dim
-        };
+        plan_embed(s->plan, s->part, &s->embed);
         s->embed.data = place(p, s->ops->embed_bytes(&s->embed));
     }
     if (s->part->has_head) {
-        s->final_norm = place_f32(p, d->dim);
-        place_mat(s, p, &s->head, range_len(vocab), d->dim);
+        s->final_norm = place_f32(p, s->plan->desc.dim);
+        place_mat(s, p, PLAN_MAT_HEAD, &s->head);
     }
     for (uint32_t i = 0; i < range_len(s->part->layers); i++) {
         place_layer(s, p, &s->layers[i]);
@@ -107,10 +73,7 @@ static void place_kv(struct shard *s, struct placer *p)
 {
     for (uint32_t i = 0; i < range_len(s->part->layers); i++) {
         struct kern_kv *kv = &s->layers[i].kv;
-        kv->fmt = s->plan->fmt;
-        kv->n_heads = range_len(s->part->kv_heads);
-        kv->head_dim = s->plan->desc.head_dim;
-        kv->n_blocks = s->plan->kv_blocks;
+        plan_kv(s->plan, s->part, kv);
         kv->k = place(p, s->ops->kv_bytes(kv));
         kv->v = place(p, s->ops->kv_bytes(kv));
     }
@@ -128,16 +91,27 @@ static status fill_rope(struct shard *s, struct err *err)
                                         .high_freq_factor = d->rope.high_freq_factor,
                                         .original_ctx = d->rope.original_ctx };
     float *table = malloc(2 * n * sizeof(float)); /* cos, then sin */
+    struct placer tables = { NULL, 0 };
+    status st = ST_ERR_NOMEM;
 
-    if (table == NULL) {
+    place_f32(&tables, n);
+    place_f32(&tables, n);
+    s->rope_bytes = tables.used;
+    if (table != NULL) {
+        st = s->ops->mem_alloc(s->stream, s->rope_bytes, &s->rope_mem, err);
+    }
+    if (st != ST_OK) {
+        free(table);
         return err_set(err, ST_ERR_NOMEM, "no memory for a rope table of %u positions",
                        s->plan->ctx_max);
     }
     rope_table_fill(&params, s->plan->ctx_max, table, table + n);
     s->rope_digest = hash64_of(table, 2 * n * sizeof(float), 0);
-    /* The shard owns the memory behind these pointers; they are const for the kernels only. */
-    s->ops->copy_in(s->stream, (void *)(uintptr_t)s->rope.cos, table, n * sizeof(float));
-    s->ops->copy_in(s->stream, (void *)(uintptr_t)s->rope.sin, table + n, n * sizeof(float));
+    tables = (struct placer){ s->rope_mem, 0 };
+    float *cos = place_f32(&tables, n), *sin = place_f32(&tables, n);
+    s->ops->copy_in(s->stream, cos, table, n * sizeof(float));
+    s->ops->copy_in(s->stream, sin, table + n, n * sizeof(float));
+    s->rope = (struct kern_rope){ s->plan->ctx_max, d->head_dim, cos, sin };
     free(table);
     return ST_OK;
 }
@@ -151,6 +125,8 @@ static status alloc_all(struct shard *s, struct err *err)
     place_kv(s, &kv);
     s->weights_bytes = weights.used;
     s->kv_bytes = kv.used;
+    /* What the plan told the operator is what is allocated, to the byte. */
+    ASSERT(s->weights_bytes == s->part->weight_bytes && s->kv_bytes == s->part->kv_bytes);
     status st = s->ops->mem_alloc(s->stream, s->weights_bytes, &mem, err);
     if (st != ST_OK) {
         err_prefix(err, "rank %u: %zu bytes of weights: ", s->part->rank, s->weights_bytes);
@@ -205,6 +181,7 @@ void shard_destroy(struct shard *s)
     }
     s->ops->mem_free(s->stream, s->weights_mem, s->weights_bytes);
     s->ops->mem_free(s->stream, s->kv_mem, s->kv_bytes);
+    s->ops->mem_free(s->stream, s->rope_mem, s->rope_bytes);
     free(s->layers);
     free(s);
 }

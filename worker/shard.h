@@ -28,17 +28,17 @@ struct shard_layer {
 };
 
 struct shard {
-    const struct kern_ops *ops;   /* borrowed */
-    struct kern_stream *stream;   /* borrowed */
-    const struct plan *plan;      /* borrowed */
-    const struct plan_part *part; /* borrowed from plan */
-    struct kern_embed embed;      /* first stage */
-    struct kern_mat head;         /* W[V slice, C], last stage */
-    float *final_norm;            /* [C] f32, last stage */
-    struct kern_rope rope;        /* [ctx_max, D/2] */
-    struct shard_layer *layers;   /* [range_len(part->layers)]; owned */
-    void *weights_mem, *kv_mem;   /* device; owned */
-    size_t weights_bytes, kv_bytes;
+    const struct kern_ops *ops;            /* borrowed */
+    struct kern_stream *stream;            /* borrowed */
+    const struct plan *plan;               /* borrowed */
+    const struct plan_part *part;          /* borrowed from plan */
+    struct kern_embed embed;               /* first stage */
+    struct kern_mat head;                  /* W[V slice, C], last stage */
+    float *final_norm;                     /* [C] f32, last stage */
+    struct kern_rope rope;                 /* [ctx_max, D/2] */
+    struct shard_layer *layers;            /* [range_len(part->layers)]; owned */
+    void *weights_mem, *kv_mem, *rope_mem; /* device; owned */
+    size_t weights_bytes, kv_bytes, rope_bytes;
     uint64_t rope_digest;
 };
 

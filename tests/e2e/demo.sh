@@ -36,6 +36,7 @@ printf '%s' "$prompt"
 "$gantry" generate --connect "$target" --temperature 0.7 --seed 1 --max-tokens 160 --stats "$prompt"
 echo
 echo "\$ gantry status --connect $target"
+sleep 0.5 # heartbeats come four times a second
 "$gantry" status --connect "$target"
 echo
 kill -INT "$pid"
