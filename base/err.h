@@ -1,14 +1,14 @@
 /* base/err.h - how a call fails: a status by value, and one sentence in the caller's `struct err`.
  *
  * The first function that knows the cause writes the sentence, with the numbers and names that a
- * person needs (`return err_set(err, ST_ERR_ARG, "%u heads over %u slices", ...)`); those above
- * return the status untouched, or put their own context in front with err_prefix(). Nothing is
- * thread-local: an error lives where the caller put it.
+ * person needs (`return err_set(err, ST_ERR_ARG, "%u heads over %u slices", ...)`); those above return
+ * the status as it is, or put context in front (err_prefix). An error lives where the caller put it.
  *
- * 0 is done, positive is "still going", negative has failed. Failures come in ranges by what is
- * lost: -1 .. -29    this call or request only; the process and its peers are as before -30 .. -49
- * a peer (rank, replica, coordinator, client) or the way to it -50 ..       this process cannot go
- * on The numbers travel in control messages and in logs: append, never renumber. */
+ * 0 is done, positive is "still going", negative failed, in ranges by what is lost:
+ *   -1 .. -29    this call or request only; the process and its peers are as before
+ *   -30 .. -49   a peer (rank, replica, coordinator, client) or the way to it
+ *   -50 ..       this process cannot go on
+ * The numbers travel in control messages and in logs: append, never renumber. */
 #ifndef BASE_ERR_H
 #define BASE_ERR_H
 

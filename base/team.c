@@ -1,8 +1,7 @@
 /* base/team.c - see team.h.
  *
  *   run:   owner  work = (fn, arg); pending = n - 1; epoch + 1; wake sleepers
- *          others see the new epoch, call fn, pending - 1; the last one wakes the owner if it
- * sleeps
+ *          others see the new epoch, call fn, pending - 1; the last one wakes a sleeping owner
  *
  * Both waits are "spin, then futex". A sleeper first counts itself in, then looks at the word once
  * more, and the other side first changes the word, then looks at the count; with sequentially

@@ -1,7 +1,7 @@
 /* base/team.h - a fixed team of threads that run one function together, then wait for the next.
  *
- *   owner:  team_run(fn) ──► all threads: fn(arg, part, n_parts) ──► owner returns when all are
- * done
+ *   owner:  team_run(fn) ──► all threads: fn(arg, part, n_parts) ──►
+ *           the owner returns when all are done
  *
  * The owner is part 0 and works too. Waiting threads spin a short while (a decode step has hundreds
  * of runs), then sleep on a futex, so that ranks which share cores do not starve each other. Every

@@ -1,7 +1,6 @@
 /* cluster/coll_local.c - ranks as threads of one process: the hub, and meetings.
  *
- *   arrive ──► everybody here: the round opens ──► compare posts, work ──► leave ──► all left:
- * closed
+ *   arrive ──► everybody here: round opens ──► compare posts, work ──► leave ──► all left: closed
  *
  * In an open round each rank may read what the others posted, and writes only what belongs to it.
  * The sum: rank i adds its own part of the elements over all sources in tree order and writes the

@@ -2,14 +2,14 @@
  * what differs between versions of Open MPI.
  *
  * Why each knob (figures from Open MPI 4.1.4 on network namespaces as hosts):
- *   keepalive 2 + 3 x 1 s      a cut link or a dead host ends the job after 4.5 s, not 499 s, and
- * the ranks behind the cut end as well sigkill_timeout 0          a dead rank ends the job after 35
- * ms, not 4 s, and SIGTERM after 60 ms; an orderly end is SIGUSR1 (a drain), never SIGTERM bind-to
- * none               a rank is a team of threads: mpirun's default ties it to one core
- *   yield_when_idle            only with more ranks than cores (factor 200); otherwise a little
- * slower The names of version 5 (PRRTE) are from its documentation and were not run by us. A knob
- * that a version does not know is ignored by it; our own heartbeats judge life and death either
- * way. */
+ *   keepalive 2 + 3 x 1 s   a cut link or a dead host ends the job after 4.5 s, not 499 s, and the
+ *                           ranks behind the cut end as well
+ *   sigkill_timeout 0       a dead rank ends the job after 35 ms, not 4 s, and SIGTERM after 60 ms;
+ *                           an orderly end is SIGUSR1 (a drain), never SIGTERM
+ *   bind-to none            a rank is a team of threads: mpirun's default ties it to one core
+ *   yield_when_idle         only with more ranks than cores (factor 200); otherwise a little slower
+ * The names of version 5 (PRRTE) are from its documentation and were not run by us. A knob that a
+ * version does not know is ignored by it; our own heartbeats judge life and death either way. */
 #include "cluster/launch.h"
 
 #include <stdio.h>

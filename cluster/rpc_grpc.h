@@ -1,10 +1,10 @@
-/* cluster/rpc_grpc.h - private to rpc_grpc*.c: what stands behind rpc.h when gRPC core does the
- * work.
+/* cluster/rpc_grpc.h - private to rpc_grpc*.c: what stands behind rpc.h when gRPC core does the work.
  *
  *   rpc_loop     one completion queue, one thread; posts, timers          rpc_grpc_loop.c, _timer.c
  *   rpc_call     either side of a call: its write queue, reads, end       rpc_grpc_call.c
  *   rpc_server   a listener, its slots for new calls, its shutdown        rpc_grpc_server.c,
- * _accept.c, _listen.c (address, TLS) rpc_channel  the client's side rpc_grpc_client.c
+ *                _accept.c, _listen.c (address, TLS)
+ *   rpc_channel  the client's side                                        rpc_grpc_client.c
  *
  * Every operation handed to gRPC carries a `struct rpc_tag` that is embedded in its owner; the loop
  * does next(); tag->fn(tag->self, ok) and knows nothing else. Each started batch gives back exactly

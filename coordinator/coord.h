@@ -1,13 +1,14 @@
 /* coordinator/coord.h - the coordinator: clients on one side, the ranks of a replica on the other.
  *
- *   clients ──► public server ──► front ──► session ──Submit──► replica ──► control server ◄──
- * ranks ◄──────── text ◄───────── session ◄── Events ◄────────────┘  (one Attach stream per rank)
+ *   clients ──► public server ──► front ──► session ──Submit──► replica ──► control server ◄── ranks
+ *      ▲                                    │     ▲                         │  (an Attach stream each)
+ *      └─────────────── text ◄──────────────┘     └───────── Events ◄───────┘
  *
  *   STARTING ──every rank Ready──► SERVING ──coord_stop──► DRAINING
  *       └──── a rank or the job is lost ────► FAILED ◄──────┘ (SERVING too)
  *
- * One thread owns all of it: the one inside rpc_loop_run. Every call below is made there, or before
- * the loop runs. Nothing here starts processes or reads files; coordinator/cli/serve.c does. */
+ * One thread owns it all: the one inside rpc_loop_run; every call below is made there or before it
+ * runs. Nothing here starts processes or reads files; coordinator/cli/serve.c does. */
 #ifndef COORDINATOR_COORD_H
 #define COORDINATOR_COORD_H
 

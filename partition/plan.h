@@ -1,8 +1,8 @@
 /* partition/plan.h - which rank holds which piece of the model, and what that costs.
  *
- *   layers [0, n_layers)      cut into `pp` contiguous stages, sizes may differ   -> send/recv
- * between stages leaves [0, R)             cut into `tp` equal runs per stage                  ->
- * all-reduce inside a stage rank = stage * tp + slice
+ *   layers [0, n_layers)  cut into `pp` contiguous stages, sizes may differ  -> send/recv between stages
+ *   leaves [0, R)         cut into `tp` equal runs per stage                 -> all-reduce in a stage
+ *   rank = stage * tp + slice
  *
  * Heads and ffn columns follow the leaves of the numeric profile (docs/numerics.md): leaf i holds
  * heads [iH/R, (i+1)H/R) and ffn column pairs [iP/R, (i+1)P/R), so a slice is a run of whole leaves

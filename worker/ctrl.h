@@ -1,8 +1,8 @@
 /* worker/ctrl.h - a rank's control stream to the coordinator, on a thread of its own.
  *
  *   rank thread ── events, fault ──► [post] ──► control thread ── Attach stream ──► coordinator
- *   rank thread ◄── inbox (bounded ring of raw messages) ◄──────────────────────────── Submit,
- * Cancel, Stop heartbeat every 250 ms from struct rank_progress
+ *   rank thread ◄── inbox (bounded ring of raw messages) ◄──── Submit, Cancel, Stop ◄──┘
+ *   heartbeat every 250 ms from struct rank_progress
  *
  * A stuck collective cannot silence it. When the stream breaks, or the coordinator refuses this
  * rank, the rank has lost its purpose: `abort` is set, and if the rank's thread has not ended the

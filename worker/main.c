@@ -1,7 +1,7 @@
 /* worker/main.c - `gantry worker`: one rank of a replica, started by mpirun.
  *
- *   parse -> MPI -> plan (computed here, compared by digest) -> attach -> load -> agree -> digest
- * -> ready -> run
+ *   parse -> MPI -> plan (computed here, compared by digest) -> attach
+ *         -> load -> agree -> digest -> ready -> run
  *
  * Usually the coordinator writes this command line (gantry serve --dry-run shows it). Nothing
  * secret is on it: the token comes from a file. A rank that fails says why on its log and to the

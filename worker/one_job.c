@@ -1,10 +1,8 @@
-/* worker/one_job.c - `mpirun -n N gantry serve MODEL ...`: coordinator and one replica in one MPI
- * job.
+/* worker/one_job.c - `mpirun -n N gantry serve MODEL ...`: coordinator and one replica, one job.
  *
- *   first rank: fork + exec `gantry serve ... --external-ranks N --announce-fd F`, environment
- * scrubbed read from F the worker's arguments that the coordinator made (it planned, it listens)
- *   all ranks:  MPI_Init, the arguments and the token by broadcast, then the same life as any
- * worker
+ *   first rank: fork + exec `gantry serve ... --external-ranks N --announce-fd F`, environment scrubbed;
+ *               read from F the worker's arguments that the coordinator made (it planned, it listens)
+ *   all ranks:  MPI_Init, the arguments and the token by broadcast, then the same life as any worker
  *
  * The coordinator is a process of its own, started before MPI: gRPC and MPI each keep their threads
  * and signals, and a rank's crash does not take the front down in mid-sentence. It gets SIGTERM

@@ -1,9 +1,9 @@
 /* worker/sched/sched.h - the leader's scheduler: continuous batching over paged KV.
  *
- *              submit                      admit (blocks for the known tokens are free)
+ *             submit                       admit (blocks for the known tokens are free)
  *   coordinator ────► waiting (bounded FIFO) ────► running ──► every step: a chunk of prompt rows,
- * or one ▲                           │          decode row; rows join and leave at each step └──
- * preempted (youngest) ◄──┘
+ *                        ▲                            │        or one decode row; rows join and
+ *                        └── preempted (youngest) ◄───┘        leave at each step
  *
  * Passive: it never waits, sends or computes. The caller asks for the next step plan (sched_next),
  * runs it on the ranks, and hands the results back (sched_done); with pp stages up to pp plans are

@@ -1,8 +1,8 @@
 /* worker/sched/step.h - one step plan: what every rank of a replica must know to run one scheduled
  * batch.
  *
- *   head | seqs[n_seqs] | tokens[n_rows] | tables[n_tables]         (flat, host byte order, one
- * message)
+ *   head | seqs[n_seqs] | tokens[n_rows] | tables[n_tables]
+ *   (flat, host byte order, one message)
  *
  * A plan carries everything (token ids, positions, block tables, sampling parameters), so ranks
  * hold no state about streams besides the KV bytes themselves and cannot disagree with the leader
