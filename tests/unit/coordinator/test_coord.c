@@ -81,7 +81,8 @@ static void test_coord__a_deadline_is_forwarded_and_cancels(void **state UNUSED)
     ask(&w, &c, REQ("wait"), false, clock_now_ns(clock_real()) + 200 * NS_PER_MS);
     await(&w, &c.is_done);
     assert_int_equal(c.st, ST_ERR_DEADLINE);
-    assert_in_range(w.ranks[0].last.deadline_us, 1, 200000);
+    /* gRPC rounds the time left up on its way, and counts it from the receipt. */
+    assert_in_range(w.ranks[0].last.deadline_us, 1, 250000);
     await_count(&w, &w.ranks[0].n_cancels, 1);
     world_close(&w);
 }
