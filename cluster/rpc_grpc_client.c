@@ -207,6 +207,9 @@ static status outcome(const struct rpc_call *call, char *text, size_t text_bytes
     }
     memcpy(text, GRPC_SLICE_START_PTR(call->code_text), len);
     text[len] = '\0';
+    if (strncmp(text, "empty address list", 18) == 0) { /* what 1.51 says when it takes no CA */
+        snprintf(text, text_bytes, "no connection can be tried: the CA or certificate is unusable");
+    }
     return rpc_status((int)call->code);
 }
 

@@ -26,7 +26,13 @@ void client_opts_rows(struct client_opts *o, struct opt *rows)
 
 status pem_read(const char *path, struct buf *b, struct err *err)
 {
-    return buf_read_file(b, path, PEM_BYTES_MAX, err);
+    const status st = buf_read_file(b, path, PEM_BYTES_MAX, err);
+
+    /* gRPC takes anything and fails later, at each connection and without a reason. */
+    if (st == ST_OK && (memchr(b->data, 0, b->len) != NULL || !strstr(b->data, "-----BEGIN "))) {
+        return err_set(err, ST_ERR_FORMAT, "%s is not PEM: no line with -----BEGIN in it", path);
+    }
+    return st;
 }
 
 static status files_read(struct client *c, const struct client_opts *o, struct err *err)
