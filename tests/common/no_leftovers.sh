@@ -11,7 +11,7 @@ marker=${1:?"no_leftovers.sh MARKER [SECONDS]"}
 seconds=${2:-5}
 
 leftovers() {
-    local dir comm
+    local dir comm known
     for dir in /proc/[0-9]*; do
         comm=$(cat "$dir/comm" 2> /dev/null) || continue
         case $comm in
@@ -20,9 +20,11 @@ leftovers() {
         esac
         # A zombie has ended; its parent, perhaps the test itself, only has not looked yet.
         if grep -q '^State:[[:space:]]*Z' "$dir/status" 2> /dev/null; then continue; fi
-        if { tr '\0' '\n' < "$dir/environ"; tr '\0' ' ' < "$dir/cmdline"; } 2> /dev/null | grep -qF -- "$marker"; then
-            echo "${dir#/proc/} $(tr '\0' ' ' < "$dir/cmdline" 2> /dev/null || echo "$comm")"
-        fi
+        # Into a variable, not a pipe: grep -q leaves at the first hit, tr then dies of SIGPIPE, and
+        # pipefail would call that "no hit".
+        known=$({ tr '\0' '\n' < "$dir/environ"; tr '\0' ' ' < "$dir/cmdline"; } 2> /dev/null || true)
+        case $known in *"$marker"*) ;; *) continue ;; esac
+        echo "${dir#/proc/} $(tr '\0' ' ' < "$dir/cmdline" 2> /dev/null || echo "$comm")"
     done
 }
 
