@@ -3,6 +3,7 @@
 
 #include "base/hash.h"
 
+#include <math.h>
 #include <string.h>
 
 /* The sizes are part of the message: no padding may differ between builds of one protocol. */
@@ -36,27 +37,42 @@ void step_seal(struct step_head *h)
     h->digest = digest_of(h);
 }
 
+/* Sequence i, whose rows begin at `row`. */
+static status check_seq(const struct step_head *h, uint32_t i, uint32_t row, struct err *err)
+{
+    const struct step_seq *q = &step_seqs_const(h)[i];
+    const uint64_t end = (uint64_t)q->pos0 + q->n_rows;
+
+    if (q->row0 != row || q->n_rows == 0 || q->n_rows > h->n_rows - row) {
+        return err_set(err, ST_ERR_PROTO, "step %llu: sequence %u has rows %u+%u of %u",
+                       (unsigned long long)h->id, i, q->row0, q->n_rows, h->n_rows);
+    }
+    if (q->table0 > h->n_tables || q->n_blocks > h->n_tables - q->table0 ||
+        end > (uint64_t)q->n_blocks * KERN_KV_BLOCK) {
+        return err_set(err, ST_ERR_PROTO, "step %llu: sequence %u has %u blocks for position %llu",
+                       (unsigned long long)h->id, i, q->n_blocks, (unsigned long long)end);
+    }
+    if (!isfinite(q->params.temperature) || q->params.temperature < 0 ||
+        q->params.n_logprobs > SAMPLE_LOGPROBS_MAX) {
+        return err_set(
+            err, ST_ERR_PROTO, "step %llu: sequence %u has temperature %g and %u log-probabilities",
+            (unsigned long long)h->id, i, (double)q->params.temperature, q->params.n_logprobs);
+    }
+    return ST_OK;
+}
+
 static status check_seqs(const struct step_head *h, uint32_t n_blocks, struct err *err)
 {
-    const struct step_seq *seqs = step_seqs_const(h);
     const uint32_t *tables = step_tables_const(h);
     uint32_t row = 0, samples = 0;
 
     for (uint32_t i = 0; i < h->n_seqs; i++) {
-        const struct step_seq *q = &seqs[i];
-        if (q->row0 != row || q->n_rows == 0 || q->n_rows > h->n_rows - row) {
-            return err_set(err, ST_ERR_PROTO, "step %llu: sequence %u has rows %u+%u of %u",
-                           (unsigned long long)h->id, i, q->row0, q->n_rows, h->n_rows);
+        const status st = check_seq(h, i, row, err);
+        if (st != ST_OK) {
+            return st;
         }
-        const uint64_t end = (uint64_t)q->pos0 + q->n_rows;
-        if (q->table0 > h->n_tables || q->n_blocks > h->n_tables - q->table0 ||
-            end > (uint64_t)q->n_blocks * KERN_KV_BLOCK) {
-            return err_set(err, ST_ERR_PROTO,
-                           "step %llu: sequence %u has %u blocks for position %llu",
-                           (unsigned long long)h->id, i, q->n_blocks, (unsigned long long)end);
-        }
-        row += q->n_rows;
-        samples += q->sample != 0;
+        row += step_seqs_const(h)[i].n_rows;
+        samples += step_seqs_const(h)[i].sample != 0;
     }
     if (row != h->n_rows || samples != h->n_samples) {
         return err_set(err, ST_ERR_PROTO, "step %llu: %u rows and %u samples, head says %u and %u",
