@@ -311,7 +311,12 @@ static void on_done(void *arg, struct rpc_call *call UNUSED, status st, const ch
     r->call = NULL;
     if (r->st == ST_OK && st < 0) {
         r->st = st;
-        snprintf(r->text, sizeof(r->text), "%s", text);
+        if (st == ST_ERR_DEADLINE && r->timeout_s != 0) {
+            snprintf(r->text, sizeof(r->text), "not finished within %u s (--timeout)",
+                     r->timeout_s);
+        } else {
+            snprintf(r->text, sizeof(r->text), "%s", text);
+        }
     }
     rpc_loop_stop(r->client.loop);
 }
