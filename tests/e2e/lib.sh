@@ -19,6 +19,8 @@ export GANTRY_E2E=$dir
 export XDG_CACHE_HOME=$dir/cache # digests of weights
 mkdir "$dir/tmp" "$dir/cache"
 export TMPDIR=$dir/tmp # sessions of Open MPI
+shm=$(mktemp -d /dev/shm/gantry-e2e.XXXXXX 2> /dev/null || mktemp -d) # its shared memory
+export OMPI_MCA_btl_vader_backing_directory=$shm
 unset GANTRY_RUN_DIR SLURM_JOB_ID SLURM_JOB_NUM_NODES
 # Only for the scripts that call mpirun themselves: gantry says these words to its mpirun.
 if [ "$(id -u)" -eq 0 ]; then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
@@ -79,6 +81,10 @@ expect() {
 
 alive() { kill -0 "$1" 2> /dev/null && ! grep -q '^State:[[:space:]]*Z' "/proc/$1/status" 2> /dev/null; }
 gone() { ! alive "$1"; }
+all_alive() {
+    local pid
+    for pid in "$@"; do alive "$pid" || return 1; done
+}
 all_gone() {
     local pid
     for pid in "$@"; do gone "$pid" || return 1; done
@@ -86,17 +92,18 @@ all_gone() {
 
 # ends PID SECONDS: collects a child of this script; its exit code is in $code.
 ends() {
-    local pid=$1 left=()
+    local pid=$1 other left=()
     within "$2" gone "$pid" || return 1
     code=0
-    wait "$pid" || code=$?
-    for p in "${started[@]}"; do [ "$p" = "$pid" ] || left+=("$p"); done
+    wait "$pid" 2> /dev/null || code=$?
+    for other in "${started[@]}"; do [ "$other" = "$pid" ] || left+=("$other"); done
     started=("${left[@]+"${left[@]}"}")
 }
 
 nothing_left() {
     bash "$GANTRY_SOURCE_DIR/tests/common/no_leftovers.sh" "GANTRY_E2E=$dir" 5 > "$dir/left" ||
         fail "no process is left behind" "$dir/left"
+    [ -z "$(ls "$shm")" ] || fail "no shared memory is left behind: $(ls -x "$shm")" "$log"
 }
 
 # ---- a service ----
@@ -108,11 +115,12 @@ serve() {
     shift
     "$GANTRY" serve "$@" --listen 127.0.0.1:0 --run-dir "$run" > "$log" 2>&1 < /dev/null &
     serve=$!
+    owner=$serve # whose endpoint.json counts; a killed service leaves its own behind
     started+=("$serve")
 }
 
 field() { sed -n 's/^ *"'"$1"'": *"\{0,1\}\([^",]*\)"\{0,1\},\{0,1\}$/\1/p' "$run/endpoint.json" 2> /dev/null; }
-has_state() { [ "$(field state)" = "$1" ]; }
+has_state() { [ "$(field state)" = "$1" ] && [ "$(field pid)" = "${owner:-$(field pid)}" ]; }
 serving_or_gone() { has_state serving || gone "$serve"; }
 
 # Waits until the service of the last `serve` answers; sets $at (HOST:PORT).
@@ -157,7 +165,7 @@ finish() {
         within 15 gone "$pid" || kill -KILL "$pid" 2> /dev/null || true
         wait "$pid" 2> /dev/null || true
     done
-    rm -rf "$dir"
+    rm -rf "$dir" "$shm"
     exit "$status"
 }
 trap finish EXIT

@@ -264,7 +264,7 @@ serve_ends 10 0 "the service with a token ends"
 
 # Beyond loopback nobody is let in without one, said or not.
 "$GANTRY" serve "$demo" --listen 0.0.0.0:0 --run-dir "$dir/wide" > "$dir/wide.log" 2>&1 < /dev/null &
-serve=$!
+serve=$! owner=$!
 started+=("$serve")
 run=$dir/wide log=$dir/wide.log
 ready

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# tests/e2e/test_api.sh - the public API in the hands of a foreign client (client.py, Google's gRPC for
+# Python), against a service of two ranks; then every KV block is free and the service ends at once.
+# shellcheck source=tests/e2e/lib.sh
+. "$(dirname "$0")/lib.sh"
+python=${GANTRY_PYTHON:-python3}
+
+if ! "$python" -c "import grpc, google.protobuf" 2> /dev/null || ! command -v protoc > /dev/null; then
+    echo "skipped: no gRPC for Python, or no protoc"
+    exit 77
+fi
+
+api() { # CLAIM ARGS...
+    local claim=$1
+    shift
+    timeout -k 5 200 "$python" "$GANTRY_SOURCE_DIR/tests/e2e/client.py" --run-dir "$run" "$@" > "$dir/client" 2>&1 ||
+        fail "$claim" "$dir/client" "$log" "$run/mpirun.log"
+    ok "$claim: $(tail -n 1 "$dir/client")"
+}
+
+serve open "$demo" --tp 2
+ready
+api "client.py"
+within 5 blocks_free || fail "every KV block is free: $("$GANTRY" status --connect "$at" --json)"
+ok "every KV block is free"
+kill -INT "$serve"
+serve_ends 10 0 "the service ends"
+! grep -E ' (error|warn) ' "$log" || fail "no warning or error was logged" "$log"
+ok "no warning or error was logged"
+
+echo "a secret of the test" > "$dir/token"
+chmod 600 "$dir/token"
+serve guarded "$demo" --tp 2 --pp 2 --token-file "$dir/token"
+ready
+api "client.py with a token, four ranks" --token-file "$dir/token" --streams 4
+kill -INT "$serve"
+serve_ends 10 0 "the service with a token ends"
+
+all_well
