@@ -119,6 +119,23 @@ static void mem_free(struct kern_stream *s, void *mem, size_t bytes)
     }
 }
 
+static status host_alloc(struct kern_stream *s, size_t bytes, void **mem_p, struct err *err)
+{
+    return mem_alloc(s, bytes, mem_p, err);
+}
+
+static status stream_poll(struct kern_stream *s, struct err *err)
+{
+    return stream_sync(s, err);
+}
+
+static status device_info(struct kern_stream *s, struct kern_device *info_p, struct err *err)
+{
+    (void)err;
+    *info_p = (struct kern_device){ .name = "host memory", .n_units = s->n_threads };
+    return ST_OK;
+}
+
 static void copy(struct kern_stream *s, void *dst, const void *src, size_t bytes)
 {
     (void)s;
@@ -146,4 +163,11 @@ void cpu_ops_life(struct kern_ops *ops)
     ops->copy_in = copy;
     ops->copy_out = copy;
     ops->gather = gather;
+    ops->profile[KERN_F32] = "cpu-f32-v1";
+    ops->profile[KERN_BF16] = "cpu-bf16-v1";
+    ops->host_alloc = host_alloc;
+    ops->host_free = mem_free;
+    ops->copy_in_later = copy;
+    ops->stream_poll = stream_poll;
+    ops->device_info = device_info;
 }

@@ -12,7 +12,11 @@
  * call returns; on a device they are queued in order and `stream_sync` waits. Pointers are memory
  * of the stream's device (mem_alloc) unless marked host. Ops cannot fail: shapes were checked when
  * the plan was made, and a device's asynchronous error comes out of stream_sync. Threads: a stream
- * belongs to one thread. Kernels start no threads of their own, read no clock. */
+ * belongs to one thread. Kernels start no threads of their own, read no clock.
+ *
+ * Two kinds of host memory. Ordinary memory is read while copy_in runs. Memory of host_alloc
+ * ("pinned") is what a device reads and writes by itself: copy_in_later and scan_rows read it when
+ * the op's turn comes, so that a recorded step (graph_*) sees what stands there at each launch. */
 #ifndef KERNELS_KERN_H
 #define KERNELS_KERN_H
 
@@ -146,10 +150,32 @@ struct kern_scan {
     float gumbel_logit;      /* the logit of gumbel.id, for its log-probability; if gumbel_all */
 };
 
+/* One row of scan_rows. Lies in host_alloc memory; read when the op's turn comes, so it stays as it
+ * is until stream_sync. */
+struct kern_scan_row {
+    struct kern_sample params; /* n_cand 0: the row is skipped (a graph's padding) */
+    uint64_t flat_offset;      /* of this row in `flat`: a multiple of KERN_ALIGN */
+};
+
+/* ---- the device ---- */
+
+struct kern_device {
+    char name[64];            /* "NVIDIA H200"; "host memory" on CPU */
+    uint64_t mem_bytes;       /* of the device; 0: not known (CPU) */
+    uint64_t mem_free_bytes;  /* now */
+    uint32_t compute_version; /* 90 for compute capability 9.0; 0 on CPU */
+    uint32_t n_units;         /* multiprocessors, or threads of the team */
+};
+
+struct kern_graph; /* opaque: a recorded run of ops */
+
 /* ---- the table ---- */
 
 struct kern_ops {
-    const char *name; /* "scalar", "avx2", "avx512", "avx512bf16", later "cuda" */
+    const char *name; /* "scalar", "avx2", "avx512", "avx512bf16", "cuda" */
+    /* Name of the numeric profile per enum kern_fmt: "cpu-bf16-v1", "cuda-sm90-bf16-v1". Static. */
+    const char *profile[2];
+    bool on_device; /* memory of mem_alloc is not host memory */
 
     /* Life, memory. mem_alloc is KERN_ALIGN-aligned and zeroed. copy_* are ordered with the ops of
      * the stream; the host side may be reused when the call returns (in) or after sync (out). */
@@ -161,6 +187,26 @@ struct kern_ops {
     void (*mem_free)(struct kern_stream *s, void *mem, size_t bytes); /* NULL is fine */
     void (*copy_in)(struct kern_stream *s, void *dst, const void *src_host, size_t bytes);
     void (*copy_out)(struct kern_stream *s, void *dst_host, const void *src, size_t bytes);
+
+    /* Pinned host memory, KERN_ALIGN-aligned and zeroed; ordinary memory on CPU. */
+    status (*host_alloc)(struct kern_stream *s, size_t bytes, void **mem_p, struct err *err);
+    void (*host_free)(struct kern_stream *s, void *mem, size_t bytes); /* NULL is fine */
+    /* As copy_in, from host_alloc memory, read when its turn comes. */
+    void (*copy_in_later)(struct kern_stream *s, void *dst, const void *src_pinned, size_t bytes);
+    /* ST_OK: everything queued is done; ST_BUSY: not yet. For waits with a deadline. */
+    status (*stream_poll)(struct kern_stream *s, struct err *err);
+    status (*device_info)(struct kern_stream *s, struct kern_device *info_p, struct err *err);
+
+    /* NULL where there is nothing to gain (CPU: run eagerly). Between begin and end ops are
+     * recorded and not run; only ops, copy_in_later and copy_out to host_alloc memory may be called
+     * then. Sizes and pointers are those of the recording, contents those at each launch. */
+    status (*graph_begin)(struct kern_stream *s, struct err *err);
+    status (*graph_end)(struct kern_stream *s, struct kern_graph **graph_p, struct err *err);
+    status (*graph_launch)(struct kern_stream *s, struct kern_graph *graph, struct err *err);
+    void (*graph_destroy)(struct kern_stream *s, struct kern_graph *graph); /* NULL is fine */
+    /* The device's own handle of the stream (cudaStream_t), for libraries that queue on it; NULL
+     * slot on CPU. */
+    void *(*native)(struct kern_stream *s);
 
     /* Weights. mat->data holds mat_bytes(mat) zeroed bytes; every row of [0, n) is packed once. */
     size_t (*mat_bytes)(const struct kern_mat *mat);
@@ -208,6 +254,11 @@ struct kern_ops {
      * `scan` (host memory, whose arrays the caller provides). Waits: scan is valid on return. */
     void (*scan)(struct kern_stream *s, const float *logits, uint32_t id0, uint32_t n_ids,
                  const struct kern_sample *params, struct kern_scan *scan);
+    /* The same for rows 0 .. n_rows - 1 of logits[n_rows, n_ids], queued: row i lies at flat +
+     * rows[i].flat_offset as sample.h's flat scan after stream_sync. rows and flat are host_alloc
+     * memory. NULL on CPU: call kern_scan_rows (kernels/sample.h), which serves both. */
+    void (*scan_rows)(struct kern_stream *s, const float *logits, uint32_t id0, uint32_t n_ids,
+                      uint32_t n_rows, const struct kern_scan_row *rows, void *flat);
 };
 
 /* The best CPU table that this machine runs, cpu_mask() applied; every part of it was compared with
@@ -219,6 +270,12 @@ const struct kern_ops *kern_ops_ref(void);
 /* The table of exactly the path named by CPU flags (base/cpu.h), for tests; NULL if this CPU
  * cannot. */
 const struct kern_ops *kern_ops_path(uint32_t cpu_flags);
+
+/* ---- sizes on a CUDA device, for planning where there is none ---- */
+
+/* What the CUDA table's mat_bytes says: outputs in runs of 16, each leaf's inputs in runs of 32
+ * (f32: 4). embed_bytes and kv_bytes are those of every table. */
+size_t kern_mat_bytes_cuda(const struct kern_mat *mat);
 
 /* ---- slices: who holds what of a row-parallel dimension ---- */
 

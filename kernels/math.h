@@ -8,20 +8,22 @@
 #ifndef KERNELS_MATH_H
 #define KERNELS_MATH_H
 
+#include "kernels/hd.h"
+
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 /* ---- bits ---- */
 
-static inline uint32_t f32_bits(float x)
+KERN_HD static inline uint32_t f32_bits(float x)
 {
     uint32_t u;
     memcpy(&u, &x, sizeof u);
     return u;
 }
 
-static inline float f32_from_bits(uint32_t u)
+KERN_HD static inline float f32_from_bits(uint32_t u)
 {
     float x;
     memcpy(&x, &u, sizeof x);
@@ -30,14 +32,14 @@ static inline float f32_from_bits(uint32_t u)
 
 /* ---- formats ---- */
 
-static inline float bf16_to_f32(uint16_t h)
+KERN_HD static inline float bf16_to_f32(uint16_t h)
 {
     return f32_from_bits((uint32_t)h << 16);
 }
 
 /* To nearest, ties to even, by integer arithmetic: denormals are rounded like any other number (no
  * flush here), every NaN becomes 0x7fc0. */
-static inline uint16_t bf16_from_f32(float x)
+KERN_HD static inline uint16_t bf16_from_f32(float x)
 {
     const uint32_t u = f32_bits(x);
 
@@ -48,7 +50,7 @@ static inline uint16_t bf16_from_f32(float x)
 }
 
 /* Exact, by integer arithmetic (denormal halves are normal floats). */
-static inline float f16_to_f32(uint16_t h)
+KERN_HD static inline float f16_to_f32(uint16_t h)
 {
     const uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
     const uint32_t exp = (h >> 10) & 31u;
@@ -99,7 +101,7 @@ static inline float f16_to_f32(uint16_t h)
 
 /* e^x = 2^n (1 + r + r^2 P(r)), n = round(x / ln 2). exp(-inf) = +0, exp(+inf) = +inf, NaN stays.
  */
-static inline float k_expf(float x)
+KERN_HD static inline float k_expf(float x)
 {
     const float t = fmaf(x, MATH_LOG2E, MATH_MAGIC);
     const float n = t - MATH_MAGIC;
@@ -130,7 +132,7 @@ static inline float k_expf(float x)
 
 /* x = 2^e m with m in [sqrt(1/2), sqrt(2)), f = m - 1: e ln 2 + f - f^2/2 + f^3 P(f).
  * log(+inf) = +inf; +-0 and denormals give -inf; negative and NaN give NaN. */
-static inline float k_logf(float x)
+KERN_HD static inline float k_logf(float x)
 {
     const uint32_t u = f32_bits(x);
     const int32_t e = (int32_t)(u - MATH_SQRTH) >> 23;
@@ -165,7 +167,7 @@ static inline float k_logf(float x)
 }
 
 /* The fixed tree over 16 accumulators: lane l with l + 8, then + 4, + 2, + 1. */
-static inline float tree16(const float a[16])
+KERN_HD static inline float tree16(const float a[16])
 {
     float b[8];
 
@@ -180,7 +182,7 @@ static inline float tree16(const float a[16])
 
 /* Factor by which a partial sum relative to maximum `m` is scaled to maximum `m_new` >= m; equal
  * maxima give exactly 1, both infinite or not. */
-static inline float lse_factor(float m, float m_new)
+KERN_HD static inline float lse_factor(float m, float m_new)
 {
     return m == m_new ? 1.0f : k_expf(m - m_new);
 }

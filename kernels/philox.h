@@ -16,7 +16,7 @@
 #define PHILOX_W1 0xBB67AE85u /* sqrt(3) - 1 */
 enum { PHILOX_ROUNDS = 10 };
 
-static inline void philox4x32(uint32_t c[4], uint64_t key)
+KERN_HD static inline void philox4x32(uint32_t c[4], uint64_t key)
 {
     uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
 
@@ -35,13 +35,13 @@ static inline void philox4x32(uint32_t c[4], uint64_t key)
 }
 
 /* 23 bits and a half: in [2^-24, 1 - 2^-24], exact in f32, so never 0 and never 1. */
-static inline float uniform_from_bits(uint32_t u)
+KERN_HD static inline float uniform_from_bits(uint32_t u)
 {
     return ((float)(u >> 9) + 0.5f) * 0x1p-23f;
 }
 
 /* Standard Gumbel noise of one token id. */
-static inline float gumbel_noise(uint64_t seed, uint32_t choice, uint32_t pos, uint32_t id)
+KERN_HD static inline float gumbel_noise(uint64_t seed, uint32_t choice, uint32_t pos, uint32_t id)
 {
     uint32_t c[4] = { choice, pos, id, 0 };
 

@@ -6,6 +6,7 @@
 #include "kernels/sample.h"
 
 #include "kernels/cand.h"
+#include "kernels/flat.h"
 #include "kernels/math.h"
 #include "kernels/philox.h"
 
@@ -34,36 +35,11 @@ struct kern_sample sample_request(const struct sample_params *p, uint32_t pos, u
     return r;
 }
 
-/* ---- a scan as bytes ----
- *
- *   struct flat_head | lse[n_blocks] | lse_temp[n_blocks] (if temperature is not 0) | cand[n] */
-
-struct flat_head {
-    struct kern_cand gumbel;
-    float gumbel_logit;
-    uint32_t zero;
-};
-
-struct flat_layout {
-    size_t lse_temp, cand, end, bytes; /* offsets */
-};
-
-static struct flat_layout flat_layout(const struct kern_sample *req, uint32_t n_ids)
-{
-    const size_t n_blocks = ((size_t)n_ids + KERN_VOCAB_BLOCK - 1) / KERN_VOCAB_BLOCK;
-    const size_t lse_bytes = n_blocks * sizeof(struct kern_lse);
-    struct flat_layout f;
-
-    f.lse_temp = sizeof(struct flat_head) + lse_bytes;
-    f.cand = f.lse_temp + (req->temperature != 0.0f ? lse_bytes : 0);
-    f.end = f.cand + MIN(req->n_cand, n_ids) * sizeof(struct kern_cand);
-    f.bytes = (f.end + KERN_ALIGN - 1) / KERN_ALIGN * KERN_ALIGN;
-    return f;
-}
+/* ---- a scan as bytes: kernels/flat.h ---- */
 
 size_t scan_flat_bytes(const struct kern_sample *req, uint32_t n_ids)
 {
-    return flat_layout(req, n_ids).bytes;
+    return flat_layout(req->temperature != 0.0f, req->n_cand, n_ids).bytes;
 }
 
 static void point_into(char *flat, const struct flat_layout *f, struct kern_scan *scan)
@@ -78,7 +54,7 @@ static void point_into(char *flat, const struct flat_layout *f, struct kern_scan
 void scan_flat_bind(void *flat, const struct kern_sample *req, uint32_t n_ids,
                     struct kern_scan *scan)
 {
-    const struct flat_layout f = flat_layout(req, n_ids);
+    const struct flat_layout f = flat_layout(req->temperature != 0.0f, req->n_cand, n_ids);
 
     point_into(flat, &f, scan);
     memset(flat, 0, sizeof(struct flat_head)); /* all bytes that travel are written */
@@ -95,13 +71,33 @@ void scan_flat_finish(void *flat, const struct kern_scan *scan)
 void scan_flat_load(const void *flat, const struct kern_sample *req, uint32_t n_ids,
                     struct kern_scan *scan)
 {
-    const struct flat_layout f = flat_layout(req, n_ids);
+    const struct flat_layout f = flat_layout(req->temperature != 0.0f, req->n_cand, n_ids);
     struct flat_head head;
 
     memcpy(&head, flat, sizeof head);
     point_into((char *)(uintptr_t)flat, &f, scan); /* sample_merge only reads */
     scan->gumbel = head.gumbel;
     scan->gumbel_logit = head.gumbel_logit;
+}
+
+void kern_scan_rows(const struct kern_ops *ops, struct kern_stream *s, const float *logits,
+                    uint32_t id0, uint32_t n_ids, uint32_t n_rows, const struct kern_scan_row *rows,
+                    void *flat)
+{
+    if (ops->scan_rows != NULL) {
+        ops->scan_rows(s, logits, id0, n_ids, n_rows, rows, flat);
+        return;
+    }
+    for (uint32_t i = 0; i < n_rows; i++) {
+        char *at = (char *)flat + rows[i].flat_offset;
+        struct kern_scan scan;
+
+        if (rows[i].params.n_cand != 0) {
+            scan_flat_bind(at, &rows[i].params, n_ids, &scan);
+            ops->scan(s, logits + (size_t)i * n_ids, id0, n_ids, &rows[i].params, &scan);
+            scan_flat_finish(at, &scan);
+        }
+    }
 }
 
 /* ---- merging ---- */

@@ -42,6 +42,13 @@ void scan_flat_finish(void *flat, const struct kern_scan *scan); /* store the by
 void scan_flat_load(const void *flat, const struct kern_sample *req, uint32_t n_ids,
                     struct kern_scan *scan);
 
+/* Scan rows 0 .. n_rows - 1 of logits[n_rows, n_ids] into flat + rows[i].flat_offset, by the
+ * table's scan_rows (valid after stream_sync) or, where it has none, row by row with its scan.
+ * rows and flat: host_alloc memory of the stream. */
+void kern_scan_rows(const struct kern_ops *ops, struct kern_stream *s, const float *logits,
+                    uint32_t id0, uint32_t n_ids, uint32_t n_rows, const struct kern_scan_row *rows,
+                    void *flat);
+
 struct sample_slice {
     uint32_t id0, n_ids; /* ids held by the slice, slices in ascending order */
     struct kern_scan scan;

@@ -1,4 +1,6 @@
-/* kernels/slices.c - who holds what of a row-parallel dimension (docs/numerics.md, "Leaves"). */
+/* kernels/slices.c - who holds what of a row-parallel dimension (docs/numerics.md, "Leaves"), and
+ * what a matrix takes on a CUDA device. */
+#include "kernels/cuda/layout_cuda.h"
 #include "kernels/kern.h"
 
 uint32_t kern_leaves_for(uint32_t n_heads)
@@ -15,4 +17,9 @@ uint32_t kern_leaves_for(uint32_t n_heads)
 uint32_t kern_leaf_begin(uint32_t n_units, uint32_t n_leaves, uint32_t i)
 {
     return (uint32_t)((uint64_t)i * n_units / n_leaves);
+}
+
+size_t kern_mat_bytes_cuda(const struct kern_mat *mat)
+{
+    return cu_mat_bytes(mat);
 }
