@@ -2,8 +2,9 @@
  *
  * A `struct coll` is one rank's view of its replica's data plane: world, and its tensor-parallel
  * group (the ranks of its stage, by slice). Implementations: coll_local.c (ranks are threads of one
- * process), coll_mpi.c (host memory); device memory will come with coll_nccl.c behind the same
- * table, which is why every call that moves tensors takes the stream that produced them.
+ * process) and coll_mpi.c in host memory; coll_staged.c and coll_nccl.c in device memory, each over
+ * one of the former (coll_device.h). So every call that moves tensors takes the stream that
+ * produced them: NULL means host memory, anything else memory of that stream's device.
  *
  * The tree. all_reduce_tree adds f32 partials of the 2^k slices of a group: first with partner
  * slice^1, then ^2, ^4 ...: at every level both sides compute lower + upper, so all slices get
@@ -23,7 +24,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-struct kern_stream; /* kernels/kern.h; NULL for host memory */
+struct kern_stream; /* kernels/kern.h; NULL: the buffers of the call are host memory */
 struct coll;
 
 enum { COLL_REQS_MAX = 256 };
@@ -34,7 +35,7 @@ struct coll_req {
 };
 
 struct coll_ops {
-    const char *name; /* "local", "mpi" */
+    const char *name; /* "local", "mpi", "staged", "nccl" */
 
     /* ---- inside the stage (group of tp ranks, by slice) ---- */
 
@@ -68,6 +69,12 @@ struct coll_ops {
     /* Same bytes on all ranks afterwards; `bytes` equal everywhere. */
     status (*bcast)(struct coll *c, void *data, size_t bytes, uint32_t root, struct err *err);
 
+    /* ---- only where operations are queued (is_queued), else NULL ---- */
+
+    /* Until all work of the stream is done, watching for peers that are gone, the abort flag and
+     * the deadline. What failed is given up first, so that the stream drains. */
+    status (*sync)(struct coll *c, struct kern_stream *s, struct err *err);
+
     void (*destroy)(struct coll *c); /* frees c */
 };
 
@@ -76,6 +83,10 @@ struct coll {
     uint32_t rank, n_ranks; /* of the replica */
     uint32_t tp, pp;        /* rank = stage * tp + slice */
     uint32_t stage, slice;
+    /* Operations on device memory return when they are queued behind the stream's work; `test` and
+     * `wait` of such a send or receive are done at once, because whatever touches its buffer next
+     * is queued behind it. They may be recorded into a graph. */
+    bool is_queued;
     uint64_t timeout_ns; /* deadline of one blocking operation */
     /* mpi: sums of at least so many bytes go as reduce-scatter + all-gather. Same bits either way;
      * equal on all slices. Tests set 0 or SIZE_MAX. */
