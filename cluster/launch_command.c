@@ -193,7 +193,7 @@ static status quote(struct buf *out, const char *word)
 status launch_command_line(const struct launch_config *config, uint32_t major, struct buf *out,
                            struct err *err)
 {
-    const char *argv[LAUNCH_ARGS_MAX];
+    const char *argv[LAUNCH_ARGS_MAX] = { NULL };
     struct buf text = BUF_INIT;
     status st = launch_command(config, major, argv, LAUNCH_ARGS_MAX, &text, err);
     const bool built = st == ST_OK;

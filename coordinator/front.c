@@ -368,7 +368,7 @@ static void generate(struct coord *c, struct rpc_call *call, const void *data, s
         st = stream_open(c, call, &m, &prompt, is_unary, &f, &err);
     }
     token_list_fini(&prompt.list);
-    if (st < 0) {
+    if (st != ST_OK) {
         log_debug("front", "refused (%s): %s", status_name(st), err.text);
         rpc_call_finish(call, st, err.text);
         return;

@@ -43,7 +43,8 @@ static status grow_edges(struct tok_trie *trie)
         }
     }
     free(trie->edges);
-    *trie = bigger;
+    trie->edges = bigger.edges;
+    trie->mask = bigger.mask;
     return ST_OK;
 }
 

@@ -136,12 +136,6 @@ static int by_file_name(const void *a, const void *b)
 
 static status files_add(struct weights *w, const char *name, struct err *err)
 {
-    if (w->files == NULL) {
-        w->files = calloc(FILES_MAX, sizeof(*w->files));
-    }
-    if (w->files == NULL) {
-        return err_set(err, ST_ERR_NOMEM, "%s: no memory for a list of files", w->dir);
-    }
     if (w->n_files == FILES_MAX) {
         return err_set(err, ST_ERR_LIMIT, "%s/" INDEX_NAME ": more than %d weight files", w->dir,
                        FILES_MAX);
@@ -382,6 +376,10 @@ static status open_all(struct weights *w, json_t **index_p, struct err *err)
     bool single = false;
     status st = single_exists(w, &single, err);
 
+    w->files = calloc(FILES_MAX, sizeof(*w->files));
+    if (w->files == NULL) {
+        return err_set(err, ST_ERR_NOMEM, "%s: no memory for a list of files", w->dir);
+    }
     if (st == ST_OK) {
         st = single ? files_add(w, SINGLE_NAME, err) : index_read(w, index_p, &map, err);
     }

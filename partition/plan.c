@@ -197,7 +197,7 @@ static status fit_kv(const struct plan_request *r, struct plan *plan, struct err
     const uint32_t useful = blocks_useful(plan);
     const uint32_t asked = r->kv_tokens / KERN_KV_BLOCK + (r->kv_tokens % KERN_KV_BLOCK != 0);
     const uint32_t wanted = asked != 0 ? MIN(asked, useful) : useful;
-    const struct plan_part *tight = NULL;
+    const struct plan_part *tight = &plan->parts[0]; /* the rank that decides */
     uint32_t blocks = wanted;
 
     for (uint32_t i = 0; i < plan->n_ranks && memory != 0; i++) {
