@@ -6,7 +6,7 @@
 
 #include <pthread.h>
 
-enum { CALLS = 400, AT_ONCE = 40, SERVER_CALLS_MAX = 32 };
+enum { CALLS = 400, AT_ONCE = 40, SERVER_CALLS_MAX = 32, STORMS = 3, STORMS_MAX = 40 };
 
 struct storm_call {
     struct rpc_call *call; /* NULL: over */
@@ -214,10 +214,29 @@ static void storm_open(uint32_t seed)
     fixture_channel(&s.f, &channel);
 }
 
+static const status shores[] = { ST_OK, ST_ERR_CANCELLED, ST_ERR_UNSUPPORTED, ST_ERR_NOT_FOUND,
+                                 ST_ERR_DEADLINE };
+
+/* The shores that no storm has reached yet. */
+static uint32_t unreached(const uint32_t *reached)
+{
+    uint32_t n = 0;
+
+    for (size_t i = 0; i < ARRAY_LEN(shores); i++) {
+        n += reached[-shores[i]] == 0;
+    }
+    return n;
+}
+
+/* Which ends occur is a matter of time: on a loaded machine most calls of a storm may be cancelled
+ * before the server gets to answer. Hence up to STORMS_MAX of them, until every end was seen. */
 static void test_rpc_storm__every_call_ends_once(void **state)
 {
+    uint32_t reached[ARRAY_LEN(s.outcomes)] = { 0 };
+
     (void)state;
-    for (uint32_t seed = 1; seed <= 3; seed++) {
+    for (uint32_t seed = 1; seed <= STORMS || (unreached(reached) > 0 && seed <= STORMS_MAX);
+         seed++) {
         storm_open(seed);
         storm_start();
         rpc_loop_run(s.f.loop);
@@ -227,13 +246,11 @@ static void test_rpc_storm__every_call_ends_once(void **state)
         for (uint32_t i = 0; i < CALLS; i++) {
             assert_int_equal(s.calls[i].n_done, 1);
         }
-        /* The storm reached all these shores. */
-        assert_true(s.outcomes[0] > 0);
-        assert_true(s.outcomes[-ST_ERR_CANCELLED] > 0);
-        assert_true(s.outcomes[-ST_ERR_UNSUPPORTED] > 0);
-        assert_true(s.outcomes[-ST_ERR_NOT_FOUND] > 0);
-        assert_true(s.outcomes[-ST_ERR_DEADLINE] > 0);
+        for (size_t i = 0; i < ARRAY_LEN(reached); i++) {
+            reached[i] += s.outcomes[i];
+        }
     }
+    assert_int_equal(unreached(reached), 0);
 }
 
 static void test_rpc_storm__teardown_in_the_middle_ends_everything(void **state)
