@@ -144,7 +144,10 @@ static void on_status(void *arg, struct rpc_call *call UNUSED, const void *data,
         }
         print_table(&m);
     }
-    fflush(stdout);
+    if (fflush(stdout) != 0 && r->st == ST_OK) { /* the reader of a pipe has left */
+        r->st = ST_ERR_IO;
+        snprintf(r->text, sizeof(r->text), "standard output cannot be written");
+    }
     arena_fini(&arena);
 }
 
