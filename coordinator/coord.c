@@ -268,8 +268,9 @@ static void stop_step(void *arg)
 
     coord_enter(c);
     if (!c->ranks_are_told) {
-        if (journal_count(c->journal) > 0 && now < c->grace_end_ns &&
-            c->replica.state != REPLICA_FAILED) {
+        const bool has_failed = c->replica.state == REPLICA_FAILED;
+        const bool drains = journal_count(c->journal) > 0 && now < c->grace_end_ns;
+        if (has_failed ? c->failure[0] == '\0' : drains) { /* failed: until it is known why */
             rpc_timer_set(c->loop, &c->stop_timer, now + 20 * NS_PER_MS);
             coord_leave(c);
             return;

@@ -58,7 +58,8 @@ void replica_sign(struct coord *c, uint32_t weight, status code, const char *tex
 {
     struct replica *r = &c->replica;
 
-    if (r->state == REPLICA_DRAINING || c->failure[0] != '\0') {
+    /* Ranks that were told to stop go; while streams drain, one that goes takes them along. */
+    if ((r->state == REPLICA_DRAINING && c->ranks_are_told) || c->failure[0] != '\0') {
         log_debug("replica", "%s", text);
         return;
     }

@@ -6,7 +6,9 @@
  *
  * The coordinator is a process of its own, started before MPI: gRPC and MPI each keep their threads
  * and signals, and a rank's crash does not take the front down in mid-sentence. It gets SIGTERM
- * when its parent dies. It does not restart in this mode (DESIGN, "Orphans"). */
+ * when its parent dies. It does not restart in this mode (DESIGN, "Orphans").
+ *
+ * An orderly end, running answers and all: SIGUSR1 to mpirun, which passes it on. */
 #include "worker/args.h"
 #include "worker/main.h"
 
@@ -42,10 +44,12 @@ static long env_number(const char *a, const char *b)
     return text != NULL ? strtol(text, NULL, 10) : 0;
 }
 
+/* SIGUSR1 reaches the ranks through mpirun and nothing else happens; on SIGINT and SIGTERM mpirun
+ * kills them a second later. */
 static void forward_signal(int sig)
 {
     if (coordinator_pid > 0) {
-        kill(coordinator_pid, sig);
+        kill(coordinator_pid, sig == SIGUSR1 ? SIGTERM : sig);
     }
 }
 
@@ -107,6 +111,9 @@ NORETURN static void exec_coordinator(int argc, char **argv, long n_ranks, int f
     char *args[ARGS_MAX];
     int n = 0;
 
+    /* mpirun signals its ranks' process groups: the coordinator would hear everything twice, and a
+     * second SIGTERM means "at once". */
+    setpgid(0, 0);
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent) {
         _exit(1); /* it died before the line above */
@@ -266,9 +273,11 @@ int worker_one_job(int argc, char **argv)
         }
         sigaction(SIGTERM, &on_signal, NULL);
         sigaction(SIGINT, &on_signal, NULL);
+        sigaction(SIGUSR1, &on_signal, NULL);
     } else {
         signal(SIGINT, SIG_IGN); /* a terminal's Ctrl-C reaches every rank; the first one decides */
         signal(SIGTERM, SIG_IGN);
+        signal(SIGUSR1, SIG_IGN);
     }
     const status st = join(&announced, &args, &world, &err);
     int code = status_exit_code(st);

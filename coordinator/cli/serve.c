@@ -63,6 +63,12 @@ static void say(const char *fmt, ...)
     fflush(stdout);
 }
 
+/* In a job of mpirun's the terminal is only mpirun's way to collect output. */
+static bool has_terminal(const struct serve *s)
+{
+    return s->args.announce_fd == 0 && isatty(STDOUT_FILENO);
+}
+
 /* On a terminal one line that changes, else a line per change, at most two a second. */
 static void say_progress(struct serve *s, uint64_t now)
 {
@@ -87,7 +93,7 @@ static void say_progress(struct serve *s, uint64_t now)
     }
     s->said_ns = now;
     snprintf(s->said, sizeof(s->said), "%s", line);
-    if (isatty(STDOUT_FILENO)) {
+    if (has_terminal(s)) {
         say("\r\033[K%s", line);
     } else {
         say("%s\n", line);
@@ -96,7 +102,7 @@ static void say_progress(struct serve *s, uint64_t now)
 
 static void progress_end(const struct serve *s)
 {
-    if (s->said[0] != '\0' && isatty(STDOUT_FILENO)) {
+    if (s->said[0] != '\0' && has_terminal(s)) {
         say("\r\033[K");
     }
 }

@@ -9,6 +9,7 @@ static void signals_set(sigset_t *set)
     sigemptyset(set);
     sigaddset(set, SIGINT);
     sigaddset(set, SIGTERM);
+    sigaddset(set, SIGHUP); /* the terminal is gone; under nohup it stays ignored */
 }
 
 void signals_block(void)

@@ -1,4 +1,4 @@
-/* coordinator/cli/signals.h - SIGINT and SIGTERM as calls on the loop thread.
+/* coordinator/cli/signals.h - SIGINT, SIGTERM and SIGHUP as calls on the loop thread.
  *
  * signals_block comes first of all, before any thread is made (gRPC makes some): a blocked signal
  * stays blocked in all of them, and the one thread that waits for it posts to the loop. */
