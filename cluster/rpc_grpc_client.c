@@ -207,8 +207,11 @@ static status outcome(const struct rpc_call *call, char *text, size_t text_bytes
     }
     memcpy(text, GRPC_SLICE_START_PTR(call->code_text), len);
     text[len] = '\0';
-    if (strncmp(text, "empty address list", 18) == 0) { /* what 1.51 says when it takes no CA */
+    /* gRPC's own words for these two do not say what happened. */
+    if (strncmp(text, "empty address list", 18) == 0) {
         snprintf(text, text_bytes, "no connection can be tried: the CA or certificate is unusable");
+    } else if (strcmp(text, "Socket closed") == 0) {
+        snprintf(text, text_bytes, "the server is gone: its connection broke under way");
     }
     return rpc_status((int)call->code);
 }
@@ -291,6 +294,11 @@ status rpc_call_start(struct rpc_channel *channel, const struct rpc_call_config 
     call->fin = config->kind != RPC_BIDI;
     call->channel = channel;
     link_call(channel, call);
+    if (config->deadline_ns <= clock_now_ns(clock_real())) {
+        /* gRPC looks at its timers later than at a fast answer: such a call may well succeed. */
+        grpc_call_cancel_with_status(call->grpc, GRPC_STATUS_DEADLINE_EXCEEDED,
+                                     "the deadline had passed before the call", NULL);
+    }
     *call_p = call;
     call_begin(call);
     return ST_OK;
