@@ -228,7 +228,7 @@ void sample_merge(const struct sample_slice *slices, uint32_t n_slices,
                   const struct sample_params *p, const struct kern_sample *req, uint32_t vocab,
                   struct sample_result *result)
 {
-    struct kern_cand cand[KERN_CAND_MAX];
+    struct kern_cand cand[KERN_CAND_MAX] = { 0 };
     const struct kern_lse lse = merge_lse(slices, n_slices, false);
     struct kern_cand chosen;
     uint32_t n;

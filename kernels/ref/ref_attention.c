@@ -92,7 +92,7 @@ static void merge(struct part *all, const struct part *next, uint32_t dim)
 static void attend(const struct view *a, void *out, size_t at)
 {
     const uint32_t n = a->map->pos[a->row] + 1, dim = a->kv->head_dim;
-    struct part all, next;
+    struct part all = { 0 }, next;
 
     for (uint32_t begin = 0; begin < n; begin += KERN_SPAN) {
         const uint32_t end = u32_min(n, begin + KERN_SPAN);

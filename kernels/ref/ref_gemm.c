@@ -33,7 +33,7 @@ void ref_gemm(struct kern_stream *s, float *y, const void *x, const struct kern_
               uint32_t n_rows)
 {
     const size_t n_steps = mat_steps(w);
-    float sum[KERN_LEAVES_MAX];
+    float sum[KERN_LEAVES_MAX] = { 0 };
 
     (void)s;
     for (uint32_t t = 0; t < n_rows; t++) {
