@@ -5,15 +5,13 @@
  * are plan_cut.c. Everything is integer arithmetic: equal on every node. */
 #include "partition/plan_private.h"
 
-#include "base/hash.h"
-
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { SEQS_DEFAULT = 64, ROWS_DEFAULT = 512 };
+enum { SEQS_DEFAULT = 64, ROWS_DEFAULT = 512, CUDA_VERSION_DEFAULT = 90 };
 
 const char *plan_bytes_text(uint64_t bytes, char text[BYTES_TEXT_BYTES])
 {
@@ -124,6 +122,28 @@ static status check_step(const struct plan_request *r, struct plan *plan, struct
     return ST_OK;
 }
 
+/* Device, plane and the name of the numeric profile. */
+static status check_device(const struct plan_request *r, struct plan *plan, struct err *err)
+{
+    const char *fmt = r->fmt == KERN_BF16 ? "bf16" : "f32";
+
+    plan->device = r->device;
+    plan->plane = r->plane;
+    plan->free_order = r->free_order;
+    if (r->free_order && r->plane != PLAN_PLANE_NCCL) {
+        return err_set(err, ST_ERR_ARG,
+                       "sums in free order are NCCL's: they need a device and NCCL between them");
+    }
+    if (r->device == PLAN_CPU) {
+        snprintf(plan->profile, sizeof(plan->profile), "cpu-%s-v1", fmt);
+        return ST_OK;
+    }
+    plan->cuda_version = r->cuda_version != 0 ? r->cuda_version : CUDA_VERSION_DEFAULT;
+    snprintf(plan->profile, sizeof(plan->profile), "cuda-sm%u-%s%s-v1", plan->cuda_version, fmt,
+             r->free_order ? "-free" : "");
+    return ST_OK;
+}
+
 static status check_request(const struct plan_request *r, struct plan *plan, struct err *err)
 {
     const uint64_t ranks = (uint64_t)MAX(r->tp, 1u) * MAX(MAX(r->pp, r->n_stage_layers), 1u);
@@ -175,6 +195,11 @@ static uint32_t blocks_fitting(struct plan *plan, const struct plan_part *part, 
     return low;
 }
 
+static uint64_t reserve_of(const struct plan *plan)
+{
+    return plan->device == PLAN_CUDA ? PLAN_RESERVE_CUDA_BYTES : PLAN_RESERVE_BYTES;
+}
+
 static status too_small(const struct plan *plan, const struct plan_part *part, uint64_t memory,
                         const char *what, struct err *err)
 {
@@ -186,7 +211,7 @@ static status too_small(const struct plan *plan, const struct plan_part *part, u
         "with tp %u and pp %u, rank %u needs %s of weights, %s of working memory, %s of reserve%s, "
         "and may use %s; more ranks, fewer rows per step or a shorter context would help",
         plan->tp, plan->pp, part->rank, plan_bytes_text(part->weight_bytes, weights),
-        plan_bytes_text(part->scratch_bytes, scratch), plan_bytes_text(PLAN_RESERVE_BYTES, reserve),
+        plan_bytes_text(part->scratch_bytes, scratch), plan_bytes_text(reserve_of(plan), reserve),
         what, plan_bytes_text(memory, have));
 }
 
@@ -202,7 +227,7 @@ static status fit_kv(const struct plan_request *r, struct plan *plan, struct err
 
     for (uint32_t i = 0; i < plan->n_ranks && memory != 0; i++) {
         const struct plan_part *part = &plan->parts[i];
-        const uint64_t fixed = part->weight_bytes + part->scratch_bytes + PLAN_RESERVE_BYTES;
+        const uint64_t fixed = part->weight_bytes + part->scratch_bytes + reserve_of(plan);
         if (fixed > memory) {
             return too_small(plan, part, memory, "", err);
         }
@@ -386,95 +411,6 @@ static status choose_fewest(const struct plan_request *r, struct plan *plan, str
     return st;
 }
 
-/* ---- digest ---- */
-
-struct writer {
-    uint8_t bytes[512];
-    size_t len;
-};
-
-static void put(struct writer *w, uint64_t x)
-{
-    ASSERT(w->len + 8 <= sizeof(w->bytes));
-    for (int i = 0; i < 8; i++) {
-        w->bytes[w->len++] = (uint8_t)(x >> (8 * i));
-    }
-}
-
-static void put_real(struct writer *w, double x)
-{
-    uint64_t bits;
-
-    memcpy(&bits, &x, sizeof(bits));
-    put(w, bits);
-}
-
-static void put_range(struct writer *w, struct range r)
-{
-    put(w, r.begin);
-    put(w, r.end);
-}
-
-/* Everything in 8-byte little-endian numbers, in one fixed order, chained part by part. A field
- * that ranks must agree on belongs in here; the name of the directory does not. */
-uint64_t plan_digest_of(const struct plan *plan)
-{
-    const struct model_desc *d = &plan->desc;
-    const uint64_t numbers[] = {
-        1, /* version of this list */
-        d->n_layers,
-        d->dim,
-        d->n_heads,
-        d->n_kv_heads,
-        d->head_dim,
-        d->ffn_dim,
-        d->vocab,
-        d->ctx_max,
-        d->tied,
-        d->qkv_bias,
-        d->o_bias,
-        d->mlp_bias,
-        d->qk_norm,
-        d->rope.kind,
-        d->rope.original_ctx,
-        plan->fmt,
-        plan->tp,
-        plan->pp,
-        plan->n_leaves,
-        plan->ctx_max,
-        plan->seqs_max,
-        plan->rows_max,
-        plan->kv_blocks,
-        KERN_KV_BLOCK,
-        KERN_SPAN,
-        KERN_VOCAB_BLOCK,
-    };
-    struct writer w = { .len = 0 };
-
-    for (size_t i = 0; i < ARRAY_LEN(numbers); i++) {
-        put(&w, numbers[i]);
-    }
-    put_real(&w, (double)d->norm_eps);
-    put_real(&w, d->rope.theta);
-    put_real(&w, d->rope.factor);
-    put_real(&w, d->rope.low_freq_factor);
-    put_real(&w, d->rope.high_freq_factor);
-    uint64_t digest = hash64_of(w.bytes, w.len, 0);
-    digest = hash64_of(plan->profile, strlen(plan->profile), digest);
-    for (uint32_t i = 0; i < plan->n_ranks; i++) {
-        const struct plan_part *part = &plan->parts[i];
-        w.len = 0;
-        put_range(&w, part->layers);
-        put_range(&w, part->leaves);
-        put_range(&w, part->q_heads);
-        put_range(&w, part->kv_heads);
-        put_range(&w, part->ffn_cols);
-        put_range(&w, part->vocab);
-        digest = hash64_of(w.bytes, w.len, digest);
-    }
-    return digest;
-}
-
 /* ---- life ---- */
 
 status plan_create(const struct model_desc *desc, const struct plan_request *request,
@@ -490,9 +426,10 @@ status plan_create(const struct model_desc *desc, const struct plan_request *req
     plan->desc = *desc;
     plan->fmt = request->fmt;
     plan->n_leaves = kern_leaves_for(desc->n_heads);
-    snprintf(plan->profile, sizeof(plan->profile), "cpu-%s-v1",
-             plan->fmt == KERN_BF16 ? "bf16" : "f32");
-    status st = check_request(request, plan, err);
+    status st = check_device(request, plan, err);
+    if (st == ST_OK) {
+        st = check_request(request, plan, err);
+    }
     if (st == ST_OK) {
         st = request->n_ranks == 0 && !asked
                  ? choose_fewest(request, plan, err)

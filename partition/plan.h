@@ -31,11 +31,18 @@ static inline uint32_t range_len(struct range r)
 }
 
 enum {
-    PLAN_SEQS_MAX = 4096,         /* streams in one step */
-    PLAN_KV_BLOCKS_MAX = 1 << 22, /* 128 Mi tokens: keeps byte counts inside 64 bits */
-    PLAN_ROWS_MAX = 65536,        /* rows in one step */
-    PLAN_RESERVE_BYTES = 64 << 20 /* of rank_memory_bytes left to code, stacks and MPI */
+    PLAN_SEQS_MAX = 4096,          /* streams in one step */
+    PLAN_KV_BLOCKS_MAX = 1 << 22,  /* 128 Mi tokens: keeps byte counts inside 64 bits */
+    PLAN_ROWS_MAX = 65536,         /* rows in one step */
+    PLAN_RESERVE_BYTES = 64 << 20, /* of rank_memory_bytes left to code, stacks and MPI */
+    /* On a CUDA device: its context, kernels, recorded steps, NCCL's own buffers. Not measured. */
+    PLAN_RESERVE_CUDA_BYTES = 1536 << 20
 };
+
+/* What the ranks compute on. A replica is all of one kind. */
+enum plan_device { PLAN_CPU, PLAN_CUDA };
+/* How tensors go from rank to rank: through host memory (MPI), or from device to device. */
+enum plan_plane { PLAN_PLANE_HOST, PLAN_PLANE_NCCL };
 
 /* What the operator asked for. Zero means: choose.
  *
@@ -52,7 +59,11 @@ struct plan_request {
     uint32_t kv_tokens;         /* KV capacity wanted; 0: what fits, at most seqs_max * ctx_max */
     uint32_t seqs_max;          /* streams in one step at most; 0: 64 */
     uint32_t rows_max;          /* rows (tokens) in one step at most; 0: 512 */
-    uint32_t n_stage_layers;    /* entries in stage_layers; 0: balance by weight bytes */
+    enum plan_device device;
+    uint32_t cuda_version; /* PLAN_CUDA: compute capability, 90 for 9.0; 0: 90 */
+    enum plan_plane plane;
+    bool free_order;         /* sums in NCCL's own order: other bits, a profile of its own */
+    uint32_t n_stage_layers; /* entries in stage_layers; 0: balance by weight bytes */
     uint32_t stage_layers[PLAN_STAGES_MAX];
 };
 
@@ -74,13 +85,17 @@ struct plan_part {
 struct plan {
     struct model_desc desc; /* copied */
     enum kern_fmt fmt;
+    enum plan_device device;
+    uint32_t cuda_version; /* 0 on CPU */
+    enum plan_plane plane;
+    bool free_order;
     uint32_t tp, pp, n_ranks;
     uint32_t n_leaves; /* R */
     uint32_t ctx_max, seqs_max, rows_max;
     uint32_t kv_blocks;      /* blocks of KERN_KV_BLOCK tokens; the same number on every rank */
     uint32_t kv_tokens;      /* kv_blocks * KERN_KV_BLOCK */
     uint64_t digest;         /* of everything that ranks must agree on */
-    char profile[64];        /* "cpu-bf16-v1" */
+    char profile[64];        /* "cpu-bf16-v1", "cuda-sm90-bf16-v1", "cuda-sm90-bf16-free-v1" */
     char why[256];           /* how tp, pp and KV were chosen, one sentence */
     struct plan_part *parts; /* [n_ranks], by rank; owned */
 };
@@ -113,8 +128,12 @@ uint64_t plan_kv_bytes(const struct plan *plan, const struct plan_part *part);
  *   f32  x[2][T,C] residual (one computed, one still being sent), partial[T,C], qkv[T,(H+2K)*D],
  *        gate_up[T,2F]; last stage: picked[S,C], logits[S,V]; cos and sin[ctx_max,D/2]
  *   fmt  normed[T,C], att[T,H*D], act[T,F]
- *   u32  tokens[T], pos[T], seq[T], rows[S], tables[S, blocks of ctx_max] */
+ *   u32  tokens[T], pos[T], seq[T], rows[S], tables[S, blocks of ctx_max]
+ * and plan_coll_bytes. */
 uint64_t plan_scratch_bytes(const struct plan *plan, const struct plan_part *part);
+
+/* Partial sums of the other slices on the device (PLAN_PLANE_NCCL and tp above 1, else 0). */
+uint64_t plan_coll_bytes(const struct plan *plan);
 
 /* For people: a table with a row per rank, then a picture of stages x slices. And for programs. */
 status plan_print(const struct plan *plan, struct buf *out);

@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+enum { COLL_SMALL_BYTES = 512 << 10, COLL_LARGE_BYTES = 32 << 20 };
+
 /* ---- ranges ---- */
 
 /* Slice of n_units cut into R leaves: the units of leaves [begin, end). */
@@ -169,7 +171,8 @@ static uint64_t mat_bytes(const struct plan *plan, const struct plan_part *part,
     struct kern_mat mat;
 
     plan_mat(plan, part, which, &mat);
-    return aligned(kern_ops_ref()->mat_bytes(&mat));
+    return aligned(plan->device == PLAN_CUDA ? kern_mat_bytes_cuda(&mat)
+                                             : kern_ops_ref()->mat_bytes(&mat));
 }
 
 /* One layer. */
@@ -220,6 +223,20 @@ uint64_t plan_kv_bytes(const struct plan *plan, const struct plan_part *part)
     return 2 * aligned(kern_ops_ref()->kv_bytes(&kv)) * range_len(part->layers);
 }
 
+/* Room for every slice's vector of a decode step (up to COLL_SMALL_BYTES each), or for one vector of
+ * a prompt's rows (up to COLL_LARGE_BYTES; longer ones go in blocks). */
+uint64_t plan_coll_bytes(const struct plan *plan)
+{
+    const uint64_t x = aligned(4 * (uint64_t)plan->rows_max * plan->desc.dim);
+    const uint64_t run = KERN_ALIGN * (uint64_t)plan->tp; /* every slice's part is padded */
+
+    if (plan->plane != PLAN_PLANE_NCCL || plan->tp == 1) {
+        return 0;
+    }
+    return MAX(plan->tp * MIN(x, (uint64_t)COLL_SMALL_BYTES),
+               MIN((x + run - 1) / run * run, (uint64_t)COLL_LARGE_BYTES));
+}
+
 uint64_t plan_scratch_bytes(const struct plan *plan, const struct plan_part *part)
 {
     const struct model_desc *d = &plan->desc;
@@ -236,7 +253,7 @@ uint64_t plan_scratch_bytes(const struct plan *plan, const struct plan_part *par
     if (part->has_head) {
         bytes += aligned(4 * s * dim) + aligned(4 * s * range_len(part->vocab));
     }
-    return bytes;
+    return bytes + plan_coll_bytes(plan);
 }
 
 /* ---- stages ---- */

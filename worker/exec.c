@@ -1,4 +1,8 @@
-/* worker/exec.c - see exec.h. Sampling is exec_sample.c. */
+/* worker/exec.c - see exec.h, and exec_priv.h for the other files of the forward pass.
+ *
+ * One step: fill the tables (host), queue everything (device, or done at once on CPU), wait only
+ * where the host needs the scans. No line here reads device memory: what the host sees has gone
+ * through copy_out or a scan into host_alloc memory, and stream_sync. */
 #include "worker/exec_priv.h"
 
 #include <math.h>
@@ -64,14 +68,6 @@ static status alloc_scratch(struct exec *e, struct err *err)
         e->buffer_bytes[i] = bytes;
         e->scratch_bytes += (bytes + KERN_ALIGN - 1) & ~(size_t)(KERN_ALIGN - 1);
     }
-    const size_t n_map = (size_t)e->limits.rows_max * 2;
-    const size_t n_tables = (size_t)e->limits.seqs_max * e->table_stride_max;
-    e->host_map = malloc(n_map * sizeof(uint32_t));
-    e->host_tables = malloc(n_tables * sizeof(uint32_t));
-    e->host_rows = malloc((size_t)e->limits.seqs_max * sizeof(uint32_t));
-    if (e->host_map == NULL || e->host_tables == NULL || e->host_rows == NULL) {
-        return err_set(err, ST_ERR_NOMEM, "no memory for step tables");
-    }
     return ST_OK;
 }
 
@@ -100,9 +96,8 @@ status exec_create(struct shard *shard, struct coll *coll, const struct step_lim
                                       .group = e->desc->n_heads / e->desc->n_kv_heads,
                                       .scale = 1.0f / sqrtf((float)e->desc->head_dim) };
     status st = alloc_scratch(e, err);
-    if (st == ST_OK && e->part->has_head) {
-        st = exec_sample_init(e, err);
-    }
+    (void)(st || (st = exec_rows_init(e, err)) || (st = exec_sample_init(e, err)) ||
+           (st = exec_graphs_init(e, err)));
     if (st != ST_OK) {
         exec_destroy(e);
         return st;
@@ -122,53 +117,10 @@ void exec_destroy(struct exec *e)
     for (uint32_t i = 0; i < EXEC_BUFFERS; i++) {
         e->ops->mem_free(e->stream, *wishes[i].at, e->buffer_bytes[i]);
     }
+    exec_graphs_fini(e);
     exec_sample_fini(e);
-    free(e->host_map);
-    free(e->host_tables);
-    free(e->host_rows);
+    exec_rows_fini(e);
     free(e);
-}
-
-/* ---- the rows of this step ---- */
-
-static void set_rows(struct exec *e, const struct step_head *plan)
-{
-    const struct step_seq *seqs = step_seqs_const(plan);
-    const uint32_t *tables = step_tables_const(plan);
-    uint32_t *pos = e->host_map, *seq = e->host_map + plan->n_rows;
-    uint32_t stride = 1, n_samples = 0;
-
-    for (uint32_t i = 0; i < plan->n_seqs; i++) {
-        stride = MAX(stride, seqs[i].n_blocks);
-    }
-    ASSERT(stride <= e->table_stride_max);
-    for (uint32_t i = 0; i < plan->n_seqs; i++) {
-        const struct step_seq *q = &seqs[i];
-        for (uint32_t r = 0; r < q->n_rows; r++) {
-            pos[q->row0 + r] = q->pos0 + r;
-            seq[q->row0 + r] = i;
-        }
-        uint32_t *row = e->host_tables + (size_t)i * stride;
-        memcpy(row, tables + q->table0, q->n_blocks * sizeof(uint32_t));
-        memset(row + q->n_blocks, 0, (stride - q->n_blocks) * sizeof(uint32_t));
-        if (q->sample) {
-            e->host_rows[n_samples++] = q->row0 + q->n_rows - 1;
-        }
-    }
-    const size_t bytes = plan->n_rows * sizeof(uint32_t);
-    e->ops->copy_in(e->stream, e->tokens, step_tokens_const(plan), bytes);
-    e->ops->copy_in(e->stream, e->pos, pos, bytes);
-    e->ops->copy_in(e->stream, e->seq, seq, bytes);
-    e->ops->copy_in(e->stream, e->tables, e->host_tables,
-                    (size_t)plan->n_seqs * stride * sizeof(uint32_t));
-    e->ops->copy_in(e->stream, e->rows, e->host_rows, n_samples * sizeof(uint32_t));
-    e->map = (struct kern_rows_map){ .n_rows = plan->n_rows,
-                                     .n_seqs = plan->n_seqs,
-                                     .table_stride = stride,
-                                     .pos = e->pos,
-                                     .seq = e->seq,
-                                     .tables = e->tables };
-    e->stamp = plan->digest;
 }
 
 /* ---- layers ---- */
@@ -189,7 +141,7 @@ static status attention(struct exec *e, const struct shard_layer *l, float *x, s
 {
     const struct kern_ops *k = e->ops;
     const struct kern_qkv *g = &e->qkv_shape;
-    const uint32_t t = e->map.n_rows, c = e->desc->dim;
+    const uint32_t t = e->shape.n_rows, c = e->desc->dim;
 
     k->rmsnorm(e->stream, e->normed, e->plan->fmt, x, l->attn_norm, t, c, e->desc->norm_eps);
     k->gemm(e->stream, e->qkv, e->normed, &l->qkv,
@@ -219,7 +171,7 @@ static status attention(struct exec *e, const struct shard_layer *l, float *x, s
 static status ffn(struct exec *e, const struct shard_layer *l, float *x, struct err *err)
 {
     const struct kern_ops *k = e->ops;
-    const uint32_t t = e->map.n_rows, c = e->desc->dim, f = range_len(e->part->ffn_cols);
+    const uint32_t t = e->shape.n_rows, c = e->desc->dim, f = range_len(e->part->ffn_cols);
 
     k->rmsnorm(e->stream, e->normed, e->plan->fmt, x, l->ffn_norm, t, c, e->desc->norm_eps);
     k->gemm(e->stream, e->gate_up, e->normed, &l->gate_up,
@@ -240,15 +192,16 @@ static status ffn(struct exec *e, const struct shard_layer *l, float *x, struct 
     return ST_OK;
 }
 
-static status run(struct exec *e, const struct step_head *plan, float *x,
-                  struct step_result *results, struct err *err)
+/* ---- a step ---- */
+
+status exec_queue(struct exec *e, float *x, struct err *err)
 {
     status st = ST_OK;
 
-    set_rows(e, plan);
+    exec_rows_queue(e);
     if (e->part->has_embed) {
-        e->ops->embed(e->stream, x, &e->shard->embed, e->tokens, plan->n_rows);
-        st = exec_reduce(e, x, (size_t)plan->n_rows * e->desc->dim, err);
+        e->ops->embed(e->stream, x, &e->shard->embed, e->tokens, e->shape.n_rows);
+        st = exec_reduce(e, x, (size_t)e->shape.n_rows * e->desc->dim, err);
     }
     for (uint32_t i = 0; st == ST_OK && i < range_len(e->part->layers); i++) {
         st = attention(e, &e->shard->layers[i], x, err);
@@ -256,10 +209,39 @@ static status run(struct exec *e, const struct step_head *plan, float *x,
             st = ffn(e, &e->shard->layers[i], x, err);
         }
     }
-    if (st == ST_OK && e->part->has_head && plan->n_samples != 0) {
-        st = exec_sample(e, plan, x, results, err);
+    if (st == ST_OK && e->part->has_head && e->shape.n_samples != 0) {
+        exec_sample_queue(e, x);
     }
-    return st == ST_OK ? e->ops->stream_sync(e->stream, err) : st;
+    return st;
+}
+
+status exec_drain(struct exec *e, struct err *err)
+{
+    e->is_pending = false;
+    return e->coll->ops->sync != NULL ? e->coll->ops->sync(e->coll, e->stream, err)
+                                      : e->ops->stream_sync(e->stream, err);
+}
+
+/* The tables in pinned memory are the device's until the step before is over. Only a stage whose
+ * results the host does not need comes here with one running: it has had the time since then to
+ * take in submits and make the next plan. */
+static status run(struct exec *e, const struct step_head *plan, float *x,
+                  struct step_result *results, struct err *err)
+{
+    status st = e->is_pending ? exec_drain(e, err) : ST_OK;
+
+    if (st != ST_OK) {
+        return st;
+    }
+    e->stamp = plan->digest;
+    exec_rows_fill(e, plan);
+    e->is_pending = true;
+    st = e->shape.is_recorded ? exec_graph_run(e, x, err) : exec_queue(e, x, err);
+    if (st != ST_OK || !e->part->has_head || plan->n_samples == 0) {
+        return st;
+    }
+    st = exec_drain(e, err);
+    return st == ST_OK ? exec_sample_merge(e, plan, results, err) : st;
 }
 
 status exec_step(struct exec *e, const struct step_head *plan, float *x,

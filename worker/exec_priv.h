@@ -1,11 +1,33 @@
-/* worker/exec_priv.h - scratch and tables of a rank's forward pass, shared by exec.c and
- * exec_sample.c. */
+/* worker/exec_priv.h - scratch and tables of a rank's forward pass, shared by exec*.c.
+ *
+ *   exec.c         life, layers, one step
+ *   exec_rows.c    a plan as tables of rows, in pinned memory
+ *   exec_graph.c   decode steps recorded once and launched again
+ *   exec_sample.c  from logits to tokens */
 #ifndef WORKER_EXEC_PRIV_H
 #define WORKER_EXEC_PRIV_H
 
 #include "worker/exec.h"
 
 enum { EXEC_BUFFERS = 13 };
+
+/* What a step launches. Padded: a graph's sizes, of which the plan fills the first rows. */
+struct exec_shape {
+    uint32_t n_rows, n_seqs, n_samples;
+    uint32_t stride;  /* of the tables */
+    bool is_recorded; /* by way of a graph */
+};
+
+/* A step's tables, in memory that the device reads when their turn comes. */
+struct exec_host {
+    uint32_t *tokens, *pos, *seq;    /* [T] */
+    uint32_t *tables;                /* [S, stride] */
+    uint32_t *rows;                  /* [S] rows that are sampled */
+    struct kern_scan_row *scan_rows; /* [S] last stage */
+    char *scans;                     /* last stage: this slice's flat scans of a step */
+};
+
+struct exec_graphs; /* exec_graph.c */
 
 /* Letters as in kernels/kern.h; T is rows_max, S is seqs_max. fmt: the profile's format. */
 struct exec {
@@ -34,25 +56,54 @@ struct exec {
     size_t scratch_bytes; /* their sum, each rounded up to KERN_ALIGN */
 
     /* host, owned */
-    uint32_t *host_map;      /* [2 T] */
-    uint32_t *host_tables;   /* [S, table_stride_max] */
-    uint32_t *host_rows;     /* [S] */
-    char *scans, *scans_all; /* one slice's flat scans of a step; those of all slices */
-    size_t scan_bytes_max;   /* of one row */
+    struct exec_host host; /* pieces of host_mem */
+    void *host_mem;        /* pinned */
+    size_t host_bytes;
+    char *scans_all;       /* last stage: the scans of all slices */
+    size_t scan_bytes_max; /* of one row */
 
+    struct exec_graphs *graphs; /* owned; NULL: every step is queued op by op */
+    struct exec_shape shape;    /* of this step */
+    size_t scan_bytes;          /* in use of host.scans in this step */
     struct kern_rows_map map;
-    uint64_t stamp; /* of the next collective: the plan's digest and a running number */
+    bool is_pending; /* a step is queued that nobody has waited for */
+    uint64_t stamp;  /* of the next collective: the plan's digest and a running number */
     struct exec_times times;
 };
 
 /* y[n] partial -> the ordered sum over the slices of the stage. */
 status exec_reduce(struct exec *e, float *y, size_t n, struct err *err);
+/* Queue the whole stage on x[T,C], from the copies of its tables to the scans, for e->shape. */
+status exec_queue(struct exec *e, float *x, struct err *err);
 
+/* Pinned memory and tables. */
+status exec_rows_init(struct exec *e, struct err *err);
+void exec_rows_fini(struct exec *e);
+/* The tables of a plan into e->host; sets e->shape. Nothing of the step before may be running. */
+void exec_rows_fill(struct exec *e, const struct step_head *plan);
+/* Queue their copies; sets e->map. */
+void exec_rows_queue(struct exec *e);
+
+/* Does this rank record its decode steps? Equal on all ranks of a replica. */
+bool exec_graphs_wanted(const struct exec *e);
+/* Rows, and blocks of a table, of the graph that serves so many. */
+uint32_t exec_graph_rows(const struct exec *e, uint32_t n_rows);
+uint32_t exec_graph_stride(const struct exec *e, uint32_t stride);
+status exec_graphs_init(struct exec *e, struct err *err);
+void exec_graphs_fini(struct exec *e);
+/* Queue e->shape: op by op the first time, recorded the second, launched from then on. */
+status exec_graph_run(struct exec *e, float *x, struct err *err);
+
+/* Bytes of one slice's scans of a step at most; 0 where there is no head. */
+size_t exec_sample_bytes(struct exec *e);
 status exec_sample_init(struct exec *e, struct err *err);
 void exec_sample_fini(struct exec *e);
-/* Logits of the sampled rows of x[T,C], scanned by every slice, merged by slice 0 into `results`.
- */
-status exec_sample(struct exec *e, const struct step_head *plan, const float *x,
-                   struct step_result *results, struct err *err);
+/* Rows of the scan, into e->host. */
+void exec_sample_fill(struct exec *e, const struct step_head *plan);
+/* Queue: logits of the sampled rows of x[T,C], and their scans. */
+void exec_sample_queue(struct exec *e, const float *x);
+/* After exec_sync: gather the scans of all slices; slice 0 merges them into `results`. */
+status exec_sample_merge(struct exec *e, const struct step_head *plan, struct step_result *results,
+                         struct err *err);
 
 #endif

@@ -3,7 +3,8 @@
  * Every slice of the last stage has logits of its own ids. It reduces a row to a scan (block-wise
  * max and sum, best candidates, best Gumbel score): some hundred bytes for greedy, 8 KiB where a
  * filter needs candidates. The scans are gathered and slice 0 merges them (kernels/sample.h);
- * logits themselves never travel. */
+ * logits themselves never travel. The scans come into pinned memory; the host looks at them after
+ * the step's one wait. */
 #include "worker/exec_priv.h"
 
 #include <stdlib.h>
@@ -34,27 +35,34 @@ static size_t row_bytes(const struct exec *e, const struct kern_sample *req)
     return align_up(bytes);
 }
 
-status exec_sample_init(struct exec *e, struct err *err)
+size_t exec_sample_bytes(struct exec *e)
 {
     const struct kern_sample most = { .temperature = 1.0f,
                                       .n_cand = KERN_CAND_MAX,
                                       .gumbel_all = true };
 
-    e->scan_bytes_max = row_bytes(e, &most);
-    const size_t bytes = e->scan_bytes_max * e->limits.seqs_max;
-    e->scans = aligned_alloc(KERN_ALIGN, bytes);
-    e->scans_all = aligned_alloc(KERN_ALIGN, bytes * e->plan->tp);
-    if (e->scans == NULL || e->scans_all == NULL) {
-        return err_set(err, ST_ERR_NOMEM, "no memory for %zu bytes of sampling scratch",
-                       bytes * (1 + e->plan->tp));
+    if (!e->part->has_head) {
+        return 0;
     }
-    memset(e->scans, 0, bytes); /* tails of short slices travel too */
-    return ST_OK;
+    e->scan_bytes_max = row_bytes(e, &most);
+    return e->scan_bytes_max * e->limits.seqs_max;
+}
+
+status exec_sample_init(struct exec *e, struct err *err)
+{
+    const size_t bytes = exec_sample_bytes(e) * e->plan->tp;
+
+    if (bytes == 0) {
+        return ST_OK; /* no head here */
+    }
+    e->scans_all = aligned_alloc(KERN_ALIGN, bytes);
+    return e->scans_all != NULL
+               ? ST_OK
+               : err_set(err, ST_ERR_NOMEM, "no memory for %zu bytes of sampling scratch", bytes);
 }
 
 void exec_sample_fini(struct exec *e)
 {
-    free(e->scans);
     free(e->scans_all);
 }
 
@@ -73,26 +81,17 @@ static struct kern_sample request_of(const struct exec *e, const struct step_seq
     return sample_request(&q->params, q->pos0 + q->n_rows, e->desc->vocab);
 }
 
-/* Scan all sampled rows of this slice's logits into e->scans. Returns the bytes in use. */
-static size_t scan_rows(struct exec *e, const struct step_head *plan)
+void exec_sample_fill(struct exec *e, const struct step_head *plan)
 {
     const struct step_seq *q = step_seqs_const(plan);
-    uint32_t id0;
-    const uint32_t n_ids = slice_ids(e, e->part->slice, &id0);
     size_t used = 0;
 
     for (uint32_t i = 0; i < plan->n_samples; i++, q++) {
         q = next_sampled(q);
-        const struct kern_sample req = request_of(e, q);
-        if (n_ids != 0) {
-            struct kern_scan scan;
-            scan_flat_bind(e->scans + used, &req, n_ids, &scan);
-            e->ops->scan(e->stream, e->logits + (size_t)i * n_ids, id0, n_ids, &req, &scan);
-            scan_flat_finish(e->scans + used, &scan);
-        }
-        used += row_bytes(e, &req);
+        e->host.scan_rows[i] = (struct kern_scan_row){ request_of(e, q), used };
+        used += row_bytes(e, &e->host.scan_rows[i].params);
     }
-    return used;
+    e->scan_bytes = used;
 }
 
 static void merge_rows(struct exec *e, const struct step_head *plan, size_t stride,
@@ -122,26 +121,34 @@ static void merge_rows(struct exec *e, const struct step_head *plan, size_t stri
     }
 }
 
-status exec_sample(struct exec *e, const struct step_head *plan, const float *x,
-                   struct step_result *results, struct err *err)
+void exec_sample_queue(struct exec *e, const float *x)
 {
     const struct kern_ops *k = e->ops;
-    const uint32_t n = plan->n_samples, c = e->desc->dim;
+    const uint32_t n = e->shape.n_samples, c = e->desc->dim;
+    uint32_t id0;
+    const uint32_t n_ids = slice_ids(e, e->part->slice, &id0);
 
     k->gather(e->stream, e->picked, x, e->rows, n, c);
     k->rmsnorm(e->stream, e->normed, e->plan->fmt, e->picked, e->shard->final_norm, n, c,
                e->desc->norm_eps);
-    if (e->shard->head.n != 0) {
+    if (n_ids != 0) {
         k->gemm(e->stream, e->logits, e->normed, &e->shard->head,
                 n); /* W[V,C] x normed[S,C] -> logits[S,V] */
+        kern_scan_rows(k, e->stream, e->logits, id0, n_ids, n, e->host.scan_rows, e->host.scans);
     }
-    const size_t bytes = scan_rows(e, plan);
+}
+
+status exec_sample_merge(struct exec *e, const struct step_head *plan, struct step_result *results,
+                         struct err *err)
+{
+    const size_t bytes = e->scan_bytes;
+
     if (e->plan->tp == 1) {
-        memcpy(e->scans_all, e->scans, bytes);
+        memcpy(e->scans_all, e->host.scans, bytes);
     } else {
         const uint64_t from = clock_now_ns(clock_real());
-        const status st =
-            e->coll->ops->all_gather(e->coll, NULL, e->scans, bytes, e->scans_all, e->stamp++, err);
+        const status st = e->coll->ops->all_gather(e->coll, NULL, e->host.scans, bytes,
+                                                   e->scans_all, e->stamp++, err);
         e->times.coll_ns += clock_now_ns(clock_real()) - from;
         if (st != ST_OK) {
             return st;

@@ -16,9 +16,14 @@ const char *rank_phase_name(enum rank_phase phase)
 
 /* ---- create, destroy ---- */
 
+static size_t x_bytes_of(const struct plan *plan)
+{
+    return (size_t)plan->rows_max * plan->desc.dim * sizeof(float);
+}
+
 static status alloc_buffers(struct rank *r, struct err *err)
 {
-    const size_t x_bytes = (size_t)r->limits.rows_max * r->plan->desc.dim * sizeof(float);
+    const size_t x_bytes = x_bytes_of(r->plan);
 
     r->n_plans = r->plan->pp + 1;
     r->plan_bytes_max = step_bytes_max(&r->limits);
@@ -40,23 +45,60 @@ static status alloc_buffers(struct rank *r, struct err *err)
     }
     r->x_bytes = x_bytes;
     /* The plan's figure, again to the byte. */
-    ASSERT(exec_scratch_bytes(r->exec) + r->shard->rope_bytes +
+    ASSERT(exec_scratch_bytes(r->exec) + r->shard->rope_bytes + plan_coll_bytes(r->plan) +
                RANK_X_BUFFERS * ((x_bytes + KERN_ALIGN - 1) / KERN_ALIGN * KERN_ALIGN) ==
            r->plan->parts[r->rank].scratch_bytes);
     return ST_OK;
 }
 
+/* Collectives that move memory of this device, over those that were given. */
+static status wrap_coll(struct rank *r, struct err *err)
+{
+    const struct kern_ops *ops = r->ops;
+    const size_t scratch_bytes = plan_coll_bytes(r->plan);
+    struct coll_nccl_config nccl = { .device = { .stream = r->stream,
+                                                 .add = ops->add,
+                                                 .copy_in = ops->copy_in,
+                                                 .copy_out = ops->copy_out,
+                                                 .sync = ops->stream_sync,
+                                                 .poll = ops->stream_poll,
+                                                 .host_alloc = ops->host_alloc,
+                                                 .host_free = ops->host_free,
+                                                 .scratch_bytes = scratch_bytes,
+                                                 .bytes_max = x_bytes_of(r->plan) },
+                                     .free_order = r->plan->free_order,
+                                     .api = r->config.nccl };
+    status st = ST_OK;
+
+    if (!ops->on_device || r->plan->n_ranks == 1) {
+        return ST_OK;
+    }
+    if (scratch_bytes != 0) {
+        st = ops->mem_alloc(r->stream, scratch_bytes, &r->coll_scratch, err);
+    }
+    if (st == ST_OK && r->plan->plane == PLAN_PLANE_NCCL) {
+        nccl.device.raw = ops->native(r->stream);
+        nccl.device.scratch = r->coll_scratch;
+        st = coll_nccl_create(r->config.coll, &nccl, &r->coll_device, err);
+    } else if (st == ST_OK) {
+        st = coll_staged_create(r->config.coll, &nccl.device, &r->coll_device, err);
+    }
+    if (st != ST_OK) {
+        err_prefix(err, "rank %u: ", r->rank);
+        return st;
+    }
+    r->coll = r->coll_device;
+    return ST_OK;
+}
+
 static status create_parts(struct rank *r, const struct rank_config *config, struct err *err)
 {
-    const struct kern_stream_config stream = { config->n_threads, 0 };
+    const struct kern_stream_config stream = { config->n_threads, config->device };
     status st = r->ops->stream_create(&stream, &r->stream, err);
 
-    if (st == ST_OK) {
-        st = shard_create(r->ops, r->stream, r->plan, r->rank, &r->shard, err);
-    }
-    if (st == ST_OK) {
-        st = exec_create(r->shard, r->coll, &r->limits, &r->exec, err);
-    }
+    (void)(st || (st = wrap_coll(r, err)) ||
+           (st = shard_create(r->ops, r->stream, r->plan, r->rank, &r->shard, err)) ||
+           (st = exec_create(r->shard, r->coll, &r->limits, &r->exec, err)));
     return st == ST_OK ? alloc_buffers(r, err) : st;
 }
 
@@ -101,6 +143,12 @@ void rank_destroy(struct rank *r)
     }
     exec_destroy(r->exec);
     shard_destroy(r->shard);
+    if (r->coll_device != NULL) {
+        r->coll_device->ops->destroy(r->coll_device);
+    }
+    if (r->stream != NULL) {
+        r->ops->mem_free(r->stream, r->coll_scratch, plan_coll_bytes(r->plan));
+    }
     r->ops->stream_destroy(r->stream);
     free(r->plans);
     free(r->results);
@@ -172,7 +220,7 @@ void rank_pause(struct rank *r, uint64_t idle_since_ns)
 status rank_send_x(struct rank *r, const struct step_head *plan, uint32_t i_x, struct err *err)
 {
     const uint32_t to = r->rank + r->plan->tp;
-    const size_t bytes = (size_t)plan->n_rows * r->plan->desc.dim * sizeof(float);
+    const size_t bytes = (size_t)exec_rows(r->exec, plan) * r->plan->desc.dim * sizeof(float);
     const status st = r->coll->ops->send_start(r->coll, r->stream, to, RANK_TAG_X, r->x[i_x], bytes,
                                                &r->x_reqs[i_x], err);
 
@@ -180,10 +228,11 @@ status rank_send_x(struct rank *r, const struct step_head *plan, uint32_t i_x, s
     return st;
 }
 
-/* A residual buffer that no send is reading any more. */
+/* A residual buffer that no send is reading any more. With one stage nothing is sent, and always
+ * the same one halves the number of graphs. */
 status rank_take_x(struct rank *r, uint32_t *i_x_p, struct err *err)
 {
-    const uint32_t i = r->i_x++ % RANK_X_BUFFERS;
+    const uint32_t i = r->plan->pp == 1 ? 0 : r->i_x++ % RANK_X_BUFFERS;
 
     if (r->x_pending[i]) {
         const status st = r->coll->ops->wait(r->coll, r->x_reqs[i], err);
@@ -209,7 +258,8 @@ status rank_finish_sends(struct rank *r, struct err *err)
             r->x_pending[i] = false;
         }
     }
-    return st;
+    /* What is queued on a device (the last sends among it) ends before the rank does. */
+    return st == ST_OK ? exec_drain(r->exec, err) : st;
 }
 
 struct step_head *rank_plan(const struct rank *r, uint32_t i)
@@ -289,12 +339,12 @@ status rank_run_stage(struct rank *r, const struct step_head *plan, uint32_t i_x
 
 /* ---- follower ---- */
 
-static status recv_now(struct rank *r, uint32_t from, uint32_t tag, void *data, size_t bytes,
-                       struct err *err)
+/* `stream`: NULL for host memory. */
+static status recv_now(struct rank *r, struct kern_stream *stream, uint32_t from, uint32_t tag,
+                       void *data, size_t bytes, struct err *err)
 {
     struct coll_req req;
-    const status st =
-        r->coll->ops->recv_start(r->coll, r->stream, from, tag, data, bytes, &req, err);
+    const status st = r->coll->ops->recv_start(r->coll, stream, from, tag, data, bytes, &req, err);
     return st == ST_OK ? r->coll->ops->wait(r->coll, req, err) : st;
 }
 
@@ -318,7 +368,7 @@ static status await_plan(struct rank *r, struct step_head *plan, struct err *err
                        bytes, r->plan_bytes_max);
     }
     if (st == ST_OK) {
-        st = recv_now(r, parent, RANK_TAG_PLAN, plan, bytes, err);
+        st = recv_now(r, NULL, parent, RANK_TAG_PLAN, plan, bytes, err);
     }
     return st == ST_OK ? step_check(plan, bytes, &r->limits, r->plan->kv_blocks, err) : st;
 }
@@ -329,9 +379,9 @@ static status follow(struct rank *r, const struct step_head *plan, struct err *e
     status st = rank_take_x(r, &i_x, err);
 
     if (st == ST_OK && r->coll->stage > 0) {
-        const size_t bytes = (size_t)plan->n_rows * r->plan->desc.dim * sizeof(float);
+        const size_t bytes = (size_t)exec_rows(r->exec, plan) * r->plan->desc.dim * sizeof(float);
         atomic_store(&r->progress->phase, RANK_WAITING);
-        st = recv_now(r, r->rank - r->plan->tp, RANK_TAG_X, r->x[i_x], bytes, err);
+        st = recv_now(r, r->stream, r->rank - r->plan->tp, RANK_TAG_X, r->x[i_x], bytes, err);
     }
     if (st == ST_OK) {
         st = rank_run_stage(r, plan, i_x, err);

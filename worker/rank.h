@@ -14,7 +14,7 @@
 #ifndef WORKER_RANK_H
 #define WORKER_RANK_H
 
-#include "cluster/coll.h"
+#include "cluster/coll_device.h"
 #include "worker/exec.h"
 #include "worker/sched/sched.h"
 
@@ -47,8 +47,11 @@ struct rank_config {
     const struct plan *plan; /* borrowed */
     const struct kern_ops *ops;
     uint32_t n_threads;
+    uint32_t device; /* index, where ops are a device's */
+    /* NCCL by another table than the library's, for tests; NULL: the library. */
+    const struct coll_nccl_api *nccl;
     uint32_t chunk_max, queue_max;  /* sched_config */
-    struct coll *coll;              /* borrowed */
+    struct coll *coll;              /* borrowed; in host memory, whatever ops are */
     struct rank_progress *progress; /* borrowed */
     const _Atomic bool *abort;      /* borrowed, may be NULL: end as soon as seen */
 };

@@ -13,12 +13,14 @@ struct rank {
     struct rank_config config;
     const struct plan *plan; /* borrowed, as the next four */
     const struct kern_ops *ops;
-    struct coll *coll;
+    struct coll *coll; /* config.coll, or coll_device over it */
     struct rank_progress *progress;
     uint32_t rank;
     struct step_limits limits;
 
     struct kern_stream *stream; /* owned, as all below */
+    struct coll *coll_device;   /* NULL: memory of the ops is host memory */
+    void *coll_scratch;         /* device; NULL: none is needed */
     struct shard *shard;
     struct exec *exec;
     float *x[RANK_X_BUFFERS]; /* [rows_max, C] f32, device */
