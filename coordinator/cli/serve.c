@@ -47,6 +47,8 @@ struct serve {
     char said[160]; /* the last progress line */
     uint32_t n_signals;
     bool is_stopping, was_ready;
+    bool
+        own_token; /* clients need the service's own token: none was given and it is not loopback */
     struct err failure; /* code ST_OK: none */
 };
 
@@ -245,6 +247,7 @@ static status coord_open(struct serve *s, struct err *err)
     if (st == ST_ERR_DENIED && token == NULL) {
         /* Not loopback and nothing to know clients by: the service's own token, then. */
         config.token = s->dir.token;
+        s->own_token = true;
         st = coord_create(s->loop, &config, &s->coord, err);
         if (st == ST_OK) {
             say("clients need the token in %s (gantry generate --token-file)\n", s->dir.token_path);
@@ -369,7 +372,7 @@ static void on_signal(void *arg)
 static void on_change(void *arg, enum coord_state state)
 {
     struct serve *s = arg;
-    const struct serve_args *a = &s->args;
+    const char *token_path = s->own_token ? s->dir.token_path : s->args.token_file;
     struct err err = ERR_INIT;
 
     if (state == COORD_SERVING) {
@@ -380,8 +383,7 @@ static void on_change(void *arg, enum coord_state state)
             s->host, coord_port(s->coord), s->setup.plan->n_ranks,
             s->setup.plan->n_ranks == 1 ? "" : "s",
             strcmp(s->host, "0.0.0.0") == 0 ? "127.0.0.1" : s->host, coord_port(s->coord),
-            a->token_file != NULL ? " --token-file " : "",
-            a->token_file != NULL ? a->token_file : "");
+            token_path != NULL ? " --token-file " : "", token_path != NULL ? token_path : "");
         if (endpoint_write(s, "serving", &err) < 0) {
             log_warn("serve", "%s, ignoring", err.text);
         }
