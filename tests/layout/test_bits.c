@@ -202,7 +202,8 @@ static void test_bits__are_equal_over_instruction_sets(void **state UNUSED)
 }
 
 /* Beside 15 others that come and go, with so little KV that some are preempted. */
-static void crowd(enum kern_fmt fmt, uint32_t tp, uint32_t pp, uint32_t kv_tokens)
+static void crowd(enum replica_device device, enum kern_fmt fmt, uint32_t tp, uint32_t pp,
+                  uint32_t kv_tokens)
 {
     static struct answer got[N_KINDS], others[N_CROWD];
     struct replica_stream streams[N_KINDS + N_CROWD];
@@ -213,6 +214,7 @@ static void crowd(enum kern_fmt fmt, uint32_t tp, uint32_t pp, uint32_t kv_token
     config.tp = tp;
     config.pp = pp;
     config.kv_tokens = kv_tokens;
+    config.device = device;
     for (uint32_t i = 0; i < N_CROWD; i++) {
         set_stream(&streams[i], &others[i], i % N_KINDS);
         streams[i].submit.seed = 99 + i;
@@ -237,15 +239,15 @@ static void crowd(enum kern_fmt fmt, uint32_t tp, uint32_t pp, uint32_t kv_token
 
 static void test_bits__are_equal_beside_other_streams(void **state UNUSED)
 {
-    crowd(KERN_F32, 1, 1, 0);
-    crowd(KERN_BF16, 1, 1, 0);
-    crowd(KERN_BF16, 2, 2, 0);
+    crowd(REPLICA_CPU, KERN_F32, 1, 1, 0);
+    crowd(REPLICA_CPU, KERN_BF16, 1, 1, 0);
+    crowd(REPLICA_CPU, KERN_BF16, 2, 2, 0);
 }
 
 static void test_bits__are_equal_after_preemption(void **state UNUSED)
 {
-    crowd(KERN_BF16, 1, 1, 640);
-    crowd(KERN_BF16, 1, 2, 640);
+    crowd(REPLICA_CPU, KERN_BF16, 1, 1, 640);
+    crowd(REPLICA_CPU, KERN_BF16, 1, 2, 640);
 }
 
 /* A stream that goes on elsewhere: the first tokens come as `emitted`, the rest must be the same.
@@ -275,6 +277,80 @@ static void test_bits__are_equal_when_a_stream_is_continued(void **state UNUSED)
     }
 }
 
+/* ---- on a device that lets the host see nothing ---- */
+
+static void compare_devices(enum replica_device device, uint32_t rows_max, const char *what)
+{
+    static const uint32_t shapes[][2] = { { 1, 1 }, { 2, 1 }, { 4, 2 }, { 8, 1 }, { 1, 3 } };
+
+    for (uint32_t fmt = KERN_F32; fmt <= KERN_BF16; fmt++) {
+        for (size_t i = 0; i < ARRAY_LEN(shapes); i++) {
+            struct replica_config config = base_config((enum kern_fmt)fmt);
+            config.device = device;
+            config.tp = shapes[i][0];
+            config.pp = shapes[i][1];
+            config.rows_max = rows_max;
+            compare(&config, what);
+        }
+    }
+}
+
+static void test_bits__are_equal_on_a_device_by_way_of_the_host(void **state UNUSED)
+{
+    compare_devices(REPLICA_STAGED, 128, "device, staged");
+}
+
+static void test_bits__are_equal_on_devices_with_nccl(void **state UNUSED)
+{
+    compare_devices(REPLICA_NCCL, 128, "device, NCCL");
+    compare_devices(REPLICA_NCCL, 33, "device, NCCL, odd steps");
+}
+
+static void test_bits__are_equal_on_a_device_beside_other_streams(void **state UNUSED)
+{
+    for (uint32_t d = REPLICA_STAGED; d <= REPLICA_NCCL; d++) {
+        crowd((enum replica_device)d, KERN_BF16, 1, 1, 640);
+        crowd((enum replica_device)d, KERN_BF16, 2, 2, 0);
+    }
+}
+
+/* One wait per step, and most steps a recorded one. */
+static void test_bits__a_device_is_waited_for_once_a_step(void **state UNUSED)
+{
+    static struct answer got[N_KINDS];
+    struct replica_stream streams[N_KINDS];
+    struct replica_config config = base_config(KERN_BF16);
+    struct replica_stats stats;
+    struct err err = ERR_INIT;
+
+    config.device = REPLICA_STAGED;
+    for (uint32_t k = 0; k < N_KINDS; k++) {
+        set_stream(&streams[k], &got[k], k);
+    }
+    check_ok(replica_run(&config, streams, N_KINDS, &stats, &err), &err);
+    assert_true(stats.n_steps >= N_TOKENS);
+    assert_true(stats.launches + 10 >= stats.n_steps);
+    const uint64_t of_loading = 100;
+    assert_true(stats.syncs <= stats.n_steps + of_loading);
+}
+
+/* The other order of additions gives other bits somewhere, or it would not need its own name. */
+static void test_bits__free_order_is_another_profile(void **state UNUSED)
+{
+    static struct answer got[N_KINDS];
+    struct replica_config config = base_config(KERN_BF16);
+    const struct answer *want = golden(KERN_BF16);
+    uint32_t n_different = 0;
+
+    config.device = REPLICA_NCCL_FREE;
+    config.tp = 8;
+    run(&config, got);
+    for (uint32_t k = 0; k < N_KINDS; k++) {
+        n_different += memcmp(got[k].logprobs, want[k].logprobs, sizeof(want[k].logprobs)) != 0;
+    }
+    assert_true(n_different != 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -286,6 +362,11 @@ int main(void)
         cmocka_unit_test(test_bits__are_equal_beside_other_streams),
         cmocka_unit_test(test_bits__are_equal_after_preemption),
         cmocka_unit_test(test_bits__are_equal_when_a_stream_is_continued),
+        cmocka_unit_test(test_bits__are_equal_on_a_device_by_way_of_the_host),
+        cmocka_unit_test(test_bits__are_equal_on_devices_with_nccl),
+        cmocka_unit_test(test_bits__are_equal_on_a_device_beside_other_streams),
+        cmocka_unit_test(test_bits__a_device_is_waited_for_once_a_step),
+        cmocka_unit_test(test_bits__free_order_is_another_profile),
     };
     static char path[FIXTURE_PATH_BYTES];
 

@@ -1,6 +1,9 @@
 /* tests/replica/replica.c - see replica.h. */
 #include "replica/replica.h"
 
+#include "replica/fake_device.h"
+#include "replica/fake_nccl.h"
+
 #include "base/cpu.h"
 
 #include <pthread.h>
@@ -16,6 +19,8 @@ struct script {
 
 struct player {
     const struct replica_config *config;
+    const struct kern_ops *ops;
+    const struct coll_nccl_api *nccl;
     const struct plan *plan;
     const struct weights *weights;
     struct coll_hub *hub;
@@ -112,23 +117,19 @@ static void nap(void *self UNUSED, uint32_t ms UNUSED)
 
 static status play(struct player *p)
 {
-    const uint32_t flags = p->config->cpu_flags;
-    const struct kern_ops *ops = flags == UINT32_MAX ? kern_ops_ref() : kern_ops_path(flags);
     const struct rank_io io = { feed, take_events, nap, p->script };
     struct coll *coll = NULL;
     struct rank *rank = NULL;
     struct hash128 digest;
     status st;
 
-    if (ops == NULL) {
-        return err_set(&p->err, ST_ERR_UNSUPPORTED, "this CPU has no path %#x", flags);
-    }
     st = coll_local_create(p->hub, p->rank, &coll, &p->err);
     if (st == ST_OK) {
         coll->abort = p->abort;
         coll->timeout_ns = 60 * NS_PER_S;
         const struct rank_config config = { .plan = p->plan,
-                                            .ops = ops,
+                                            .ops = p->ops,
+                                            .nccl = p->nccl,
                                             .n_threads = p->config->n_threads,
                                             .chunk_max = p->config->chunk_max,
                                             .queue_max = 1024,
@@ -159,17 +160,35 @@ static void *player_main(void *arg)
     return NULL;
 }
 
+/* What the ranks compute on. NULL: this CPU has no such path. */
+static const struct kern_ops *ops_of(const struct replica_config *config)
+{
+    const uint32_t flags = config->cpu_flags;
+    const struct kern_ops *base = flags == UINT32_MAX ? kern_ops_ref() : kern_ops_path(flags);
+
+    if (base == NULL || config->device == REPLICA_CPU) {
+        return base;
+    }
+    return fake_device_ops(base, config->device == REPLICA_STAGED ? FAKE_LAZY : FAKE_THREAD);
+}
+
 static status play_all(const struct replica_config *config, const struct plan *plan,
                        const struct weights *weights, struct script *script, struct err *err)
 {
+    const struct kern_ops *ops = ops_of(config);
+    const struct coll_nccl_api *nccl = fake_nccl_api();
     struct coll_hub *hub = NULL;
     _Atomic bool abort = false;
     struct player *players = calloc(plan->n_ranks, sizeof(*players));
     pthread_t *threads = calloc(plan->n_ranks, sizeof(*threads));
-    status st = coll_hub_create((struct coll_shape){ plan->tp, plan->pp }, &hub, err);
+    status st = ops != NULL ? coll_hub_create((struct coll_shape){ plan->tp, plan->pp }, &hub, err)
+                            : err_set(err, ST_ERR_UNSUPPORTED, "this CPU has no path %#x",
+                                      config->cpu_flags);
 
     for (uint32_t i = 0; st == ST_OK && i < plan->n_ranks; i++) {
         players[i] = (struct player){ .config = config,
+                                      .ops = ops,
+                                      .nccl = nccl,
                                       .plan = plan,
                                       .weights = weights,
                                       .hub = hub,
@@ -188,6 +207,12 @@ static status play_all(const struct replica_config *config, const struct plan *p
             st = players[i].st;
         }
     }
+    if (config->device != REPLICA_CPU) {
+        struct fake_counts counts;
+        fake_device_counts(&counts);
+        script->stats.syncs = counts.syncs;
+        script->stats.launches = counts.launches;
+    }
     coll_hub_destroy(hub);
     free(players);
     free(threads);
@@ -201,6 +226,9 @@ status replica_run(const struct replica_config *config, struct replica_stream *s
     struct plan_request request = { .tp = config->tp,
                                     .pp = config->pp,
                                     .fmt = config->fmt,
+                                    .plane = config->device >= REPLICA_NCCL ? PLAN_PLANE_NCCL
+                                                                            : PLAN_PLANE_HOST,
+                                    .free_order = config->device == REPLICA_NCCL_FREE,
                                     .ctx_max = config->ctx_max,
                                     .kv_tokens = config->kv_tokens,
                                     .seqs_max = config->seqs_max,

@@ -6,8 +6,13 @@
 
 #include "worker/rank.h"
 
+/* What the ranks compute on: CPU kernels as they are; or behind a device that lets the host see
+ * nothing (fake_device.h), with collectives through the host, or over NCCL (fake_nccl.h). */
+enum replica_device { REPLICA_CPU, REPLICA_STAGED, REPLICA_NCCL, REPLICA_NCCL_FREE };
+
 struct replica_config {
     const char *model; /* directory */
+    enum replica_device device;
     enum kern_fmt fmt;
     uint32_t tp, pp;
     uint32_t n_stage_layers; /* uneven stages; 0: the plan's choice */
@@ -37,6 +42,7 @@ struct replica_stats {
     uint64_t n_events;
     uint32_t kv_used_at_end, n_steps;
     uint64_t preemptions;
+    uint64_t syncs, launches; /* of the device: waits of all ranks, recorded steps launched */
 };
 
 /* Start, run all streams to their ends, stop. ST_OK even if a stream failed (look at it). */
