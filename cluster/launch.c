@@ -227,6 +227,35 @@ const char *launch_tail(struct launch *l)
     return text;
 }
 
+/* "mpirun noticed that process rank 2 with PID 0 on node n1 exited on signal 9 (Killed)." The line
+ * may be broken by mpirun at any space. */
+bool launch_culprit(struct launch *l, uint32_t *rank_p, char *signal_p, size_t signal_bytes)
+{
+    static const char before[] = "noticed that process rank ", between[] = " exited on ";
+    char line[TAIL_BYTES + 1];
+    uint32_t rank;
+    size_t n;
+
+    snprintf(line, sizeof(line), "%s", launch_tail(l));
+    for (char *p = line; *p != '\0'; p++) {
+        *p = (char)(*p == '\n' ? ' ' : *p);
+    }
+    const char *at = strstr(line, before);
+    const char *how = at ? strstr(at, between) : NULL;
+    if (!how || sscanf(at + sizeof(before) - 1, "%u", &rank) != 1) {
+        return false;
+    }
+    how += sizeof(between) - 1;
+    n = strcspn(how, ".");
+    if (strncmp(how, "signal ", 7) != 0 || n >= signal_bytes) {
+        return false;
+    }
+    memcpy(signal_p, how, n);
+    signal_p[n] = '\0';
+    *rank_p = rank;
+    return true;
+}
+
 /* ---- version ---- */
 
 /* Read until the child closes its end, `b` is full, or the deadline. */

@@ -51,6 +51,9 @@ void launch_end(struct launch *l, uint64_t now_ns);
 int launch_pid(const struct launch *l);
 /* Last lines of mpirun's output, for the error sentence. Borrowed. */
 const char *launch_tail(struct launch *l);
+/* Which rank died first of a signal, if mpirun says so in its last lines, and of which: "signal 9
+ * (Killed)". A hint for a sentence, in the words of Open MPI 4 and 5; nothing else may depend on it. */
+bool launch_culprit(struct launch *l, uint32_t *rank_p, char *signal_p, size_t signal_bytes);
 /* Kills at once if still running, waits for it, frees. NULL is fine. */
 void launch_destroy(struct launch *l);
 

@@ -234,7 +234,7 @@ void coord_job_ended(struct coord *c, const char *text)
 {
     coord_enter(c);
     /* The weakest sign: what a rank said, or whose stream broke first, tells more. */
-    replica_sign(c, 1, ST_ERR_PEER, text);
+    replica_sign(c, SIGN_JOB_ENDED, ST_ERR_PEER, text);
     coord_leave(c);
 }
 

@@ -36,6 +36,9 @@ struct coord_config {
 
     /* The state has changed. May stop the loop, may not destroy the coordinator. */
     void (*on_change)(void *arg, enum coord_state state);
+    /* NULL, or asked when ranks are lost: does the launcher know which one a signal ended first?
+     * signal_p takes the words ("signal 9 (Killed)"). */
+    bool (*culprit)(void *arg, uint32_t *rank_p, char *signal_p, size_t signal_bytes);
     void *arg;
 };
 

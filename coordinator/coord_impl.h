@@ -27,7 +27,7 @@ enum {
     RATE_SLOTS = 25, /* of 200 ms each: tokens per second over the last 5 s */
     RATE_SLOT_MS = 200,
     RANK_SILENT_S = 5,
-    VERDICT_MS = 150, /* signs of a failure are collected this long before one is blamed */
+    VERDICT_MS = 250, /* signs of a failure are collected this long before one is blamed */
     STOP_RANKS_MS = 5000
 };
 
@@ -77,9 +77,11 @@ struct attach { /* one Attach stream */
     int32_t rank; /* -1 before a good Hello */
 };
 
-/* What may have killed the replica; the best one is blamed. */
+/* What may have killed the replica; the best one is blamed, of equals the first. */
+enum sign_weight { SIGN_NONE, SIGN_JOB_ENDED, SIGN_PEER_FAULT, SIGN_BROKEN, SIGN_OWN_FAULT };
+
 struct sign {
-    uint32_t weight; /* 0: none */
+    enum sign_weight weight;
     status code;
     char text[ERR_TEXT_BYTES];
 };
@@ -160,7 +162,7 @@ void replica_attach_message(void *arg, struct rpc_call *call, const void *data, 
 void replica_attach_done(void *arg, struct rpc_call *call, bool cancelled);
 status replica_send_leader(struct coord *c, const struct msg_coord *m);
 void replica_stop_ranks(struct coord *c);
-void replica_sign(struct coord *c, uint32_t weight, status code, const char *text);
+void replica_sign(struct coord *c, enum sign_weight weight, status code, const char *text);
 const char *replica_state_name(enum replica_state state);
 
 /* status.c */

@@ -4,8 +4,10 @@
  *
  * Blame. When a rank dies, MPI takes the others down within milliseconds, and each of them may
  * report or break off as well. So the first sign of a failure only starts a short collection
- * (VERDICT_MS), and the best sign is blamed: a fault of a rank's own, or else the first broken
- * stream, before a fault that only says "my peer is gone", before the launcher's word. */
+ * (VERDICT_MS), and the best sign is blamed: a fault of a rank's own; then the rank that, says the
+ * launcher, a signal ended (two streams that broke within a millisecond may be seen in either
+ * order); then the first broken stream; then a fault that only says "my peer is gone"; then the
+ * launcher's end. */
 #include "coordinator/coord_impl.h"
 
 #include "base/log.h"
@@ -39,12 +41,30 @@ static void text_copy(char *dst, size_t bytes, const char *src)
 
 /* ---- failure ---- */
 
+static void ask_launcher(struct coord *c)
+{
+    struct sign *sign = &c->replica.sign;
+    char how[64];
+    uint32_t rank;
+
+    if (c->config.culprit == NULL || sign->weight >= SIGN_OWN_FAULT ||
+        !c->config.culprit(c->config.arg, &rank, how, sizeof(how)) || rank >= c->replica.n_ranks) {
+        return;
+    }
+    const struct rank *r = &c->replica.ranks[rank];
+    snprintf(sign->text, sizeof(sign->text),
+             "rank %u (host %s, pid %u) was ended by %s in phase \"%s\" at step %" PRIu64, rank,
+             r->host, r->pid, how, r->phase, r->heartbeat.step);
+    sign->code = ST_ERR_PEER;
+}
+
 static void verdict(void *arg)
 {
     struct coord *c = arg;
     char text[ERR_TEXT_BYTES + 64];
 
     coord_enter(c);
+    ask_launcher(c);
     snprintf(c->failure, sizeof(c->failure), "%s", c->replica.sign.text);
     c->failure_code = c->replica.sign.code;
     log_error("replica", "replica %u is lost: %s", c->config.replica, c->failure);
@@ -54,7 +74,7 @@ static void verdict(void *arg)
     coord_leave(c);
 }
 
-void replica_sign(struct coord *c, uint32_t weight, status code, const char *text)
+void replica_sign(struct coord *c, enum sign_weight weight, status code, const char *text)
 {
     struct replica *r = &c->replica;
 
@@ -294,7 +314,8 @@ static void fault_take(struct coord *c, const struct attach *a, const struct msg
     snprintf(text, sizeof(text), "rank %u (host %s): %s", rank, c->replica.ranks[rank].host,
              m->text);
     log_error("replica", "fault: %s", text);
-    replica_sign(c, is_consequence(m->code) ? 2 : 3, m->code < 0 ? m->code : ST_ERR_PEER, text);
+    replica_sign(c, is_consequence(m->code) ? SIGN_PEER_FAULT : SIGN_OWN_FAULT,
+                 m->code < 0 ? m->code : ST_ERR_PEER, text);
 }
 
 static void message_take(struct coord *c, struct attach *a, const struct msg_rank *m)
@@ -348,7 +369,7 @@ static void refuse(struct coord *c, struct attach *a, status st, const char *tex
     rpc_call_finish(a->call, st, text);
     /* One of our own ranks that does not match will not match later: the start has failed. */
     if (st == ST_ERR_MISMATCH && c->state == COORD_STARTING) {
-        replica_sign(c, 3, st, text);
+        replica_sign(c, SIGN_OWN_FAULT, st, text);
     }
 }
 
@@ -404,7 +425,7 @@ void replica_attach_done(void *arg, struct rpc_call *call, bool cancelled UNUSED
                  "rank %d (host %s, pid %u) is gone: its connection broke in phase \"%s\" at step "
                  "%" PRIu64,
                  a->rank, r->host, r->pid, r->phase, r->heartbeat.step);
-        replica_sign(c, 3, ST_ERR_PEER, text);
+        replica_sign(c, SIGN_BROKEN, ST_ERR_PEER, text);
     }
     free(a);
     coord_leave(c);

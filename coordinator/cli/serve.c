@@ -223,6 +223,7 @@ static const char *content(const struct buf *b)
 }
 
 static void on_change(void *arg, enum coord_state state);
+static bool on_culprit(void *arg, uint32_t *rank_p, char *signal_p, size_t signal_bytes);
 
 static status coord_open(struct serve *s, struct err *err)
 {
@@ -239,6 +240,7 @@ static status coord_open(struct serve *s, struct err *err)
                                    .tls_client_ca_pem = content(&s->client_ca),
                                    .control_token = s->dir.token,
                                    .on_change = on_change,
+                                   .culprit = on_culprit,
                                    .arg = s };
 
     config.control_listen =
@@ -393,6 +395,13 @@ static void on_change(void *arg, enum coord_state state)
         err_set(&s->failure, code, "%s", text);
         stop(s, 0);
     }
+}
+
+static bool on_culprit(void *arg, uint32_t *rank_p, char *signal_p, size_t signal_bytes)
+{
+    struct serve *s = arg;
+
+    return s->launch != NULL && launch_culprit(s->launch, rank_p, signal_p, signal_bytes);
 }
 
 /* What mpirun's end means, with the last of what it said. */

@@ -280,6 +280,40 @@ static void test_launch__tail_is_cut_at_a_line(void **state)
     launch_destroy(l);
 }
 
+static void test_launch__names_the_rank_that_a_signal_ended(void **state)
+{
+    static const struct {
+        const char *says, *signal; /* NULL: no word about a rank */
+        uint32_t rank;
+    } cases[] = {
+        { "mpirun noticed that process rank 3 with PID 0 on node a exited on signal 9 (Killed).",
+          "signal 9 (Killed)", 3 },
+        { "prterun noticed that process rank 17 with PID 21 on node a.b.c exited on\n"
+          "signal 11 (Segmentation fault).",
+          "signal 11 (Segmentation fault)", 17 },
+        { "MPI_ABORT was invoked on rank 1 in communicator MPI_COMM_WORLD", NULL, 0 },
+        { "mpirun noticed that process rank x with PID 0 on node a exited on signal 9.", NULL, 0 },
+        { "mpirun noticed that process rank 2 with PID 0", NULL, 0 },
+        { "", NULL, 0 },
+    };
+    const struct place *p = *state;
+
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        char script[256], how[64] = "";
+        uint32_t rank = 99;
+        struct launch *l;
+
+        snprintf(script, sizeof(script), "echo '%s'", cases[i].says);
+        write_script(p, v4, script);
+        l = start(p, NULL);
+        assert_int_equal(run_out(l, false), 0);
+        assert_int_equal(launch_culprit(l, &rank, how, sizeof(how)), cases[i].signal != NULL);
+        assert_string_equal(how, cases[i].signal != NULL ? cases[i].signal : "");
+        assert_int_equal(rank, cases[i].signal != NULL ? cases[i].rank : 99);
+        launch_destroy(l);
+    }
+}
+
 static void test_launch__child_has_no_descriptor_of_ours(void **state)
 {
     const struct place *p = *state;
@@ -587,6 +621,7 @@ int main(void)
         CASE(test_launch_probe__says_what_is_missing),
         CASE(test_launch__code_and_tail_are_those_of_the_child),
         CASE(test_launch__tail_is_cut_at_a_line),
+        CASE(test_launch__names_the_rank_that_a_signal_ended),
         CASE(test_launch__child_has_no_descriptor_of_ours),
         CASE(test_launch__environment_of_a_job_is_dropped),
         CASE(test_launch__end_is_orderly_when_the_child_obeys),
