@@ -149,6 +149,7 @@ serve_ends() {
 generate() {
     local name=$1
     shift
+    rm -f "$dir/$name.text"
     "$GANTRY" generate --connect "$at" "$@" > "$dir/$name.text" 2> "$dir/$name.err" < /dev/null &
     client=$!
     started+=("$client")

@@ -110,6 +110,7 @@ refused "a queue of 0" 2 "--queue|0|1" "$demo" --queue 0
 expect "an address that is none" 2 "listen|nonsense" "$GANTRY" serve "$demo" --listen nonsense --run-dir "$dir/refused"
 expect "a port over 65535" 2 "65536" "$GANTRY" serve "$demo" --listen 127.0.0.1:65536 --run-dir "$dir/refused"
 touch "$dir/file"
+expect "no HOME" 2 "HOME is not set|--run-dir" env -u HOME "$GANTRY" serve "$demo" --listen 127.0.0.1:0
 expect "a file as run directory" 2 "$dir/file" "$GANTRY" serve "$demo" --listen 127.0.0.1:0 --run-dir "$dir/file"
 
 # ---- secrets ----
@@ -252,12 +253,13 @@ fi
 
 # ---- a token ----
 
-serve guarded "$demo" --token-file "$dir/token"
+serve guarded "$demo" --token-file "$dir/token" --kv-tokens 512
 ready
 asked "no token" 7 "token" x
 echo wrong > "$dir/wrong"
 chmod 600 "$dir/wrong"
 asked "a wrong token" 7 "token" x --token-file "$dir/wrong"
+asked "more than the KV memory leaves of the context" 2 "max_tokens|1000|512" x --token-file "$dir/token" --max-tokens 1000
 asked "the right token" 0 "" x --token-file "$dir/token" --max-tokens 2
 kill -INT "$serve"
 serve_ends 10 0 "the service with a token ends"

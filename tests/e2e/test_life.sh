@@ -105,9 +105,10 @@ serve_ends 5 0 "and the service"
 
 # ---- clients that go ----
 
-serve clients "${four[@]}"
+serve clients "${four[@]}" --queue 1
 ready
 stream killed
+expect "a stream too many" 4 "1 streams are open|--queue" "$GANTRY" generate --connect "$at" x
 kill -KILL "$client"
 ends "$client" 2 || fail "the client is dead"
 within 2 blocks_free || fail "a killed client's blocks are free within 2 s: $("$GANTRY" status --connect "$at")" "$log"
@@ -121,6 +122,10 @@ generate late "Once" --ignore-eos --timeout 1
 client_ends late "$client" 3 8 "" "a deadline ends a stream"
 within 2 blocks_free || fail "its blocks are free within 2 s" "$log"
 ok "its blocks are free too"
+"$GANTRY" generate --connect "$at" "Once" --ignore-eos 2> "$dir/out" | head -c 20 > "$dir/head" || true
+[ "$(wc -c < "$dir/head")" -eq 20 ] || fail "20 bytes come through a pipe" "$dir/out"
+within 2 blocks_free || fail "a client whose reader left frees its blocks" "$log"
+ok "a client whose reader left ends, its blocks are free"
 
 # ---- deaths, in the same and further services ----
 
@@ -141,12 +146,24 @@ lost() {
 mapfile -t ranks < <(rank_pids)
 [ "${#ranks[@]}" -eq 4 ] || fail "status shows 4 ranks"
 lost rank2 "${ranks[2]}" "rank 2 (host" "rank 2 killed"
+grep -q "gantry serve: rank 2 .* was ended by signal 9 (Killed)" "$log" || fail "the signal is named" "$log"
 [ -s "$run/mpirun.log" ] || fail "mpirun.log stays after a failure"
 [ ! -e "$run/endpoint.json" ] || fail "endpoint.json is gone after a failure"
 serve leader "${four[@]}"
 ready
 mapfile -t ranks < <(rank_pids)
 lost rank0 "${ranks[0]}" "rank 0 (host" "the leader killed"
+serve draining "${four[@]}" --grace 60
+ready
+mapfile -t ranks < <(rank_pids)
+stream draining
+kill -INT "$serve"
+within 5 grep -q "stopping:" "$log" || fail "it drains" "$log"
+kill -KILL "${ranks[1]}"
+client_ends draining "$client" 3 6 "rank 1 (host" "a rank killed in a drain: the client is told"
+serve_ends 5 6 "a rank killed in a drain: the service does not wait for --grace"
+left_nothing "a rank killed in a drain"
+
 serve launcher "${four[@]}"
 ready
 stream launcher
@@ -168,12 +185,13 @@ kill -KILL "$serve"
 client_ends coordinator "$client" 3 6 "" "the coordinator killed: the client is told"
 within 5 all_gone "$victim" "${ranks[@]}" || fail "the coordinator killed: mpirun and ranks are gone within 5 s"
 ends "$serve" 1 || fail "it is dead"
+rm -f "$shm"/* # its mpirun may not come to tidy up
 left_nothing "the coordinator killed"
 # What it left in the run directory is no hindrance.
 serve coordinator "${four[@]}"
 ready
-kill -INT "$serve"
-serve_ends 5 0 "a new service in the same run directory"
+kill -HUP "$serve"
+serve_ends 5 0 "a new service in the same run directory, ended by SIGHUP"
 
 # ---- a rank that hangs ----
 
@@ -216,10 +234,19 @@ ready
 [ "$("$GANTRY" generate --connect "$at" "Once" --max-tokens 5 --json | grep -o '"id":' | wc -l)" -eq 5 ] ||
     fail "one job: 5 tokens come" "$log"
 ok "one job: 5 tokens come"
+generate one "Once" --ignore-eos --max-tokens 600
+within 10 has_text one || fail "one job: a stream runs" "$log"
+kill -USR1 "$serve"
+client_ends one "$client" 20 0 "" "one job: SIGUSR1 lets a stream end"
+serve_ends 10 0 "one job: and then the job, with code 0"
+left_nothing "one job, SIGUSR1"
+
+job interrupted "$demo" --tp 2 --pp 2
+ready
 kill -INT "$serve"
 ends "$serve" 10 || fail "one job: it ends on SIGINT" "$log"
 ok "one job: it ends on SIGINT"
-left_nothing "one job"
+left_nothing "one job, SIGINT"
 
 job death "${four[@]}"
 ready
