@@ -81,7 +81,7 @@ static status exchange(struct coll_nccl *d, const struct move moves[COLL_NCCL_TP
 static status gather(struct coll_nccl *d, const void *mine, size_t bytes, void *all, size_t stride,
                      const char *what, struct err *err)
 {
-    struct move moves[COLL_NCCL_TP_MAX];
+    struct move moves[COLL_NCCL_TP_MAX] = { 0 };
 
     if (bytes == stride) {
         const int code = d->api->all_gather(mine, all, bytes, d->group, d->dev.raw);
@@ -109,7 +109,7 @@ static status reduce_small(struct coll_nccl *d, float *x, size_t n, struct err *
 static status gather_parts(struct coll_nccl *d, float *x, size_t n, size_t run, struct err *err)
 {
     const struct part mine = part_of(n, run, d->position);
-    struct move moves[COLL_NCCL_TP_MAX];
+    struct move moves[COLL_NCCL_TP_MAX] = { 0 };
 
     if (run * d->base.tp == n) {
         const int code =
@@ -132,7 +132,7 @@ static status reduce_large(struct coll_nccl *d, float *x, size_t n, struct err *
     const size_t run = padded((n + tp - 1) / tp);
     const struct part mine = part_of(n, run, d->position);
     const size_t len = mine.end - mine.begin;
-    struct move moves[COLL_NCCL_TP_MAX];
+    struct move moves[COLL_NCCL_TP_MAX] = { 0 };
 
     for (uint32_t p = 0; p < tp; p++) {
         const struct part theirs = part_of(n, run, p);
@@ -184,7 +184,7 @@ status coll_nccl_all_gather(struct coll *c, struct kern_stream *s, const void *m
 {
     struct coll_nccl *d = coll_nccl_of(c);
     struct coll *inner = coll_nccl_inner(d);
-    struct move moves[COLL_NCCL_TP_MAX];
+    struct move moves[COLL_NCCL_TP_MAX] = { 0 };
     const status st = coll_nccl_check(d, "all_gather", err);
 
     if (s == NULL || c->tp == 1) {
