@@ -2,11 +2,15 @@
  *
  * Which bytes: a row-slice of column-parallel matrices (q, k, v, gate, up, embedding, head), a
  * column-slice of row-parallel ones (o, down), whole vectors otherwise. Each piece passes through
- * one staging buffer of STAGE_BYTES, so loading needs no memory to speak of beyond the shard. */
+ * one of two pinned staging buffers of STAGE_BYTES, so loading needs no memory to speak of beyond
+ * the shard, and a device packs one piece while the next is read:
+ *
+ *   read a | pack a        | pack b
+ *          | read b | wait | read a | wait ...
+ */
 #include "worker/shard.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 
 enum { STAGE_BYTES = 8 << 20 };
 
@@ -15,8 +19,11 @@ struct loader {
     const struct weights *weights;
     _Atomic uint64_t *loaded;
     const _Atomic bool *abort;
-    void *stage; /* [STAGE_BYTES], or one row if that is larger; owned */
+    /* Pinned, [STAGE_BYTES] each, or one row if that is larger; owned. The one that is not `i_stage`
+     * may still be read by the packing that was queued last. */
+    void *stages[2];
     size_t stage_bytes;
+    uint32_t i_stage;
     char prefix[48]; /* "model.layers.17." */
 };
 
@@ -47,29 +54,58 @@ static const struct weights_tensor *find(const struct loader *ld, const char *na
     return t;
 }
 
-static status grow_stage(struct loader *ld, size_t bytes, struct err *err)
-{
-    if (bytes <= ld->stage_bytes) {
-        return ST_OK;
-    }
-    void *stage = realloc(ld->stage, bytes);
-    if (stage == NULL) {
-        return err_set(err, ST_ERR_NOMEM, "no memory for a staging buffer of %zu bytes", bytes);
-    }
-    ld->stage = stage;
-    ld->stage_bytes = bytes;
-    return ST_OK;
-}
-
-static void pack(struct loader *ld, const struct target *to, const struct kern_rows *rows)
+static void free_stages(struct loader *ld)
 {
     struct shard *s = ld->shard;
 
+    for (size_t i = 0; i < ARRAY_LEN(ld->stages); i++) {
+        s->ops->host_free(s->stream, ld->stages[i], ld->stage_bytes);
+        ld->stages[i] = NULL;
+    }
+}
+
+static status grow_stages(struct loader *ld, size_t bytes, struct err *err)
+{
+    struct shard *s = ld->shard;
+    status st = ST_OK;
+
+    if (bytes <= ld->stage_bytes) {
+        return ST_OK;
+    }
+    st = s->ops->stream_sync(s->stream, err);
+    free_stages(ld);
+    ld->stage_bytes = bytes;
+    for (size_t i = 0; st == ST_OK && i < ARRAY_LEN(ld->stages); i++) {
+        st = s->ops->host_alloc(s->stream, bytes, &ld->stages[i], err);
+    }
+    if (st != ST_OK) {
+        err_prefix(err, "staging buffers of %zu bytes: ", bytes);
+    }
+    return st;
+}
+
+static void *stage_of(const struct loader *ld)
+{
+    return ld->stages[ld->i_stage];
+}
+
+/* What stands in the current buffer goes to the device; the other is free when that begins. */
+static status pack(struct loader *ld, const struct target *to, const struct kern_rows *rows,
+                   struct err *err)
+{
+    struct shard *s = ld->shard;
+    const status st = s->ops->stream_sync(s->stream, err);
+
+    if (st != ST_OK) {
+        return st;
+    }
     if (to->mat != NULL) {
         s->ops->mat_pack(s->stream, to->mat, rows);
     } else {
         s->ops->embed_pack(s->stream, to->embed, rows);
     }
+    ld->i_stage ^= 1;
+    return ST_OK;
 }
 
 /* Rows [box->row0, + n_rows) x columns of tensor `name` into `to`, staged. */
@@ -81,7 +117,7 @@ static status load_rows(struct loader *ld, const char *name, struct weights_box 
         return ST_ERR_FORMAT;
     }
     const size_t row_bytes = box.n_cols * dtype_bytes(t->dtype);
-    status st = grow_stage(ld, MAX((size_t)STAGE_BYTES, row_bytes), err);
+    status st = grow_stages(ld, MAX((size_t)STAGE_BYTES, row_bytes), err);
     const uint64_t step = row_bytes != 0 ? ld->stage_bytes / row_bytes : 1;
 
     for (uint64_t done = 0; st == ST_OK && done < box.n_rows && row_bytes != 0;) {
@@ -90,14 +126,15 @@ static status load_rows(struct loader *ld, const char *name, struct weights_box 
         if (ld->abort != NULL && *ld->abort) {
             return err_set(err, ST_ERR_CANCELLED, "loading was stopped");
         }
-        st = weights_read(ld->weights, t, &piece, ld->stage, NULL, err);
+        st = weights_read(ld->weights, t, &piece, stage_of(ld), NULL, err);
         if (st == ST_OK) {
-            pack(ld, to,
-                 &(struct kern_rows){ .type = src_of(t->dtype),
-                                      .data = ld->stage,
-                                      .row0 = to->row0 + (uint32_t)done,
-                                      .n_rows = (uint32_t)n,
-                                      .ld = (uint32_t)box.n_cols });
+            st = pack(ld, to,
+                      &(struct kern_rows){ .type = src_of(t->dtype),
+                                           .data = stage_of(ld),
+                                           .row0 = to->row0 + (uint32_t)done,
+                                           .n_rows = (uint32_t)n,
+                                           .ld = (uint32_t)box.n_cols },
+                      err);
             atomic_fetch_add(ld->loaded, n * row_bytes);
         }
         done += n;
@@ -114,18 +151,17 @@ static status load_vector(struct loader *ld, const char *name, uint64_t first, u
     if (t == NULL) {
         return ST_ERR_FORMAT;
     }
-    struct shard *s = ld->shard;
     const size_t bytes = n * dtype_bytes(t->dtype);
     const struct weights_box box = { 0, 1, first, n };
     struct kern_embed row = { KERN_F32, 0, 1, (uint32_t)n, dst };
-    status st = grow_stage(ld, bytes, err);
+    status st = grow_stages(ld, bytes, err);
 
     if (st == ST_OK) {
-        st = weights_read(ld->weights, t, &box, ld->stage, NULL, err);
+        st = weights_read(ld->weights, t, &box, stage_of(ld), NULL, err);
     }
     if (st == ST_OK && n != 0) {
-        s->ops->embed_pack(s->stream, &row,
-                           &(struct kern_rows){ src_of(t->dtype), ld->stage, 0, 1, (uint32_t)n });
+        st = pack(ld, &(struct target){ NULL, &row, 0 },
+                  &(struct kern_rows){ src_of(t->dtype), stage_of(ld), 0, 1, (uint32_t)n }, err);
         atomic_fetch_add(ld->loaded, bytes);
     }
     return st;
@@ -245,7 +281,10 @@ status shard_load(struct shard *shard, const struct weights *weights, _Atomic ui
             st = load_ffn(&ld, &shard->layers[i - layers.begin], err);
         }
     }
-    free(ld.stage);
+    if (st == ST_OK) {
+        st = shard->ops->stream_sync(shard->stream, err);
+    }
+    free_stages(&ld);
     return st;
 }
 
