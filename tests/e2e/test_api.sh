@@ -36,4 +36,26 @@ api "client.py with a token, four ranks" --token-file "$dir/token" --streams 4
 kill -INT "$serve"
 serve_ends 10 0 "the service with a token ends"
 
+# A KV cache for less than two of four streams: they wait, or are computed again, and nobody can tell.
+serve crowded "$demo" --tp 2 --pp 2 --kv-tokens 1024
+ready
+tale() { echo "Tale $1: once upon a time"; }
+for i in 1 2 3 4; do
+    "$GANTRY" generate --connect "$at" "$(tale "$i")" --ignore-eos --seed "$i" --max-tokens 600 > "$dir/alone$i"
+done
+pids=()
+for i in 1 2 3 4; do
+    generate "crowd$i" "$(tale "$i")" --ignore-eos --seed "$i" --max-tokens 600
+    pids+=("$client")
+done
+for i in 1 2 3 4; do
+    ends "${pids[i - 1]}" 60 || fail "stream $i of a crowd ends within 60 s" "$log"
+    [ "$code" -eq 0 ] || fail "stream $i of a crowd ends well" "$dir/crowd$i.err" "$log"
+    cmp -s "$dir/alone$i" "$dir/crowd$i.text" || fail "stream $i of a crowd is what it was alone"
+done
+ok "four streams in a KV cache for less than two are what they were alone"
+within 5 blocks_free || fail "every KV block is free" "$log"
+kill -INT "$serve"
+serve_ends 10 0 "the crowded service ends"
+
 all_well
