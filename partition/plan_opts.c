@@ -29,6 +29,14 @@ void plan_opts_rows(struct plan_opts *o, struct opt *rows)
           "tokens in one step at most, prompt chunks included (512)", NULL },
         { OPT_STRING, "stage-layers", "A,B,...", &o->stage_layers, 0, 0,
           "layers of each stage, e.g. 3,2 (balanced by bytes)", NULL },
+        { OPT_STRING, "device", "D", &o->device, 0, 0,
+          "auto, cpu, cuda, or cuda:I for that device of each host (auto: cuda where one is)",
+          NULL },
+        { OPT_STRING, "data-plane", "P", &o->data_plane, 0, 0,
+          "between devices: nccl, or mpi by way of the host (nccl)", NULL },
+        { OPT_FLAG, "free-order", NULL, &o->free_order, 0, 0,
+          "sums in NCCL's own order: bits may differ between layouts, under a profile of that name",
+          NULL },
     };
 
     memcpy(rows, all, sizeof(all));
@@ -59,6 +67,75 @@ static status read_stages(const char *list, struct plan_request *r, struct err *
     }
 }
 
+/* ---- devices ---- */
+
+/* A number of at most four digits that is all of `text`. */
+static bool read_number(const char *text, uint32_t *number_p)
+{
+    const size_t len = strspn(text, "0123456789");
+
+    if (len == 0 || len > 4 || text[len] != '\0') {
+        return false;
+    }
+    *number_p = (uint32_t)strtoul(text, NULL, 10);
+    return true;
+}
+
+status plan_device_word(const char *text, struct plan_device_word *word_p, struct err *err)
+{
+    struct plan_device_word w = { .kind = PLAN_CUDA };
+    bool ok = true;
+
+    if (text == NULL || strcmp(text, "auto") == 0) {
+        w = (struct plan_device_word){ .is_auto = true, .kind = PLAN_CPU };
+    } else if (strcmp(text, "cpu") == 0) {
+        w.kind = PLAN_CPU;
+    } else if (strncmp(text, "cuda:", 5) == 0) {
+        w.has_index = ok = read_number(text + 5, &w.index);
+    } else if (strncmp(text, "cuda-sm", 7) == 0) {
+        ok = read_number(text + 7, &w.cuda_version) && w.cuda_version != 0;
+    } else {
+        ok = strcmp(text, "cuda") == 0;
+    }
+    if (!ok) {
+        return err_set(err, ST_ERR_ARG,
+                       "--device %.40s: not auto, cpu, cuda, cuda:I (a device by its number) or "
+                       "cuda-smNN (planning for that compute capability)",
+                       text);
+    }
+    *word_p = w;
+    return ST_OK;
+}
+
+static status read_device(const struct plan_opts *o, struct plan_request *r, struct err *err)
+{
+    struct plan_device_word word;
+    const status st = plan_device_word(o->device, &word, err);
+
+    if (st != ST_OK) {
+        return st;
+    }
+    r->device = word.kind;
+    r->cuda_version = word.cuda_version;
+    r->plane = word.kind == PLAN_CUDA ? PLAN_PLANE_NCCL : PLAN_PLANE_HOST;
+    r->free_order = o->free_order;
+    if (o->data_plane != NULL && strcmp(o->data_plane, "mpi") == 0) {
+        r->plane = PLAN_PLANE_HOST;
+    } else if (o->data_plane != NULL && strcmp(o->data_plane, "nccl") != 0) {
+        return err_set(err, ST_ERR_ARG, "--data-plane %.40s: neither nccl nor mpi", o->data_plane);
+    } else if (o->data_plane != NULL && r->plane != PLAN_PLANE_NCCL) {
+        return err_set(err, ST_ERR_ARG,
+                       "--data-plane nccl: NCCL is between CUDA devices, this "
+                       "plan is for CPU (--device cuda)");
+    }
+    if (o->free_order && r->plane != PLAN_PLANE_NCCL) {
+        return err_set(err, ST_ERR_ARG,
+                       "--free-order: the order that is freed is NCCL's; it needs --device cuda "
+                       "and --data-plane nccl");
+    }
+    return ST_OK;
+}
+
 status plan_opts_to_request(const struct plan_opts *o, struct plan_request *request_p,
                             struct err *err)
 {
@@ -77,17 +154,40 @@ status plan_opts_to_request(const struct plan_opts *o, struct plan_request *requ
     } else if (o->format != NULL && strcmp(o->format, "bf16") != 0) {
         return err_set(err, ST_ERR_ARG, "--format %.40s: neither bf16 nor f32", o->format);
     }
-    if (o->stage_layers != NULL) {
-        const status st = read_stages(o->stage_layers, &r, err);
-        if (st != ST_OK) {
-            return st;
-        }
+    status st = read_device(o, &r, err);
+    if (st == ST_OK && o->stage_layers != NULL) {
+        st = read_stages(o->stage_layers, &r, err);
     }
-    *request_p = r;
-    return ST_OK;
+    if (st == ST_OK) {
+        *request_p = r;
+    }
+    return st;
 }
 
 /* ---- from a plan back to options ---- */
+
+/* --format F --device D, and where it is CUDA --data-plane P; strings, each with its NUL. The number
+ * of a device is not the plan's: the rank that has none takes its place on its host. */
+static status put_words(const struct plan *plan, struct buf *text, uint32_t *n_args)
+{
+    status st = buf_printf(text, "--format%c%s%c", 0, plan->fmt == KERN_BF16 ? "bf16" : "f32", 0);
+
+    *n_args += 2;
+    if (st == ST_OK && plan->device == PLAN_CPU) {
+        *n_args += 2;
+        return buf_printf(text, "--device%ccpu%c", 0, 0);
+    }
+    if (st == ST_OK) {
+        *n_args += 4;
+        st = buf_printf(text, "--device%ccuda-sm%u%c--data-plane%c%s%c", 0, plan->cuda_version, 0,
+                        0, plan->plane == PLAN_PLANE_NCCL ? "nccl" : "mpi", 0);
+    }
+    if (st == ST_OK && plan->free_order) {
+        *n_args += 1;
+        st = buf_printf(text, "--free-order%c", 0);
+    }
+    return st;
+}
 
 /* Everything that was chosen is spelled out, so that the other process chooses nothing. Memory is
  * left out on purpose: the KV cache is already cut to it. */
@@ -100,18 +200,14 @@ status plan_opts_args(const struct plan *plan, struct buf *text, const char **ar
     } numbers[] = { { "--tp", plan->tp },         { "--pp", plan->pp },
                     { "--ctx", plan->ctx_max },   { "--kv-tokens", plan->kv_tokens },
                     { "--seqs", plan->seqs_max }, { "--rows", plan->rows_max } };
-    const uint32_t n = 2 * (uint32_t)ARRAY_LEN(numbers) + 4;
+    uint32_t n = 2 * (uint32_t)ARRAY_LEN(numbers) + 2;
     status st;
 
-    if (args_max < n) {
-        return ST_ERR_LIMIT;
-    }
     /* Strings first, each with its NUL; pointers when the buffer no longer moves. */
     buf_reset(text);
-    st = buf_append(text, "--format", sizeof("--format"));
-    if (st == ST_OK) {
-        const char *word = plan->fmt == KERN_BF16 ? "bf16" : "f32";
-        st = buf_append(text, word, strlen(word) + 1);
+    st = put_words(plan, text, &n);
+    if (st == ST_OK && args_max < n) {
+        return ST_ERR_LIMIT;
     }
     for (size_t i = 0; i < ARRAY_LEN(numbers) && st == ST_OK; i++) {
         st = buf_printf(text, "%s%c%" PRIu32 "%c", numbers[i].name, 0, numbers[i].value, 0);

@@ -15,9 +15,24 @@ struct plan_opts {
     uint64_t memory_bytes;
     const char *format;       /* "bf16" (also if NULL) or "f32"; borrowed */
     const char *stage_layers; /* "3,2"; borrowed */
+    const char *device;       /* "auto" (also if NULL), "cpu", "cuda", ...; borrowed */
+    const char *data_plane;   /* "mpi", "nccl"; NULL: what the device has; borrowed */
+    bool free_order;
 };
 
-enum { PLAN_OPTS_ROWS = 10 };
+enum { PLAN_OPTS_ROWS = 13 };
+
+/* What --device says. This folder sees no devices: "auto" is for the command to find out, which
+ * then says "cpu" or "cuda-sm90" in its place. As it stands "auto" plans for CPU. */
+struct plan_device_word {
+    bool is_auto;
+    enum plan_device kind;
+    uint32_t cuda_version; /* "cuda-sm80"; 0: not said */
+    bool has_index;
+    uint32_t index; /* "cuda:1" */
+};
+/* ST_ERR_ARG names the words that there are. */
+status plan_device_word(const char *text, struct plan_device_word *word_p, struct err *err);
 
 /* Fill rows[0 .. PLAN_OPTS_ROWS); they point into `o`, which must outlive the parse. */
 void plan_opts_rows(struct plan_opts *o, struct opt *rows);
@@ -26,7 +41,7 @@ status plan_opts_to_request(const struct plan_opts *o, struct plan_request *requ
                             struct err *err);
 /* "--tp", "4", ... into args[0 .. *n_args_p); strings live in `text` (reset first, and not touched
  * while args are in use). ST_ERR_LIMIT: args_max is too small (PLAN_OPTS_ARGS is enough). */
-enum { PLAN_OPTS_ARGS = 2 * PLAN_OPTS_ROWS };
+enum { PLAN_OPTS_ARGS = 2 * PLAN_OPTS_ROWS + 2 };
 status plan_opts_args(const struct plan *plan, struct buf *text, const char **args,
                       uint32_t args_max, uint32_t *n_args_p);
 
