@@ -294,7 +294,7 @@ def demo_job(folder):
     text = (HERE / "passage.txt").read_text()
     return "demo", "model", folder, [
         ("first token alone", bos, N_GREEDY), ("an opening", opening, N_GREEDY),
-        ("a long passage", tokenizer.encode(text).ids[:600], N_GREEDY)]
+        ("a long passage", tokenizer.encode(text).ids[:440], N_GREEDY)]
 
 
 # ---- the run ----
