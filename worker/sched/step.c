@@ -12,8 +12,11 @@ _Static_assert(sizeof(struct step_head) % 8 == 0, "seqs follow the head");
 
 size_t step_bytes_max(const struct step_limits *limits)
 {
-    return sizeof(struct step_head) + (size_t)limits->seqs_max * sizeof(struct step_seq) +
-           ((size_t)limits->rows_max + limits->tables_max) * sizeof(uint32_t);
+    const size_t bytes = sizeof(struct step_head) +
+                         (size_t)limits->seqs_max * sizeof(struct step_seq) +
+                         ((size_t)limits->rows_max + limits->tables_max) * sizeof(uint32_t);
+
+    return (bytes + 7) / 8 * 8;
 }
 
 static size_t bytes_of(const struct step_head *h)

@@ -51,6 +51,7 @@ struct step_result {
     struct sample_result sampled;
 };
 
+/* A multiple of 8, so that plans may stand one behind the other. */
 size_t step_bytes_max(const struct step_limits *limits);
 
 static inline struct step_seq *step_seqs(struct step_head *h)

@@ -313,6 +313,15 @@ static void test_sched__results_of_another_step_are_refused(void **state UNUSED)
     teardown(&b);
 }
 
+/* The ranks keep their plans one behind the other. */
+static void test_step__the_greatest_plan_keeps_the_next_one_aligned(void **state UNUSED)
+{
+    for (uint32_t odd = 0; odd < 8; odd++) {
+        const struct step_limits limits = { 1 + odd, 1 + odd / 2, odd % 3 };
+        assert_int_equal(step_bytes_max(&limits) % _Alignof(struct step_head), 0);
+    }
+}
+
 static void test_step__a_damaged_plan_is_refused(void **state UNUSED)
 {
     struct bench b;
@@ -442,6 +451,7 @@ int main(void)
         cmocka_unit_test(test_sched__a_stop_id_ends_the_stream),
         cmocka_unit_test(test_sched__streams_spread_over_the_plans_in_flight),
         cmocka_unit_test(test_sched__results_of_another_step_are_refused),
+        cmocka_unit_test(test_step__the_greatest_plan_keeps_the_next_one_aligned),
         cmocka_unit_test(test_step__a_damaged_plan_is_refused),
         cmocka_unit_test(test_sched__random_lives_end_once_in_order_and_leave_no_block),
     };
