@@ -290,6 +290,23 @@ static void test_plan__the_digest_sees_all_that_ranks_must_agree_on(void **state
         assert_false(plan->digest == base->digest);
         plan_destroy(plan);
     }
+    /* Devices: each of these is another profile or another way between ranks. */
+    const struct plan_request cuda = { .tp = 2, .pp = 2, .fmt = KERN_BF16, .device = PLAN_CUDA };
+    struct plan_request devices[] = { r, cuda, cuda, cuda, cuda };
+    struct plan *plans[ARRAY_LEN(devices)];
+    devices[2].cuda_version = 80;
+    devices[3].plane = PLAN_PLANE_NCCL;
+    devices[4].plane = PLAN_PLANE_NCCL;
+    devices[4].free_order = true;
+    for (size_t i = 0; i < ARRAY_LEN(devices); i++) {
+        plans[i] = make(&d, &devices[i]);
+        for (size_t k = 0; k < i; k++) {
+            assert_false(plans[i]->digest == plans[k]->digest);
+        }
+    }
+    for (size_t i = 0; i < ARRAY_LEN(devices); i++) {
+        plan_destroy(plans[i]);
+    }
     other.norm_eps = 2e-5f;
     struct plan *plan = make(&other, &r);
     assert_false(plan->digest == base->digest);
@@ -304,6 +321,62 @@ static void test_plan__the_digest_sees_all_that_ranks_must_agree_on(void **state
     plan_destroy(NULL);
 }
 
+static void test_plan__a_profile_names_the_device_and_the_order(void **state UNUSED)
+{
+    const struct model_desc d = model_named("stories260k");
+    const struct {
+        struct plan_request r;
+        const char *profile;
+    } cases[] = {
+        { { .fmt = KERN_F32 }, "cpu-f32-v1" },
+        { { .fmt = KERN_BF16, .device = PLAN_CUDA }, "cuda-sm90-bf16-v1" },
+        { { .fmt = KERN_F32, .device = PLAN_CUDA, .cuda_version = 100 }, "cuda-sm100-f32-v1" },
+        { { .fmt = KERN_BF16, .device = PLAN_CUDA, .plane = PLAN_PLANE_NCCL, .free_order = true },
+          "cuda-sm90-bf16-free-v1" },
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct plan *plan = make(&d, &cases[i].r);
+        assert_string_equal(plan->profile, cases[i].profile);
+        plan_destroy(plan);
+    }
+    const struct plan_request r = { .device = PLAN_CUDA, .free_order = true };
+    expect_refused(&d, &r, ST_ERR_ARG, "free order");
+}
+
+/* A login node plans for devices that it does not have: by their sizes of weights, and with room
+ * for the other slices' partial sums where NCCL brings them. */
+static void test_plan__devices_are_planned_for_without_one(void **state UNUSED)
+{
+    const struct model_desc d = model_named("Llama-3.1-70B");
+    struct plan_request r = { .fmt = KERN_BF16,
+                              .device = PLAN_CUDA,
+                              .plane = PLAN_PLANE_NCCL,
+                              .rank_memory_bytes = (uint64_t)80 << 30,
+                              .ctx_max = 8192 };
+    struct plan *plan = make(&d, &r);
+    struct kern_mat mat;
+
+    assert_int_equal(plan->n_ranks, 2); /* 141 GB of weights */
+    plan_mat(plan, &plan->parts[0], PLAN_MAT_O, &mat);
+    assert_true(kern_mat_bytes_cuda(&mat) >= (uint64_t)mat.n * mat.k * 2);
+    for (uint32_t i = 0; i < plan->n_ranks; i++) {
+        const struct plan_part *part = &plan->parts[i];
+        assert_true(part->weight_bytes + part->kv_bytes + part->scratch_bytes +
+                        PLAN_RESERVE_CUDA_BYTES <=
+                    r.rank_memory_bytes);
+    }
+    const uint64_t partials = plan_coll_bytes(plan);
+    assert_true(partials >= 2 * (512 << 10));
+    const uint64_t with = plan->parts[0].scratch_bytes;
+    r.plane = PLAN_PLANE_HOST;
+    struct plan *host = make(&d, &r);
+    assert_true(plan_coll_bytes(host) == 0);
+    assert_true(with - host->parts[0].scratch_bytes == partials);
+    plan_destroy(host);
+    plan_destroy(plan);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -313,6 +386,8 @@ int main(void)
         cmocka_unit_test(test_plan__stages_may_differ_and_take_the_head_into_account),
         cmocka_unit_test(test_plan__what_cannot_be_cut_is_refused_with_what_can),
         cmocka_unit_test(test_plan__equal_arguments_give_equal_bytes),
+        cmocka_unit_test(test_plan__a_profile_names_the_device_and_the_order),
+        cmocka_unit_test(test_plan__devices_are_planned_for_without_one),
         cmocka_unit_test(test_plan__the_digest_sees_all_that_ranks_must_agree_on),
     };
     return cmocka_run_group_tests_name("plan", tests, NULL, NULL);

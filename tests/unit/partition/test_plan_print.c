@@ -135,7 +135,10 @@ static void test_opts__bad_words_are_named(void **state UNUSED)
     static char *const bad[][2] = {
         { "--stage-layers", "3,,2" },  { "--stage-layers", "" },     { "--stage-layers", "3," },
         { "--stage-layers", "0,5" },   { "--stage-layers", "-3,8" }, { "--stage-layers", "3;2" },
-        { "--stage-layers", "99999" }, { "--format", "fp8" },
+        { "--stage-layers", "99999" }, { "--format", "fp8" },        { "--device", "gpu" },
+        { "--device", "cuda:" },       { "--device", "cuda:x" },     { "--device", "cuda:1x" },
+        { "--device", "cuda-sm" },     { "--device", "cuda-sm0" },   { "--device", "cuda0" },
+        { "--data-plane", "rdma" },    { "--data-plane", "nccl" },
     };
 
     for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
@@ -147,6 +150,52 @@ static void test_opts__bad_words_are_named(void **state UNUSED)
     }
 }
 
+static void test_opts__devices_are_words(void **state UNUSED)
+{
+    static const struct {
+        char *device, *plane;
+        enum plan_device kind;
+        enum plan_plane between;
+        uint32_t version;
+    } cases[] = {
+        { "cpu", "mpi", PLAN_CPU, PLAN_PLANE_HOST, 0 },
+        { "auto", "mpi", PLAN_CPU, PLAN_PLANE_HOST, 0 },
+        { "cuda", "nccl", PLAN_CUDA, PLAN_PLANE_NCCL, 0 },
+        { "cuda:3", "mpi", PLAN_CUDA, PLAN_PLANE_HOST, 0 },
+        { "cuda-sm80", "nccl", PLAN_CUDA, PLAN_PLANE_NCCL, 80 },
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        char *argv[] = {
+            "plan", "--device", cases[i].device, "--data-plane", cases[i].plane, NULL
+        };
+        struct plan_request r;
+        struct err err = ERR_INIT;
+
+        assert_int_equal(request_of(5, argv, &r, &err), ST_OK);
+        assert_int_equal(r.device, cases[i].kind);
+        assert_int_equal(r.plane, cases[i].between);
+        assert_int_equal(r.cuda_version, cases[i].version);
+    }
+    struct plan_device_word word;
+    assert_int_equal(plan_device_word("cuda:3", &word, NULL), ST_OK);
+    assert_true(word.has_index && word.index == 3 && !word.is_auto);
+    assert_int_equal(plan_device_word(NULL, &word, NULL), ST_OK);
+    assert_true(word.is_auto);
+}
+
+static void test_opts__free_order_needs_nccl(void **state UNUSED)
+{
+    char *argv[] = { "plan", "--free-order", "--device", "cuda", "--data-plane", "mpi", NULL };
+    struct plan_request r;
+    struct err err = ERR_INIT;
+
+    assert_int_equal(request_of(6, argv, &r, &err), ST_ERR_ARG);
+    assert_non_null(strstr(err.text, "--free-order"));
+    assert_int_equal(request_of(4, argv, &r, &err), ST_OK);
+    assert_true(r.free_order);
+}
+
 static void test_opts__the_arguments_of_a_plan_make_that_plan_again(void **state UNUSED)
 {
     for (uint64_t seed = 1; seed <= 300; seed++) {
@@ -155,7 +204,12 @@ static void test_opts__the_arguments_of_a_plan_make_that_plan_again(void **state
         const struct plan_request r = { .n_ranks = 1 + random_below(&rng, 20),
                                         .fmt = random_below(&rng, 2) == 0 ? KERN_F32 : KERN_BF16,
                                         .kv_tokens = random_below(&rng, 3000),
-                                        .rank_memory_bytes = (uint64_t)150 << 20 };
+                                        .device = seed % 3 == 0 ? PLAN_CUDA : PLAN_CPU,
+                                        .cuda_version = seed % 2 == 0 ? 80 : 0,
+                                        .plane = seed % 3 == 0 && seed % 5 != 0 ? PLAN_PLANE_NCCL
+                                                                                : PLAN_PLANE_HOST,
+                                        .free_order = seed % 21 == 0 && seed % 5 != 0,
+                                        .rank_memory_bytes = (uint64_t)1650 << 20 };
         struct plan *plan = NULL;
         struct buf text = BUF_INIT;
         const char *args[PLAN_OPTS_ARGS];
@@ -172,6 +226,8 @@ static void test_opts__the_arguments_of_a_plan_make_that_plan_again(void **state
         assert_int_equal(request_of((int)n + 1, argv, &again, &err), ST_OK);
         struct plan *twin = make(&d, &again);
         assert_true(twin->digest == plan->digest);
+        assert_string_equal(twin->profile, plan->profile);
+        assert_int_equal(twin->plane, plan->plane);
         assert_int_equal(plan_opts_args(plan, &text, args, n - 1, &n), ST_ERR_LIMIT);
         plan_destroy(twin);
         plan_destroy(plan);
@@ -188,6 +244,8 @@ int main(void)
         cmocka_unit_test(test_print__a_full_buffer_is_a_status),
         cmocka_unit_test(test_opts__words_become_a_request),
         cmocka_unit_test(test_opts__bad_words_are_named),
+        cmocka_unit_test(test_opts__devices_are_words),
+        cmocka_unit_test(test_opts__free_order_needs_nccl),
         cmocka_unit_test(test_opts__the_arguments_of_a_plan_make_that_plan_again),
     };
     return cmocka_run_group_tests_name("plan_print", tests, NULL, NULL);
