@@ -1,0 +1,200 @@
+/* kernels/cuda/attention_decode.cuh - attention of rows that are alone in their sequence: the bound
+ * is reading K and V once.
+ *
+ * A block takes one row and the query heads of one kv head; its warps take spans in turn, their
+ * states meet in shared memory and are merged in ascending order. Where rows are too few to fill the
+ * device with blocks, each block takes every n-th group of spans, leaves the states in scratch, and a
+ * second kernel merges them: the same operations on the same numbers.
+ *
+ * Bytes: K and V of the row once per kv head. In flight: two blocks of 8 warps a multiprocessor. */
+#ifndef KERNELS_CUDA_ATTENTION_DECODE_CUH
+#define KERNELS_CUDA_ATTENTION_DECODE_CUH
+
+#include "kernels/cuda/attention.cuh"
+
+enum { DECODE_WARPS = 8 };
+
+/* Is the row alone in its sequence in this step? Rows of a sequence are adjacent. */
+__device__ static inline bool is_single(const struct attn &a, uint32_t row)
+{
+    const uint32_t seq = a.map.seq[row];
+
+    return (row == 0 || a.map.seq[row - 1] != seq) &&
+           (row + 1 == a.map.n_rows || a.map.seq[row + 1] != seq);
+}
+
+/* A query's state where it waits to be merged: m, l, o[D]. */
+__device__ static inline size_t state_floats(const struct attn &a)
+{
+    return a.g.head_dim + 2;
+}
+
+/* This lane's part of the states of `n` queries to `to`[query][D + 2]. */
+template <int DT>
+__device__ static inline void put_states(const struct attn &a, float *to, uint32_t n,
+                                         const struct state<DT> &st)
+{
+    const uint32_t g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+
+#pragma unroll
+    for (uint32_t r = 0; r < 2; r++) {
+        if (g + 8 * r < n) {
+            float *q = to + (g + 8 * r) * state_floats(a);
+
+            if (c == 0) {
+                q[0] = st.m[r];
+                q[1] = st.l[r];
+            }
+#pragma unroll
+            for (uint32_t t = 0; t < DT * 4; t++) {
+                if (t * 8 < a.g.head_dim) {
+                    q[2 + t * 8 + 2 * c] = st.o[t][2 * r];
+                    q[2 + t * 8 + 2 * c + 1] = st.o[t][2 * r + 1];
+                }
+            }
+        }
+    }
+}
+
+/* Merge the states of `n_spans` spans of `n` queries, `stride` floats apart, into all[query][D + 2].
+ * The first of them is the state if `first`. A warp per query at a time. */
+__device__ static inline void merge_states(const struct attn &a, float *all, const float *spans,
+                                           size_t stride, uint32_t n_spans, uint32_t n, bool first)
+{
+    const uint32_t lane = threadIdx.x % 32;
+
+    for (uint32_t q = threadIdx.x / 32; q < n; q += blockDim.x / 32) {
+        float *to = all + q * state_floats(a);
+
+        for (uint32_t i = 0; i < n_spans; i++) {
+            const float *from = spans + i * stride + q * state_floats(a);
+            float m = to[0], l = to[1], fa = 0.0f, fb = 1.0f;
+            const bool take = first && i == 0;
+
+            if (take) {
+                m = from[0];
+                l = from[1];
+            } else {
+                merge_factors(&m, &l, from[0], from[1], &fa, &fb);
+            }
+            for (uint32_t d = lane; d < a.g.head_dim; d += 32) {
+                to[2 + d] = take ? from[2 + d] : fmaf(to[2 + d], fa, from[2 + d] * fb);
+            }
+            __syncwarp(); /* all lanes have read m and l */
+            if (lane == 0) {
+                to[0] = m;
+                to[1] = l;
+            }
+            __syncwarp();
+        }
+    }
+}
+
+__device__ static inline void put_out(const struct attn &a, const float *all, uint32_t row,
+                                      const struct heads &h)
+{
+    const uint32_t dim = a.g.head_dim;
+
+    for (uint32_t i = threadIdx.x; i < (h.end - h.begin) * dim; i += blockDim.x) {
+        const float *q = all + i / dim * state_floats(a);
+
+        a.out[((size_t)row * a.g.n_heads + h.begin) * dim + i] = finish(q[2 + i % dim], q[1]);
+    }
+}
+
+/* blockIdx: row, kv head and chunk, part of the spans (SPLIT). */
+template <int DT, bool SPLIT>
+__global__ static void __launch_bounds__(DECODE_WARPS * 32, DT > 4 ? 1 : 2)
+    attention_decode_kernel(const __grid_constant__ struct attn a)
+{
+    extern __shared__ float shared[]; /* [1 + warps][head_chunk][D + 2]: all, then the warps' */
+    const uint32_t lane = threadIdx.x % 32, g = lane / 4, c = lane % 4, warp = threadIdx.x / 32;
+    const uint32_t row = blockIdx.x, dim = a.g.head_dim;
+    const struct heads h = heads_of(a, blockIdx.y);
+    const uint32_t n = h.end - h.begin;
+    const size_t stride = a.head_chunk * state_floats(a);
+
+    begin_op();
+    if (n == 0 || !is_single(a, row)) {
+        return;
+    }
+    const uint32_t last = a.map.pos[row], pos[2] = { last, last };
+    const uint32_t n_spans = last / CU_SPAN + 1;
+    const float *q = a.qkv + (size_t)row * (a.g.n_heads + 2 * a.g.n_kv_heads) * dim;
+    uint4 q_lo[DT], q_hi[DT];
+
+#pragma unroll
+    for (uint32_t i = 0; i < DT; i++) {
+        const uint32_t d = i * 32 + c * 8;
+
+        q_lo[i] = load_q(g < n ? q + (size_t)(h.begin + g) * dim : nullptr, d, dim);
+        q_hi[i] = load_q(g + 8 < n ? q + (size_t)(h.begin + g + 8) * dim : nullptr, d, dim);
+    }
+    for (uint32_t at = blockIdx.z * DECODE_WARPS; at < n_spans; at += gridDim.z * DECODE_WARPS) {
+        const uint32_t here = min((uint32_t)DECODE_WARPS, n_spans - at);
+
+        if (warp < here) {
+            const uint32_t begin = (at + warp) * CU_SPAN;
+            struct state<DT> st;
+
+            run_span<DT>(a, row, h.kv, q_lo, q_hi, pos, begin, min(begin + CU_SPAN, last + 1),
+                         last + 1, &st);
+            if (SPLIT) {
+                const size_t i = ((size_t)row * gridDim.y + blockIdx.y) * a.n_spans + at + warp;
+
+                put_states<DT>(a, a.states + i * stride, n, st);
+            } else {
+                put_states<DT>(a, shared + (1 + warp) * stride, n, st);
+            }
+        }
+        if (!SPLIT) {
+            __syncthreads();
+            merge_states(a, shared, shared + stride, stride, here, n, at == 0);
+            __syncthreads();
+        }
+    }
+    if (!SPLIT) {
+        put_out(a, shared, row, h);
+    }
+}
+
+/* blockIdx: row, kv head and chunk. */
+__global__ static void attention_merge_kernel(const __grid_constant__ struct attn a)
+{
+    extern __shared__ float shared[]; /* [head_chunk][D + 2] */
+    const uint32_t row = blockIdx.x;
+    const struct heads h = heads_of(a, blockIdx.y);
+    const size_t stride = a.head_chunk * state_floats(a);
+
+    begin_op();
+    if (h.begin == h.end || !is_single(a, row)) {
+        return;
+    }
+    merge_states(a, shared, a.states + ((size_t)row * gridDim.y + blockIdx.y) * a.n_spans * stride,
+                 stride, a.map.pos[row] / CU_SPAN + 1, h.end - h.begin, true);
+    __syncthreads();
+    put_out(a, shared, row, h);
+}
+
+template <int DT> static void cu_attention_decode(struct kern_stream *s, struct attn &a)
+{
+    const uint32_t parts = a.g.n_kv_heads * a.n_chunks, blocks = a.map.n_rows * parts;
+    const size_t stride = (size_t)a.head_chunk * (a.g.head_dim + 2) * sizeof(float);
+
+    a.n_spans = div_up((size_t)a.map.table_stride * KERN_KV_BLOCK, CU_SPAN);
+    a.states = (float *)s->scratch;
+    if (blocks < 2 * s->n_sm && a.n_spans > DECODE_WARPS &&
+        blocks * a.n_spans * stride <= SCRATCH_BYTES) {
+        const uint32_t most = div_up(a.n_spans, DECODE_WARPS), want = div_up(4 * s->n_sm, blocks);
+
+        cu_launch(s, "attention", attention_decode_kernel<DT, true>,
+                  dim3(a.map.n_rows, parts, want < most ? want : most), DECODE_WARPS * 32, 0, a);
+        cu_launch(s, "attention", attention_merge_kernel, dim3(a.map.n_rows, parts), 256, stride,
+                  a);
+    } else {
+        cu_launch(s, "attention", attention_decode_kernel<DT, false>, dim3(a.map.n_rows, parts),
+                  DECODE_WARPS * 32, (1 + DECODE_WARPS) * stride, a);
+    }
+}
+
+#endif

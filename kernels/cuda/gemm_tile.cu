@@ -1,0 +1,338 @@
+/* kernels/cuda/gemm_tile.cu - bf16 products with many rows: tiles of 128 outputs by ROWS rows.
+ *
+ * A block walks the steps of 32 inputs in order; a ring of STAGES steps of W and x is filled by
+ * asynchronous copies. Both lie in shared memory as the lanes read them: a warp's load of 16 bytes a
+ * lane is 512 bytes in a row, without bank conflicts, for W (packed so) and for x (8 rows of 64
+ * bytes). Sums of a piece stay in registers; at its end they go into the leaf's sum, at a leaf's end
+ * into the tree (in local memory: it is used once per leaf).
+ *
+ * Where tiles are too few to fill the device (17 to some 100 rows), blocks take one group of
+ * pieces each (a leaf, or a segment of the only leaf), leave its sum in scratch, and a second kernel
+ * folds the groups: the same additions.
+ *
+ * Assumes nothing about n_rows. Bytes: W once per ROWS rows, x once per 128 outputs, mostly from the
+ * second-level cache. Shared memory read per tile and step of 32: 24 KiB for 1 Mflop at 128 rows. */
+#include "kernels/cuda/product.cuh"
+
+enum { OUTS = 128, RUNS = OUTS / CU_RUN, THREADS = 256, WARPS = 8, GROUP_ROWS = 16 };
+
+/* Tile: ROWS rows; WN warps over outputs, WARPS / WN over rows. */
+template <int ROWS_, int WN_, int STAGES_> struct shape {
+    static constexpr int ROWS = ROWS_, WN = WN_, WT = WARPS / WN_, STAGES = STAGES_;
+    static constexpr int MT = RUNS / WN;     /* runs of 16 outputs of a warp */
+    static constexpr int TT = ROWS / 8 / WT; /* groups of 8 rows of a warp */
+    static constexpr uint32_t W_BYTES = RUNS * CU_RUN_BYTES, X_BYTES = ROWS * 64;
+    static constexpr uint32_t STEP_BYTES = W_BYTES + X_BYTES;
+};
+
+__device__ static inline void copy_16(uint32_t smem, const void *src, bool valid)
+{
+    const int bytes = valid ? 16 : 0; /* the rest is zero-filled */
+
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem), "l"(src), "r"(bytes));
+}
+
+__device__ static inline uint4 read_16(uint32_t smem)
+{
+    uint4 v;
+
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(smem));
+    return v;
+}
+
+__device__ static inline void write_16(uint32_t smem, const uint4 &v)
+{
+    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(smem), "r"(v.x), "r"(v.y), "r"(v.z),
+                 "r"(v.w));
+}
+
+/* Where the copies are: the piece and the step in it. */
+struct cursor {
+    uint32_t piece, step, end; /* end: first piece that is not this block's */
+};
+
+/* Start the copies of one step and go to the next. */
+template <class S, bool ALIGNED>
+__device__ static inline void fetch(const struct product &p, struct cursor *at, uint32_t run0,
+                                    uint32_t row0, uint32_t smem)
+{
+    if (at->piece < at->end) {
+        const struct piece &q = p.piece[at->piece];
+        const uint32_t k0 = q.k0 + at->step * CU_STEP_BF16, k_end = q.k0 + q.n_in;
+        const uint32_t n_runs = (p.n + CU_RUN - 1) / CU_RUN;
+
+#pragma unroll
+        for (uint32_t i = threadIdx.x; i < S::W_BYTES / 16; i += THREADS) {
+            const uint32_t run = run0 + i / 64;
+            const bool valid = run < n_runs;
+            const size_t off =
+                ((size_t)(valid ? run : 0) * p.n_steps + q.step0 + at->step) * CU_RUN_BYTES;
+
+            copy_16(smem + i * 16, p.w + off + i % 64 * 16, valid);
+        }
+#pragma unroll
+        for (uint32_t i = threadIdx.x; i < S::X_BYTES / 16; i += THREADS) {
+            const uint32_t t = row0 + i / 4, k = k0 + i % 4 * 8;
+            const uint32_t dst = smem + S::W_BYTES + i * 16;
+
+            if constexpr (ALIGNED) {
+                const bool valid = t < p.n_rows && k < k_end;
+
+                copy_16(dst, valid ? p.x + (size_t)t * p.k + k : p.x, valid);
+            } else {
+                write_16(dst, load_x<false>(p, t, k, k_end));
+            }
+        }
+        at->step++;
+        if (at->step * CU_STEP_BF16 >= q.n_in) {
+            at->step = 0;
+            at->piece++;
+        }
+    }
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/* One step: acc[m][t] += W tile times x tile. */
+template <class S> __device__ static inline void multiply(float acc[S::MT][S::TT][4], uint32_t smem)
+{
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const uint32_t w = smem + warp % S::WN * S::MT * CU_RUN_BYTES + lane * 16;
+    const uint32_t x = smem + S::W_BYTES + warp / S::WN * S::TT * 512 + lane * 16;
+    uint4 b[S::TT];
+
+#pragma unroll
+    for (int t = 0; t < S::TT; t++) {
+        b[t] = read_16(x + t * 512);
+    }
+#pragma unroll
+    for (int m = 0; m < S::MT; m++) {
+        const uint4 lo = read_16(w + m * CU_RUN_BYTES), hi = read_16(w + m * CU_RUN_BYTES + 512);
+
+#pragma unroll
+        for (int t = 0; t < S::TT; t++) {
+            mma(acc[m][t], lo.x, hi.x, lo.y, hi.y, b[t].x, b[t].y);
+        }
+#pragma unroll
+        for (int t = 0; t < S::TT; t++) {
+            mma(acc[m][t], lo.z, hi.z, lo.w, hi.w, b[t].z, b[t].w);
+        }
+    }
+}
+
+/* The trees of a thread's outputs. In local memory, because a level is chosen at run time; the
+ * leaves' own sums are therefore kept apart, in registers. */
+template <class S> struct trees {
+    struct tree at[S::MT][S::TT][4];
+    uint32_t next; /* leaf that has not been added yet */
+};
+
+/* A piece is done: its sum into the leaf's, at the leaf's end that into the tree; `leaf` is then the
+ * sum of all leaves so far. acc is +0 again. */
+template <class S>
+__device__ static inline void close_piece(struct trees<S> *trees, const struct piece &q,
+                                          float acc[S::MT][S::TT][4], float leaf[S::MT][S::TT][4])
+{
+#pragma unroll
+    for (int i = 0; i < S::MT * S::TT * 4; i++) {
+        const int m = i / (S::TT * 4), t = i / 4 % S::TT, e = i % 4;
+
+        leaf[m][t][e] = q.first ? acc[m][t][e] : leaf[m][t][e] + acc[m][t][e];
+        acc[m][t][e] = 0.0f;
+    }
+    if (!q.last) {
+        return;
+    }
+    for (; trees->next <= q.leaf; trees->next++) { /* those before q.leaf have no inputs */
+#pragma unroll
+        for (int i = 0; i < S::MT * S::TT * 4; i++) {
+            const int m = i / (S::TT * 4), t = i / 4 % S::TT, e = i % 4;
+            const bool empty = trees->next < q.leaf;
+            const float all =
+                tree_add(&trees->at[m][t][e], trees->next, empty ? 0.0f : leaf[m][t][e]);
+
+            leaf[m][t][e] = empty ? leaf[m][t][e] : all;
+        }
+    }
+}
+
+/* Leaves after the last one with inputs. */
+template <class S>
+__device__ static inline void close_product(struct trees<S> *trees, uint32_t n_leaves,
+                                            float leaf[S::MT][S::TT][4])
+{
+    for (; trees->next < n_leaves; trees->next++) {
+#pragma unroll
+        for (int i = 0; i < S::MT * S::TT * 4; i++) {
+            const int m = i / (S::TT * 4), t = i / 4 % S::TT, e = i % 4;
+
+            leaf[m][t][e] = tree_add(&trees->at[m][t][e], trees->next, 0.0f);
+        }
+    }
+}
+
+/* This block's tile, its lines of blocks so ordered that those which run together share rows of x
+ * and runs of W in the second-level cache: GROUP_ROWS tiles of rows, then the next outputs. */
+__device__ static inline void my_tile(uint32_t n_row_tiles, uint32_t n_out_tiles, uint32_t *row_p,
+                                      uint32_t *out_p)
+{
+    const uint32_t per_group = GROUP_ROWS * n_out_tiles;
+    const uint32_t group = blockIdx.x / per_group, i = blockIdx.x % per_group;
+    const uint32_t first = group * GROUP_ROWS;
+    const uint32_t rows = min((uint32_t)GROUP_ROWS, n_row_tiles - first);
+
+    *row_p = first + i % rows;
+    *out_p = i / rows;
+}
+
+/* blockIdx.y: the group of pieces [group_first[y], group_first[y + 1]); with one group, y is
+ * written, with several the groups' sums. */
+struct groups {
+    uint32_t n;
+    uint8_t first[PIECES_MAX + 1];
+};
+
+template <class S, bool ALIGNED>
+__global__ static void __launch_bounds__(THREADS, S::ROWS > 64 ? 1 : 2)
+    gemm_tile_kernel(const __grid_constant__ struct product p,
+                     const __grid_constant__ struct groups groups, uint32_t n_row_tiles,
+                     uint32_t n_out_tiles)
+{
+    extern __shared__ __align__(128) char ring[];
+    const uint32_t base = (uint32_t)__cvta_generic_to_shared(ring);
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const uint32_t first = groups.first[blockIdx.y], end = groups.first[blockIdx.y + 1];
+    struct cursor load = { first, 0, end };
+    float acc[S::MT][S::TT][4] = {};
+    float leaf[S::MT][S::TT][4] = {};
+    struct trees<S> trees;
+    uint32_t row_tile, out_tile, stage = 0;
+
+    my_tile(n_row_tiles, n_out_tiles, &row_tile, &out_tile);
+    trees.next = 0;
+    begin_op();
+    for (int i = 0; i < S::STAGES - 1; i++) {
+        fetch<S, ALIGNED>(p, &load, out_tile * RUNS, row_tile * S::ROWS, base + i * S::STEP_BYTES);
+    }
+    for (uint32_t piece = first; piece < end; piece++) {
+        const struct piece &q = p.piece[piece];
+
+        for (uint32_t k = 0; k < q.n_in; k += CU_STEP_BF16) {
+            asm volatile("cp.async.wait_group %0;" ::"n"(S::STAGES - 2) : "memory");
+            __syncthreads(); /* this step has come; the one before has been read by all */
+            const uint32_t free = stage == 0 ? S::STAGES - 1 : stage - 1;
+
+            fetch<S, ALIGNED>(p, &load, out_tile * RUNS, row_tile * S::ROWS,
+                              base + free * S::STEP_BYTES);
+            multiply<S>(acc, base + stage * S::STEP_BYTES);
+            stage = stage + 1 == S::STAGES ? 0 : stage + 1;
+        }
+        if (groups.n == 1) {
+            close_piece<S>(&trees, q, acc, leaf);
+        } else { /* a group is one leaf or one piece: no tree inside */
+#pragma unroll
+            for (int i = 0; i < S::MT * S::TT * 4; i++) {
+                const int m = i / (S::TT * 4), t = i / 4 % S::TT, e = i % 4;
+
+                leaf[m][t][e] = piece == first ? acc[m][t][e] : leaf[m][t][e] + acc[m][t][e];
+                acc[m][t][e] = 0.0f;
+            }
+        }
+    }
+    if (groups.n == 1) {
+        close_product<S>(&trees, p.n_leaves, leaf);
+    }
+    float *out = groups.n == 1 ? p.y : p.sums + (size_t)blockIdx.y * p.n_rows * p.n;
+    const uint32_t n0 = out_tile * OUTS + warp % S::WN * S::MT * CU_RUN + lane / 4;
+    const uint32_t t0 = row_tile * S::ROWS + warp / S::WN * S::TT * 8 + lane % 4 * 2;
+
+#pragma unroll
+    for (int i = 0; i < S::MT * S::TT * 4; i++) {
+        const int m = i / (S::TT * 4), t = i / 4 % S::TT, e = i % 4;
+        const uint32_t n = n0 + m * CU_RUN + e / 2 * 8, row = t0 + t * 8 + e % 2;
+
+        if (row < p.n_rows && n < p.n) {
+            out[(size_t)row * p.n + n] = leaf[m][t][e];
+        }
+    }
+}
+
+/* y <- the groups' sums, folded as the pieces of a product. */
+__global__ static void fold_kernel(const __grid_constant__ struct product p)
+{
+    const size_t n = (size_t)p.n_rows * p.n;
+
+    begin_op();
+    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n;
+         i += (size_t)gridDim.x * blockDim.x) {
+        p.y[i] = fold_pieces(p, p.sums + i, n);
+    }
+}
+
+/* ---- choosing ---- */
+
+/* One group for all, or a leaf (the only leaf: a segment) each where tiles alone would leave
+ * multiprocessors idle and the sums fit in scratch. */
+static void group_pieces(const struct kern_stream *s, const struct product &p, uint32_t n_tiles,
+                         struct groups *groups)
+{
+    const bool by_leaf = p.n_leaves > 1;
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < p.n_pieces; i++) {
+        if (!by_leaf || p.piece[i].first) {
+            groups->first[n++] = (uint8_t)i;
+        }
+    }
+    groups->first[n] = (uint8_t)p.n_pieces;
+    groups->n = n;
+    if (n <= 1 || n_tiles >= 2 * s->n_sm ||
+        (size_t)n * p.n_rows * p.n * sizeof(float) > SCRATCH_BYTES) {
+        *groups = {};
+        groups->n = 1;
+        groups->first[1] = (uint8_t)p.n_pieces;
+    }
+}
+
+/* The product whose pieces are the groups, for fold_kernel. */
+static struct product of_groups(const struct product &p, const struct groups &groups)
+{
+    struct product q = p;
+
+    q.n_pieces = groups.n;
+    for (uint32_t i = 0; i < groups.n; i++) {
+        q.piece[i] = p.piece[groups.first[i]];
+        if (p.n_leaves > 1) { /* a group is a whole leaf */
+            q.piece[i].first = q.piece[i].last = 1;
+        }
+    }
+    return q;
+}
+
+template <class S> static void run(struct kern_stream *s, struct product &p)
+{
+    const uint32_t n_row_tiles = div_up(p.n_rows, S::ROWS), n_out_tiles = div_up(p.n, OUTS);
+    const size_t smem = (size_t)S::STAGES * S::STEP_BYTES;
+    struct groups groups = {};
+
+    group_pieces(s, p, n_row_tiles * n_out_tiles, &groups);
+    p.sums = (float *)s->scratch;
+    cu_launch(s, "gemm", p.aligned ? gemm_tile_kernel<S, true> : gemm_tile_kernel<S, false>,
+              dim3(n_row_tiles * n_out_tiles, groups.n), THREADS, smem, p, groups, n_row_tiles,
+              n_out_tiles);
+    if (groups.n > 1) {
+        cu_launch(s, "gemm", fold_kernel, dim3(s->n_sm * 8), 256, 0, of_groups(p, groups));
+    }
+}
+
+void cu_gemm_tile(struct kern_stream *s, struct product &p)
+{
+    if (p.n_rows <= 32) {
+        run<shape<32, 8, 6>>(s, p);
+    } else if (p.n_rows <= 64) {
+        run<shape<64, 4, 6>>(s, p);
+    } else {
+        run<shape<128, 2, 8>>(s, p);
+    }
+}

@@ -1,0 +1,189 @@
+/* kernels/cuda/stream.cuh - what every file of the CUDA table shares: the stream, how a kernel is
+ * queued, the words of the device. Private to kernels/cuda.
+ *
+ * A stream is one CUDA stream of one device, one run of device scratch and two pinned staging
+ * buffers. Ops of a stream run in order, so the scratch belongs to whichever op runs; nothing is
+ * allocated after stream_create. The first error of a queued op is kept and comes out of
+ * stream_sync, with the op's name.
+ *
+ * Kernels overlap. Each is queued with programmatic serialisation (compute capability 9.0 on): its
+ * blocks may start while the one before still runs, and `begin_op` waits until all of that is done
+ * and visible. Every kernel calls it before it touches anything that another op writes - every
+ * thread, also of blocks that have nothing to do, or the op after would not be ordered behind the
+ * op before. Only a product reads weights (constant) ahead of it. */
+#ifndef KERNELS_CUDA_STREAM_CUH
+#define KERNELS_CUDA_STREAM_CUH
+
+#include "kernels/cuda/layout_cuda.h"
+#include "kernels/kern.h"
+#include "kernels/math.h"
+
+#include <cuda_runtime.h>
+
+enum {
+    STAGE_BYTES = 16 << 20,   /* of one pinned staging buffer; a row to be packed fits in it */
+    SCRATCH_BYTES = 64 << 20, /* of device scratch */
+    PIECES_MAX = 128          /* segments of one product */
+};
+
+struct stage {
+    char *mem;        /* [STAGE_BYTES] pinned */
+    size_t used;      /* bytes handed out since it was last free */
+    cudaEvent_t done; /* recorded when it was left for the other one */
+    bool pending;
+};
+
+struct kern_stream {
+    cudaStream_t raw;
+    int device;
+    char *scratch; /* device, [SCRATCH_BYTES] */
+    struct stage stages[2];
+    uint32_t stage; /* in use */
+    uint32_t n_sm, compute_version;
+    bool overlap;      /* programmatic serialisation is on */
+    bool recording;    /* between graph_begin and graph_end */
+    cudaError_t error; /* first failure of a queued op, or cudaSuccess */
+    const char *error_op;
+};
+
+struct kern_graph {
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+};
+
+/* err_set of base, without base: the plug-in links nothing of the program. */
+status cu_fail(struct err *err, status code, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+/* Keep the first failure of op `what`. */
+static inline void cu_note(struct kern_stream *s, cudaError_t e, const char *what)
+{
+    if (e != cudaSuccess && s->error == cudaSuccess) {
+        s->error = e;
+        s->error_op = what;
+    }
+}
+
+/* Room for `bytes` (<= STAGE_BYTES) in pinned memory that no queued copy reads any more. */
+char *cu_stage(struct kern_stream *s, size_t bytes);
+
+/* Queue a kernel. */
+template <typename... Params, typename... Args>
+static inline void cu_launch(struct kern_stream *s, const char *what, void (*kernel)(Params...),
+                             dim3 grid, uint32_t threads, size_t smem, Args... args)
+{
+    cudaLaunchAttribute attr[1] = {};
+    cudaLaunchConfig_t config = {};
+
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0) {
+        return;
+    }
+    attr[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attr[0].val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = smem;
+    config.stream = s->raw;
+    config.attrs = attr;
+    config.numAttrs = s->overlap ? 1 : 0;
+    if (smem > 48u << 10) {
+        cu_note(
+            s, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem),
+            what);
+    }
+    cu_note(s, cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), what);
+}
+
+static inline uint32_t div_up(size_t a, size_t b)
+{
+    return (uint32_t)((a + b - 1) / b);
+}
+
+/* ---- in kernels ---- */
+
+/* Let the next op's blocks come, and wait for the op before. */
+__device__ static inline void begin_op()
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ static inline void let_next_start()
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ static inline void wait_for_previous()
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/* Element i of a weight tensor in fmt. */
+__device__ static inline void store_fmt(void *y, enum kern_fmt fmt, size_t i, float x)
+{
+    if (fmt == KERN_BF16) {
+        ((uint16_t *)y)[i] = bf16_from_f32(x);
+    } else {
+        ((float *)y)[i] = x;
+    }
+}
+
+/* D[16,8] += A[16,16] B[16,8], bf16 in, f32 sums. Lane (g, c) = (lane / 4, lane % 4) holds of A
+ * rows g, g+8 at columns 2c, 2c+1 (a0, a1) and 2c+8, 2c+9 (a2, a3), of B rows as A's columns at
+ * column g, of D rows g, g+8 at columns 2c, 2c+1. */
+__device__ static inline void mma(float d[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                  uint32_t b0, uint32_t b1)
+{
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+/* The pair of products of a step of 32 (kernels/cuda/layout_cuda.h): lo is A's row g, hi its row
+ * g+8, b the column g of B; 8 inputs each. */
+__device__ static inline void mma_step(float d[4], const uint4 &lo, const uint4 &hi, const uint4 &b)
+{
+    mma(d, lo.x, hi.x, lo.y, hi.y, b.x, b.y);
+    mma(d, lo.z, hi.z, lo.w, hi.w, b.z, b.w);
+}
+
+/* 16 bytes that are read once: past the first-level cache. */
+__device__ static inline uint4 load_once(const void *p)
+{
+    uint4 v;
+
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p));
+    return v;
+}
+
+/* Two f32 to a register of two bf16, first in the low half; the rounding of bf16_from_f32. */
+__device__ static inline uint32_t pack_bf16(float lo, float hi)
+{
+    return (uint32_t)bf16_from_f32(lo) | (uint32_t)bf16_from_f32(hi) << 16;
+}
+
+/* ---- the files of the table ---- */
+
+void cu_ops_life(struct kern_ops *ops);
+void cu_ops_pack(struct kern_ops *ops);
+void cu_ops_elem(struct kern_ops *ops);
+void cu_ops_gemm(struct kern_ops *ops);
+void cu_ops_attention(struct kern_ops *ops);
+void cu_ops_scan(struct kern_ops *ops);
+/* Products of f32, called by gemm.cu. */
+void cu_gemm_f32(struct kern_stream *s, float *y, const float *x, const struct kern_mat *w,
+                 uint32_t n_rows);
+/* Attention in the CPU's own order, called by attention.cu for f32 and unusual head dims. */
+void cu_attention_plain(struct kern_stream *s, void *out, const struct kern_kv *kv,
+                        const float *qkv, const struct kern_qkv *g,
+                        const struct kern_rows_map *map);
+
+#endif
