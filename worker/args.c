@@ -118,6 +118,7 @@ status worker_args_parse(int argc, char **argv, struct worker_args *args_p, stru
 {
     struct worker_args a = { .queue = 256, .attach_timeout_s = 60, .token = BUF_INIT_MAX(1 << 20) };
     struct raw raw = { .step_timeout_s = 300 };
+    struct plan_request request;
     status st = parse(argc, argv, &a, &raw, err);
 
     if (st != ST_OK) {
@@ -128,12 +129,14 @@ status worker_args_parse(int argc, char **argv, struct worker_args *args_p, stru
                        "--coordinator and --token-file are needed; gantry serve "
                        "starts workers with both (see gantry worker --help)");
     }
-    (void)((st = apply(&raw, err)) || (st = plan_opts_to_request(&raw.plan, &a.plan, err)) ||
+    (void)((st = apply(&raw, err)) || (st = plan_opts_to_request(&raw.plan, &request, err)) ||
+           (st = plan_device_word(raw.plan.device, &a.device, err)) ||
            (st = worker_token_read(raw.token_file, &a.token, err)));
     if (st != ST_OK) {
         buf_fini(&a.token);
         return st;
     }
+    a.plan = raw.plan;
     a.step_timeout_s = raw.step_timeout_s;
     *args_p = a;
     return ST_OK;

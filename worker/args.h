@@ -4,7 +4,7 @@
 
 #include "base/buf.h"
 #include "cluster/coll.h"
-#include "partition/plan.h"
+#include "partition/plan_opts.h"
 
 enum { PATH_BYTES = 4096 };
 
@@ -12,7 +12,8 @@ struct worker_args {
     const char *model;       /* borrowed from argv, as all strings but the token */
     const char *coordinator; /* host:port */
     struct buf token;        /* owned */
-    struct plan_request plan;
+    struct plan_opts plan;   /* checked; a request once "auto" has come to a device */
+    struct plan_device_word device;
     uint32_t replica, generation;
     uint32_t threads;        /* 0: cores of the host over its ranks */
     uint32_t chunk, queue;   /* scheduler: prompt rows of a stream in one step; streams waiting */

@@ -75,8 +75,11 @@ static void end_process(void *arg)
 static void lose(struct ctrl *c, status code, const char *text)
 {
     pthread_mutex_lock(&c->lock);
-    const bool closing = c->closing;
+    const bool closing = c->closing, was_welcome = c->state == LINK_WELCOME;
     pthread_mutex_unlock(&c->lock);
+    if (was_welcome && !closing) { /* the rank's own thread only knows that it was told to end */
+        log_error("control", "the coordinator is lost: %s", text);
+    }
     set_state(c, LINK_LOST, code, text);
     if (!closing) {
         *c->config.abort = true;

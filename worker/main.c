@@ -14,6 +14,7 @@
 #include "partition/plan_opts.h"
 #include "worker/args.h"
 #include "worker/ctrl.h"
+#include "worker/device.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -33,25 +34,34 @@ struct life {
     struct rank *rank;
     struct rank_progress progress;
     _Atomic bool abort;
-    char kernels[160]; /* the path, and a word if part of it was switched off */
+    struct worker_device device;
 };
 
 /* ---- steps of a life ---- */
 
+/* The options, with what "auto" came to and the compute capability that is there. */
+static status make_request(const struct life *l, struct plan_request *request_p, struct err *err)
+{
+    struct plan_opts o = l->args->plan;
+    char word[24];
+
+    if (l->device.ops->on_device) {
+        snprintf(word, sizeof(word), "cuda-sm%u", l->device.cuda_version);
+        o.device = word;
+    }
+    return plan_opts_to_request(&o, request_p, err);
+}
+
 static status make_plan(struct life *l, struct err *err)
 {
     const struct worker_args *a = l->args;
-    status st = model_desc_read(a->model, &l->desc, err);
+    struct plan_request request;
+    status st = make_request(l, &request, err);
 
-    if (st == ST_OK) {
-        st = weights_open(a->model, &l->weights, err);
-    }
-    if (st == ST_OK) {
-        st = weights_check(l->weights, &l->desc, err);
-    }
-    if (st == ST_OK) {
-        st = plan_create(&l->desc, &a->plan, &l->plan, err);
-    }
+    (void)(st || (st = model_desc_read(a->model, &l->desc, err)) ||
+           (st = weights_open(a->model, &l->weights, err)) ||
+           (st = weights_check(l->weights, &l->desc, err)) ||
+           (st = plan_create(&l->desc, &request, &l->plan, err)));
     if (st == ST_OK && l->plan->n_ranks != l->world.n_ranks) {
         st = err_set(err, ST_ERR_MISMATCH, "a plan of tp %u x pp %u is %u ranks, mpirun started %u",
                      l->plan->tp, l->plan->pp, l->plan->n_ranks, l->world.n_ranks);
@@ -64,19 +74,6 @@ static status make_plan(struct life *l, struct err *err)
         l->coll->timeout_ns = a->step_timeout_s * NS_PER_S;
     }
     return st;
-}
-
-static const struct kern_ops *choose_kernels(struct life *l)
-{
-    struct err note = ERR_INIT;
-    const struct kern_ops *ops = kern_ops_cpu(&note);
-
-    snprintf(l->kernels, sizeof(l->kernels), "%s", ops->name);
-    if (note.text[0] != '\0') {
-        log_warn("kernels", "%s", note.text);
-        snprintf(l->kernels, sizeof(l->kernels), "%s (partly)", ops->name);
-    }
-    return ops;
 }
 
 static status attach(struct life *l, struct err *err)
@@ -93,7 +90,7 @@ static status attach(struct life *l, struct err *err)
                                                    .plan_digest = l->plan->digest,
                                                    .profile = l->plan->profile,
                                                    .host = l->world.host,
-                                                   .kernels = l->kernels,
+                                                   .kernels = l->device.text,
                                                    .pid = (uint32_t)getpid() },
                                         .progress = &l->progress,
                                         .abort = &l->abort };
@@ -126,10 +123,11 @@ static const char *cache_dir(char path[PATH_BYTES])
     return path;
 }
 
-static status prepare(struct life *l, const struct kern_ops *ops, struct err *err)
+static status prepare(struct life *l, struct err *err)
 {
     const struct rank_config config = { .plan = l->plan,
-                                        .ops = ops,
+                                        .ops = l->device.ops,
+                                        .device = l->device.index,
                                         .n_threads = threads_of(l),
                                         .chunk_max = l->args->chunk,
                                         .queue_max = l->args->queue,
@@ -148,21 +146,15 @@ static status prepare(struct life *l, const struct kern_ops *ops, struct err *er
         return st;
     }
     log_info("rank", "ready: stage %u, slice %u, %u threads, kernels %s", l->coll->stage,
-             l->coll->slice, config.n_threads, l->kernels);
+             l->coll->slice, config.n_threads, l->device.text);
     return ctrl_ready(l->ctrl, &ready, err);
 }
 
 static status live(struct life *l, struct err *err)
 {
-    const struct kern_ops *ops = choose_kernels(l);
-    status st = make_plan(l, err);
+    status st = worker_device_choose(&l->args->device, &l->device, err);
 
-    if (st == ST_OK) {
-        st = attach(l, err);
-    }
-    if (st == ST_OK) {
-        st = prepare(l, ops, err);
-    }
+    (void)(st || (st = make_plan(l, err)) || (st = attach(l, err)) || (st = prepare(l, err)));
     if (st == ST_OK) {
         const struct rank_io io = ctrl_io(l->ctrl);
         st = rank_run(l->rank, &io, err);

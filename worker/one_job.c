@@ -13,7 +13,6 @@
 #include "worker/main.h"
 
 #include "base/clock.h"
-#include "base/cpu.h"
 #include "base/log.h"
 
 #include <errno.h>
@@ -87,14 +86,11 @@ static char **scrubbed_environment(void)
  * gave come after these and win. Returns how many arguments were added. */
 static int add_placement(char **args, long n_ranks)
 {
-    static char memory[32], host[256];
+    static char host[256];
     int n = 0;
 
     if (env_number("OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE") == n_ranks) {
-        snprintf(memory, sizeof(memory), "%llu",
-                 (unsigned long long)(cpu_memory_bytes() / (uint64_t)MAX(n_ranks, 1)));
-        args[n++] = (char *)"--memory";
-        args[n++] = memory;
+        args[n++] = (char *)"--external-local";
     } else {
         gethostname(host, sizeof(host) - 1);
         args[n++] = (char *)"--control-listen";

@@ -1,6 +1,8 @@
 /* worker/rank.c - see rank.h. The leader's loop is leader.c. */
 #include "worker/rank_priv.h"
 
+#include "base/log.h"
+
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
@@ -102,6 +104,20 @@ static status create_parts(struct rank *r, const struct rank_config *config, str
     return st == ST_OK ? alloc_buffers(r, err) : st;
 }
 
+/* The plan's figure beside what the device says. */
+static void say_memory(const struct rank *r)
+{
+    const struct plan_part *part = &r->plan->parts[r->rank];
+    const double gib = (double)(1 << 30);
+    struct kern_device d;
+
+    if (r->ops->on_device && r->ops->device_info(r->stream, &d, NULL) == ST_OK) {
+        log_info("device", "%s: %.3f GiB planned and taken, %.3f of %.3f GiB are free now", d.name,
+                 (double)(part->weight_bytes + part->kv_bytes + part->scratch_bytes) / gib,
+                 (double)d.mem_free_bytes / gib, (double)d.mem_bytes / gib);
+    }
+}
+
 status rank_create(const struct rank_config *config, struct rank **rank_p, struct err *err)
 {
     const struct plan *plan = config->plan;
@@ -127,6 +143,7 @@ status rank_create(const struct rank_config *config, struct rank **rank_p, struc
         rank_destroy(r);
         return st;
     }
+    say_memory(r);
     *rank_p = r;
     return ST_OK;
 }

@@ -4,9 +4,8 @@
 #include "coordinator/cli/cli.h"
 
 #include "base/cpu.h"
+#include "coordinator/cli/device.h"
 #include "model/desc.h"
-#include "partition/plan.h"
-#include "partition/plan_opts.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -17,12 +16,14 @@ static const char about[] =
     "\n"
     "Without --tp, --pp, --ranks and --memory the plan is for this machine: one rank whose threads "
     "share the weights, with the memory that is free now. With --memory alone: the fewest ranks of "
-    "that size which hold the model.";
+    "that size which hold the model. With --device cuda it is for GPUs, which need not be here if\n"
+    "--memory says how much one has.";
 
 static const char examples[] =
     "  gantry plan ./Llama-3.1-8B\n"
     "  gantry plan ./Llama-3.1-70B --memory 80GiB\n"
     "  gantry plan ./Llama-3.1-70B --ranks 16 --memory 64GiB --ctx 32768 --json\n"
+    "  gantry plan ./Llama-3.1-70B --device cuda --memory 131GiB\n"
     "  gantry plan ./stories --tp 2 --pp 2 --stage-layers 3,2\n";
 
 static int fail(const struct err *err)
@@ -32,16 +33,25 @@ static int fail(const struct err *err)
 }
 
 /* Nothing was said about where: this machine. One rank, because threads of a process share weights
- * without sending anything. */
-static bool take_this_machine(struct plan_request *r)
+ * without sending anything; or as few CUDA devices as hold the model. */
+static status take_this_machine(const struct cli_device *d, struct plan_request *r, bool *here_p,
+                                struct err *err)
 {
+    *here_p = false;
     if (r->tp != 0 || r->pp != 0 || r->n_ranks != 0 || r->n_stage_layers != 0 ||
         r->rank_memory_bytes != 0) {
-        return false;
+        return ST_OK;
     }
-    r->n_ranks = 1;
-    r->rank_memory_bytes = cpu_memory_bytes();
-    return true;
+    if (d->is_cuda && d->n_here == 0) {
+        return err_set(err, ST_ERR_UNSUPPORTED,
+                       "--device cuda: %s; to plan for devices elsewhere say how much memory one "
+                       "has, as in --memory 80GiB",
+                       d->why);
+    }
+    r->n_ranks = d->is_cuda ? 0 : 1;
+    r->rank_memory_bytes = d->is_cuda ? d->memory_bytes : cpu_memory_bytes();
+    *here_p = !d->is_cuda;
+    return ST_OK;
 }
 
 static status print(const struct plan *plan, bool json, bool here, struct err *err)
@@ -77,7 +87,9 @@ int cli_plan(int argc, char **argv)
     uint32_t n_args = 0;
     struct model_desc desc;
     struct plan_request request;
+    struct cli_device device;
     struct plan *plan = NULL;
+    bool here = false;
     struct err err = ERR_INIT;
 
     memset(&asked, 0, sizeof(asked));
@@ -89,19 +101,14 @@ int cli_plan(int argc, char **argv)
     if (st == ST_END) {
         return 0;
     }
-    if (st == ST_OK) {
-        st = plan_opts_to_request(&asked, &request, &err);
-    }
-    if (st == ST_OK) {
-        st = model_desc_read(dir, &desc, &err);
-    }
-    if (st != ST_OK) {
-        return fail(&err);
-    }
-    const bool here = take_this_machine(&request);
-    st = plan_create(&desc, &request, &plan, &err);
-    if (st == ST_OK) {
-        st = print(plan, json, here, &err);
+    (void)(st || (st = cli_device_settle(&asked, &device, &err)) ||
+           (st = plan_opts_to_request(&asked, &request, &err)) ||
+           (st = model_desc_read(dir, &desc, &err)) ||
+           (st = take_this_machine(&device, &request, &here, &err)) ||
+           (st = plan_create(&desc, &request, &plan, &err)) ||
+           (st = print(plan, json, here, &err)));
+    if (st == ST_OK && !json) {
+        cli_device_say(&device);
     }
     plan_destroy(plan);
     return st == ST_OK ? 0 : fail(&err);

@@ -138,6 +138,9 @@ static status worker_args_make(struct serve *s, struct err *err)
         return err_set(err, st, "no memory for the workers' command line");
     }
     n += n_plan;
+    if (s->setup.device_word[0] != '\0') {
+        add(s, &n, "--device", s->setup.device_word); /* the last one counts */
+    }
     add(s, &n, "--coordinator", s->control);
     add(s, &n, "--token-file", s->dir.token_path);
     add(s, &n, "--replica", number(s, 0, 0));
@@ -546,6 +549,7 @@ static status plan_say(const struct serve *s, struct err *err)
 
     if (st == ST_OK) {
         say("%s", text.data);
+        cli_device_say(&s->setup.device);
     } else {
         err_set(err, st, "no memory to print the plan");
     }

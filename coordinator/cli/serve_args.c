@@ -6,10 +6,11 @@
 #include "model/weights.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { OWN_ROWS = 24 };
+enum { OWN_ROWS = 25 };
 
 static const char about[] =
     "Serves MODEL (a Hugging Face directory) over gRPC. Makes a plan, starts its ranks with "
@@ -70,6 +71,8 @@ static void rows_fill(struct serve_args *a, struct opt *rows)
           "error, warn (default), info, debug or trace", NULL },
         { OPT_U32, "external-ranks", "N", &a->external_ranks, 1, PLAN_RANKS_MAX,
           "start no ranks: N of them are started elsewhere and attach", NULL },
+        { OPT_FLAG, "external-local", NULL, &a->external_local, 0, 0,
+          "with --external-ranks: all of them are on this host and share its memory", NULL },
         { OPT_U32, "announce-fd", "N", &a->announce_fd, 3, 1 << 20,
           "with --external-ranks: write the ranks' command line to this descriptor", NULL },
         { OPT_STRING, "control-listen", "HOST:PORT", &a->control_listen, 0, 0,
@@ -138,24 +141,77 @@ static void request_complete(const struct serve_args *a, const struct serve_setu
     if (a->external_ranks != 0) {
         r->n_ranks = a->external_ranks;
     }
-    if (r->n_ranks == 0 && r->tp == 0 && r->pp == 0 && r->n_stage_layers == 0) {
+    const bool is_open = r->n_ranks == 0 && r->tp == 0 && r->pp == 0 && r->n_stage_layers == 0;
+    if (is_open && !(r->device == PLAN_CUDA && s->is_local)) {
         r->n_ranks = a->hostfile != NULL ? s->n_slots : s->n_hosts;
     }
-    if (s->is_local && r->rank_memory_bytes == 0 && a->external_ranks == 0) {
+    const bool is_here = s->is_local && (a->external_ranks == 0 || a->external_local);
+    if (is_here && r->rank_memory_bytes == 0 && r->device == PLAN_CPU) {
         const uint32_t asked = MAX(r->tp, 1u) * MAX(r->pp, MAX(r->n_stage_layers, 1u));
         r->rank_memory_bytes = cpu_memory_bytes() / MAX(asked, MAX(r->n_ranks, 1u));
     }
 }
 
+/* A rank has a device of its own, so its memory is that of one device; ranks on other hosts are
+ * taken to have the like of this host's. */
+static status request_device(const struct serve_args *a, const struct serve_setup *s,
+                             struct plan_request *r, struct err *err)
+{
+    const struct cli_device *d = &s->device;
+    const bool is_here = s->is_local && (a->external_ranks == 0 || a->announce_fd != 0);
+
+    if (r->device != PLAN_CUDA) {
+        return ST_OK;
+    }
+    if (is_here && d->n_here == 0) {
+        return err_set(err, ST_ERR_UNSUPPORTED, "--device cuda: %s", d->why);
+    }
+    if (r->rank_memory_bytes == 0 && d->memory_bytes == 0) {
+        return err_set(err, ST_ERR_ARG,
+                       "there is no CUDA device here whose memory could be asked for (%s): say how "
+                       "much a rank's device has, as in --memory 80GiB",
+                       d->why);
+    }
+    r->rank_memory_bytes = r->rank_memory_bytes != 0 ? r->rank_memory_bytes : d->memory_bytes;
+    return ST_OK;
+}
+
+/* More ranks than devices only where the user put them all on one. */
+static status check_devices(const struct serve_args *a, const struct serve_setup *s,
+                            struct err *err)
+{
+    const bool is_here = s->is_local && a->external_ranks == 0;
+
+    if (s->plan->device != PLAN_CUDA || !is_here || s->device_word[0] != '\0' ||
+        s->plan->n_ranks <= s->device.n_here) {
+        return ST_OK;
+    }
+    return err_set(err, ST_ERR_LIMIT,
+                   "the plan has %u ranks and this host %u CUDA device%s; lower --tp and --pp, add "
+                   "hosts, or put all ranks on one with --device cuda:0 --data-plane mpi",
+                   s->plan->n_ranks, s->device.n_here, s->device.n_here == 1 ? "" : "s");
+}
+
 static status plan_make(const struct serve_args *a, const struct model_desc *desc,
                         struct serve_setup *s, struct err *err)
 {
+    struct plan_opts opts = a->plan;
+    struct plan_device_word word;
     struct plan_request request;
-    status st = plan_opts_to_request(&a->plan, &request, err);
+    status st = plan_device_word(opts.device, &word, err);
 
+    (void)(st || (st = cli_device_settle(&opts, &s->device, err)) ||
+           (st = plan_opts_to_request(&opts, &request, err)) ||
+           (st = request_device(a, s, &request, err)));
     if (st == ST_OK) {
+        if (word.has_index) {
+            snprintf(s->device_word, sizeof(s->device_word), "cuda:%u", word.index);
+        }
         request_complete(a, s, &request);
         st = plan_create(desc, &request, &s->plan, err);
+    }
+    if (st == ST_OK) {
+        st = check_devices(a, s, err);
     }
     if (st == ST_OK && s->n_slots != 0 && s->plan->n_ranks > s->n_slots) {
         st = err_set(

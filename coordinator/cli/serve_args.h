@@ -4,8 +4,8 @@
 #define COORDINATOR_CLI_SERVE_ARGS_H
 
 #include "base/log.h"
+#include "coordinator/cli/device.h"
 #include "model/tokenizer.h"
-#include "partition/plan_opts.h"
 
 struct serve_args {
     const char *model;
@@ -14,7 +14,7 @@ struct serve_args {
     const char *tls_cert, *tls_key, *tls_client_ca, *log_level, *advertise, *control_listen;
     uint32_t threads, queue, chunk, grace_s, start_timeout_s, external_ranks;
     uint32_t announce_fd; /* 0: none */
-    bool dry_run;
+    bool dry_run, external_local;
     enum log_level level;
 };
 
@@ -26,6 +26,8 @@ struct serve_setup {
     uint32_t n_slots;      /* of the hostfile; 0: none given */
     uint32_t n_hosts;
     bool is_local; /* every rank is on this host */
+    struct cli_device device;
+    char device_word[16]; /* "cuda:1", where the user named one by its number; else empty */
 };
 
 /* ST_END: --help was printed. */
