@@ -234,7 +234,7 @@ status coll_nccl_find(char text[64], struct err *err)
     const struct coll_nccl_api *found = NULL;
     const status st = coll_nccl_api_load(&found, err);
 
-    if (st == ST_OK) {
+    if (found != NULL) {
         snprintf(text, 64, "NCCL %s", found->version);
     }
     return st;
