@@ -235,7 +235,7 @@ status coll_nccl_find(char text[64], struct err *err)
     const status st = coll_nccl_api_load(&found, err);
 
     if (found != NULL) {
-        snprintf(text, 64, "NCCL %s", found->version);
+        snprintf(text, 64, "NCCL %.31s", found->version);
     }
     return st;
 }

@@ -10,7 +10,7 @@
 
 #include <string.h>
 
-enum { RANKS_MAX = 16, MOVES_MAX = 28, BUSY_CALLS = 2 };
+enum { RANKS_MAX = 16, MOVES_MAX = 28, BUSY_CALLS = 2, REMOTE_ERROR = 6 };
 
 struct mail {
     struct mail *next;
@@ -335,8 +335,11 @@ static int comm_state(void *comm)
     struct comm *c = comm;
 
     pthread_mutex_lock(&c->hub->lock);
-    const bool all_here = c->hub->n_joined >= c->hub->n_ranks;
+    const bool all_here = c->hub->n_joined >= c->hub->n_ranks, is_lost = c->hub->is_aborted;
     pthread_mutex_unlock(&c->hub->lock);
+    if (is_lost) {
+        return REMOTE_ERROR; /* another rank has aborted */
+    }
     if (!all_here || c->busy != 0) {
         c->busy -= c->busy != 0 ? 1 : 0;
         return COLL_NCCL_BUSY;
