@@ -62,15 +62,6 @@ template <int DT> struct state {
     float o[DT * 4][4]; /* tiles of 8 dims: [][0..1] query g at dims 2c, 2c+1, [][2..3] query g+8 */
 };
 
-/* Two f32 to two bf16, to nearest even; both are 0 or normal. */
-__device__ static inline uint32_t pack_pair(float lo, float hi)
-{
-    uint32_t v;
-
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(hi), "f"(lo));
-    return v;
-}
-
 /* 8 dims of a query from d on, rounded; zero past D and for queries that are none (q null). */
 __device__ static inline uint4 load_q(const float *q, uint32_t d, uint32_t dim)
 {

@@ -107,7 +107,7 @@ template <int DT, bool SPLIT>
 __global__ static void __launch_bounds__(DECODE_WARPS * 32, DT > 4 ? 1 : 2)
     attention_decode_kernel(const __grid_constant__ struct attn a)
 {
-    extern __shared__ float shared[]; /* [1 + warps][head_chunk][D + 2]: all, then the warps' */
+    DYNAMIC_SHARED(float, shared); /* [1 + warps][head_chunk][D + 2]: all, then the warps' */
     const uint32_t lane = threadIdx.x % 32, g = lane / 4, c = lane % 4, warp = threadIdx.x / 32;
     const uint32_t row = blockIdx.x, dim = a.g.head_dim;
     const struct heads h = heads_of(a, blockIdx.y);
@@ -161,7 +161,7 @@ __global__ static void __launch_bounds__(DECODE_WARPS * 32, DT > 4 ? 1 : 2)
 /* blockIdx: row, kv head and chunk. */
 __global__ static void attention_merge_kernel(const __grid_constant__ struct attn a)
 {
-    extern __shared__ float shared[]; /* [head_chunk][D + 2] */
+    DYNAMIC_SHARED(float, shared); /* [head_chunk][D + 2] */
     const uint32_t row = blockIdx.x;
     const struct heads h = heads_of(a, blockIdx.y);
     const size_t stride = a.head_chunk * state_floats(a);

@@ -73,7 +73,7 @@ __device__ static void weights(const struct attn &a, float *p, const float *q, u
 
 __global__ static void attention_plain_kernel(const __grid_constant__ struct attn a, void *out)
 {
-    extern __shared__ float shared[]; /* [warps][KERN_SPAN + D]: p, o */
+    DYNAMIC_SHARED(float, shared); /* [warps][KERN_SPAN + D]: p, o */
     const uint32_t lane = threadIdx.x % 32, dim = a.g.head_dim;
     const uint32_t i = blockIdx.x * WARPS + threadIdx.x / 32;
     float *p = shared + (size_t)(threadIdx.x / 32) * (KERN_SPAN + dim), *o = p + KERN_SPAN;

@@ -62,7 +62,7 @@ template <int TT, bool ALIGNED>
 __global__ static void __launch_bounds__(WARPS_MAX * 32, 2)
     gemm_stream_kernel(const __grid_constant__ struct product p)
 {
-    extern __shared__ float sums[]; /* [n_pieces][8 * TT rows][16 outputs] */
+    DYNAMIC_SHARED(float, sums); /* [n_pieces][8 * TT rows][16 outputs] */
     constexpr uint32_t ROWS = 8 * TT;
     const uint32_t lane = threadIdx.x % 32, g = lane / 4, c = lane % 4, warp = threadIdx.x / 32;
     const char *run = p.w + (size_t)blockIdx.x * p.n_steps * CU_RUN_BYTES + lane * 16;

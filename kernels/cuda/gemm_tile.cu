@@ -25,29 +25,6 @@ template <int ROWS_, int WN_, int STAGES_> struct shape {
     static constexpr uint32_t STEP_BYTES = W_BYTES + X_BYTES;
 };
 
-__device__ static inline void copy_16(uint32_t smem, const void *src, bool valid)
-{
-    const int bytes = valid ? 16 : 0; /* the rest is zero-filled */
-
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem), "l"(src), "r"(bytes));
-}
-
-__device__ static inline uint4 read_16(uint32_t smem)
-{
-    uint4 v;
-
-    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "r"(smem));
-    return v;
-}
-
-__device__ static inline void write_16(uint32_t smem, const uint4 &v)
-{
-    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(smem), "r"(v.x), "r"(v.y), "r"(v.z),
-                 "r"(v.w));
-}
-
 /* Where the copies are: the piece and the step in it. */
 struct cursor {
     uint32_t piece, step, end; /* end: first piece that is not this block's */
@@ -56,7 +33,7 @@ struct cursor {
 /* Start the copies of one step and go to the next. */
 template <class S, bool ALIGNED>
 __device__ static inline void fetch(const struct product &p, struct cursor *at, uint32_t run0,
-                                    uint32_t row0, uint32_t smem)
+                                    uint32_t row0, smem_at smem)
 {
     if (at->piece < at->end) {
         const struct piece &q = p.piece[at->piece];
@@ -75,7 +52,7 @@ __device__ static inline void fetch(const struct product &p, struct cursor *at, 
 #pragma unroll
         for (uint32_t i = threadIdx.x; i < S::X_BYTES / 16; i += THREADS) {
             const uint32_t t = row0 + i / 4, k = k0 + i % 4 * 8;
-            const uint32_t dst = smem + S::W_BYTES + i * 16;
+            const smem_at dst = smem + S::W_BYTES + i * 16;
 
             if constexpr (ALIGNED) {
                 const bool valid = t < p.n_rows && k < k_end;
@@ -91,15 +68,15 @@ __device__ static inline void fetch(const struct product &p, struct cursor *at, 
             at->piece++;
         }
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    copies_commit();
 }
 
 /* One step: acc[m][t] += W tile times x tile. */
-template <class S> __device__ static inline void multiply(float acc[S::MT][S::TT][4], uint32_t smem)
+template <class S> __device__ static inline void multiply(float acc[S::MT][S::TT][4], smem_at smem)
 {
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const uint32_t w = smem + warp % S::WN * S::MT * CU_RUN_BYTES + lane * 16;
-    const uint32_t x = smem + S::W_BYTES + warp / S::WN * S::TT * 512 + lane * 16;
+    const smem_at w = smem + warp % S::WN * S::MT * CU_RUN_BYTES + lane * 16;
+    const smem_at x = smem + S::W_BYTES + warp / S::WN * S::TT * 512 + lane * 16;
     uint4 b[S::TT];
 
 #pragma unroll
@@ -199,8 +176,8 @@ __global__ static void __launch_bounds__(THREADS, S::ROWS > 64 ? 1 : 2)
                      const __grid_constant__ struct groups groups, uint32_t n_row_tiles,
                      uint32_t n_out_tiles)
 {
-    extern __shared__ __align__(128) char ring[];
-    const uint32_t base = (uint32_t)__cvta_generic_to_shared(ring);
+    DYNAMIC_SHARED(char, ring);
+    const smem_at base = smem_of(ring);
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const uint32_t first = groups.first[blockIdx.y], end = groups.first[blockIdx.y + 1];
     struct cursor load = { first, 0, end };
@@ -219,7 +196,7 @@ __global__ static void __launch_bounds__(THREADS, S::ROWS > 64 ? 1 : 2)
         const struct piece &q = p.piece[piece];
 
         for (uint32_t k = 0; k < q.n_in; k += CU_STEP_BF16) {
-            asm volatile("cp.async.wait_group %0;" ::"n"(S::STAGES - 2) : "memory");
+            copies_wait<S::STAGES - 2>();
             __syncthreads(); /* this step has come; the one before has been read by all */
             const uint32_t free = stage == 0 ? S::STAGES - 1 : stage - 1;
 

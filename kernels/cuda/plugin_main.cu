@@ -65,8 +65,7 @@ static status open_device(uint32_t device, struct kern_ops *ops_p, struct err *e
 }
 
 extern "C" {
-extern const struct kern_plugin gantry_cuda_plugin;
-__attribute__((visibility("default")))
+extern const struct kern_plugin gantry_cuda_plugin __attribute__((visibility("default")));
 const struct kern_plugin gantry_cuda_plugin = { KERN_PLUGIN_ABI, sizeof(struct kern_ops),
                                                 open_device };
 }

@@ -157,7 +157,7 @@ __device__ static uint64_t nth_key(const struct scan_args &a, const float *row, 
         for (uint32_t i = threadIdx.x; i < (a.n_ids + 31) / 32 * 32; i += ROW_THREADS) {
             const uint64_t key = i < a.n_ids ? cu_key(row[i], a.id0 + i) : 0;
             const bool in = i < a.n_ids && cu_key_matches(key, prefix, digit);
-            const uint32_t bin = in ? cu_key_digit(key, digit) : CU_BINS;
+            const uint32_t bin = in ? cu_key_digit(key, digit) : (uint32_t)CU_BINS;
             /* Most keys share their first digit: one addition per value and warp. */
             const uint32_t same = __match_any_sync(~0u, bin);
 

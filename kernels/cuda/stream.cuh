@@ -15,10 +15,8 @@
 #define KERNELS_CUDA_STREAM_CUH
 
 #include "kernels/cuda/layout_cuda.h"
+#include "kernels/cuda/prim.cuh"
 #include "kernels/kern.h"
-#include "kernels/math.h"
-
-#include <cuda_runtime.h>
 
 enum {
     STAGE_BYTES = 16 << 20,   /* of one pinned staging buffer; a row to be packed fits in it */
@@ -96,78 +94,6 @@ static inline void cu_launch(struct kern_stream *s, const char *what, void (*ker
 static inline uint32_t div_up(size_t a, size_t b)
 {
     return (uint32_t)((a + b - 1) / b);
-}
-
-/* ---- in kernels ---- */
-
-/* Let the next op's blocks come, and wait for the op before. */
-__device__ static inline void begin_op()
-{
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-__device__ static inline void let_next_start()
-{
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
-__device__ static inline void wait_for_previous()
-{
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-/* Element i of a weight tensor in fmt. */
-__device__ static inline void store_fmt(void *y, enum kern_fmt fmt, size_t i, float x)
-{
-    if (fmt == KERN_BF16) {
-        ((uint16_t *)y)[i] = bf16_from_f32(x);
-    } else {
-        ((float *)y)[i] = x;
-    }
-}
-
-/* D[16,8] += A[16,16] B[16,8], bf16 in, f32 sums. Lane (g, c) = (lane / 4, lane % 4) holds of A
- * rows g, g+8 at columns 2c, 2c+1 (a0, a1) and 2c+8, 2c+9 (a2, a3), of B rows as A's columns at
- * column g, of D rows g, g+8 at columns 2c, 2c+1. */
-__device__ static inline void mma(float d[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                  uint32_t b0, uint32_t b1)
-{
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-/* The pair of products of a step of 32 (kernels/cuda/layout_cuda.h): lo is A's row g, hi its row
- * g+8, b the column g of B; 8 inputs each. */
-__device__ static inline void mma_step(float d[4], const uint4 &lo, const uint4 &hi, const uint4 &b)
-{
-    mma(d, lo.x, hi.x, lo.y, hi.y, b.x, b.y);
-    mma(d, lo.z, hi.z, lo.w, hi.w, b.z, b.w);
-}
-
-/* 16 bytes that are read once: past the first-level cache. */
-__device__ static inline uint4 load_once(const void *p)
-{
-    uint4 v;
-
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(p));
-    return v;
-}
-
-/* Two f32 to a register of two bf16, first in the low half; the rounding of bf16_from_f32. */
-__device__ static inline uint32_t pack_bf16(float lo, float hi)
-{
-    return (uint32_t)bf16_from_f32(lo) | (uint32_t)bf16_from_f32(hi) << 16;
 }
 
 /* ---- the files of the table ---- */

@@ -1,0 +1,84 @@
+/* tests/simt/simt_prim.h - kernels/cuda/prim.cuh for a processor.
+ *
+ * The product of a tensor core is taken as exact sums of 16 products, rounded once to f32: near what
+ * the hardware does, not its bits. */
+#ifndef TESTS_SIMT_SIMT_PRIM_H
+#define TESTS_SIMT_SIMT_PRIM_H
+
+typedef uintptr_t smem_at;
+extern char *simt_shared;
+#define DYNAMIC_SHARED(type, name) type *const name = (type *)(void *)simt_shared
+
+static inline smem_at smem_of(const void *p)
+{
+    return (uintptr_t)p;
+}
+
+static inline void let_next_start()
+{
+}
+static inline void wait_for_previous()
+{
+}
+
+static inline void mma(float d[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                       uint32_t b1)
+{
+    const uint32_t mine[8] = { a0, a1, a2, a3, b0, b1, 0, 0 };
+    const uint32_t *all = simt_exchange_words(mine);
+    const uint32_t g = simt_lane() / 4, c = simt_lane() % 4;
+
+    for (uint32_t i = 0; i < 4; i++) { /* rows g, g+8; columns 2c, 2c+1 */
+        double sum = 0.0;
+
+        for (uint32_t k = 0; k < 16; k++) {
+            const uint32_t a_lane = g * 4 + k % 8 / 2, b_lane = (2 * c + i % 2) * 4 + k % 8 / 2;
+            const uint32_t a = all[a_lane * 8 + i / 2 + k / 8 * 2], b = all[b_lane * 8 + 4 + k / 8];
+
+            sum += (double)bf16_to_f32((uint16_t)(a >> k % 2 * 16)) *
+                   (double)bf16_to_f32((uint16_t)(b >> k % 2 * 16));
+        }
+        d[i] = (float)((double)d[i] + sum);
+    }
+}
+
+static inline uint4 load_once(const void *p)
+{
+    return *(const uint4 *)p;
+}
+
+void simt_copy_16(void *dst, const void *src, bool valid);
+void simt_copies_commit();
+void simt_copies_wait(size_t n_groups);
+
+static inline void copy_16(smem_at smem, const void *src, bool valid)
+{
+    simt_copy_16((void *)smem, src, valid);
+}
+
+static inline void copies_commit()
+{
+    simt_copies_commit();
+}
+
+template <int N> static inline void copies_wait()
+{
+    simt_copies_wait(N);
+}
+
+static inline uint4 read_16(smem_at smem)
+{
+    return *(const uint4 *)smem;
+}
+
+static inline void write_16(smem_at smem, const uint4 &v)
+{
+    *(uint4 *)smem = v;
+}
+
+static inline uint32_t pack_pair(float lo, float hi)
+{
+    return (uint32_t)bf16_from_f32(lo) | (uint32_t)bf16_from_f32(hi) << 16;
+}
+
+#endif
