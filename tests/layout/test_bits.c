@@ -1,6 +1,10 @@
 /* tests/layout/test_bits.c - promise P2: tokens and log-probabilities do not depend on how a model
  * is cut, batched, chunked, threaded, or on which instruction set computes it. Everything is
- * compared for equality with one undisturbed run: tp = pp = 1, one thread, the best CPU path. */
+ * compared for equality with one undisturbed run: tp = pp = 1, one thread, the best CPU path.
+ *
+ * GANTRY_TEST_DEVICE=cuda asks the same of a CUDA device: the undisturbed run and all others are on
+ * device 0, whose ranks exchange by way of the host; =cuda-nccl gives each rank a device and NCCL
+ * between them. Cases about CPUs and about the made-up device are left out then. */
 #include "common/fixture.h"
 #include "replica/replica.h"
 
@@ -11,6 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -18,6 +23,7 @@
 enum { N_TOKENS = 120, N_KINDS = 3, N_CROWD = 15 };
 
 static const char *model; /* directory of the model under test */
+static enum replica_device device = REPLICA_CPU;
 
 struct answer {
     uint32_t n;
@@ -65,6 +71,7 @@ static void check_ok(status st, const struct err *err)
 static struct replica_config base_config(enum kern_fmt fmt)
 {
     return (struct replica_config){ .model = model,
+                                    .device = device,
                                     .fmt = fmt,
                                     .tp = 1,
                                     .pp = 1,
@@ -123,8 +130,13 @@ static void assert_same(const struct answer *want, const struct answer *got, con
 static void compare(const struct replica_config *config, const char *what)
 {
     static struct answer got[N_KINDS];
+    struct err err = ERR_INIT;
     char text[160];
 
+    if (replica_device_check(config->device, config->tp * config->pp, &err) != ST_OK) {
+        print_message("tp %u, pp %u: not compared: %s\n", config->tp, config->pp, err.text);
+        return;
+    }
     snprintf(text, sizeof(text), "%s: %s, tp %u, pp %u, %u threads, chunk %u", what,
              config->fmt == KERN_F32 ? "f32" : "bf16", config->tp, config->pp, config->n_threads,
              config->chunk_max);
@@ -202,7 +214,7 @@ static void test_bits__are_equal_over_instruction_sets(void **state UNUSED)
 }
 
 /* Beside 15 others that come and go, with so little KV that some are preempted. */
-static void crowd(enum replica_device device, enum kern_fmt fmt, uint32_t tp, uint32_t pp,
+static void crowd(enum replica_device on, enum kern_fmt fmt, uint32_t tp, uint32_t pp,
                   uint32_t kv_tokens)
 {
     static struct answer got[N_KINDS], others[N_CROWD];
@@ -214,7 +226,7 @@ static void crowd(enum replica_device device, enum kern_fmt fmt, uint32_t tp, ui
     config.tp = tp;
     config.pp = pp;
     config.kv_tokens = kv_tokens;
-    config.device = device;
+    config.device = on;
     for (uint32_t i = 0; i < N_CROWD; i++) {
         set_stream(&streams[i], &others[i], i % N_KINDS);
         streams[i].submit.seed = 99 + i;
@@ -239,15 +251,15 @@ static void crowd(enum replica_device device, enum kern_fmt fmt, uint32_t tp, ui
 
 static void test_bits__are_equal_beside_other_streams(void **state UNUSED)
 {
-    crowd(REPLICA_CPU, KERN_F32, 1, 1, 0);
-    crowd(REPLICA_CPU, KERN_BF16, 1, 1, 0);
-    crowd(REPLICA_CPU, KERN_BF16, 2, 2, 0);
+    crowd(device, KERN_F32, 1, 1, 0);
+    crowd(device, KERN_BF16, 1, 1, 0);
+    crowd(device, KERN_BF16, 2, 2, 0);
 }
 
 static void test_bits__are_equal_after_preemption(void **state UNUSED)
 {
-    crowd(REPLICA_CPU, KERN_BF16, 1, 1, 640);
-    crowd(REPLICA_CPU, KERN_BF16, 1, 2, 640);
+    crowd(device, KERN_BF16, 1, 1, 640);
+    crowd(device, KERN_BF16, 1, 2, 640);
 }
 
 /* A stream that goes on elsewhere: the first tokens come as `emitted`, the rest must be the same.
@@ -279,14 +291,14 @@ static void test_bits__are_equal_when_a_stream_is_continued(void **state UNUSED)
 
 /* ---- on a device that lets the host see nothing ---- */
 
-static void compare_devices(enum replica_device device, uint32_t rows_max, const char *what)
+static void compare_devices(enum replica_device on, uint32_t rows_max, const char *what)
 {
     static const uint32_t shapes[][2] = { { 1, 1 }, { 2, 1 }, { 4, 2 }, { 8, 1 }, { 1, 3 } };
 
     for (uint32_t fmt = KERN_F32; fmt <= KERN_BF16; fmt++) {
         for (size_t i = 0; i < ARRAY_LEN(shapes); i++) {
             struct replica_config config = base_config((enum kern_fmt)fmt);
-            config.device = device;
+            config.device = on;
             config.tp = shapes[i][0];
             config.pp = shapes[i][1];
             config.rows_max = rows_max;
@@ -351,7 +363,73 @@ static void test_bits__free_order_is_another_profile(void **state UNUSED)
     assert_true(n_different != 0);
 }
 
-int main(void)
+/* Queued op by op or launched as a recording: the same ops, the same bits. */
+static void test_bits__are_equal_without_graphs(void **state UNUSED)
+{
+    for (uint32_t fmt = KERN_F32; fmt <= KERN_BF16; fmt++) {
+        struct replica_config config = base_config((enum kern_fmt)fmt);
+        config.device = device == REPLICA_CPU ? REPLICA_NCCL : device;
+        config.no_graphs = true;
+        compare(&config, "no graphs");
+    }
+}
+
+/* ---- CUDA: other profiles, other bits, but the same model ---- */
+
+enum { GAP_PERMILLE = 100 }; /* a gap of log-probabilities that no rounding explains */
+
+/* Greedy tokens are the CPU's up to the first position at which the CPU's two best are close. */
+static void test_bits__greedy_tokens_are_the_cpus_where_they_are_clear(void **state UNUSED)
+{
+    for (uint32_t fmt = KERN_F32; fmt <= KERN_BF16; fmt++) {
+        static struct answer cpu, cuda;
+        static float gaps[N_TOKENS];
+        struct replica_stream stream;
+        struct replica_config config = base_config((enum kern_fmt)fmt);
+        struct err err = ERR_INIT;
+        uint32_t n = 0;
+
+        config.device = REPLICA_CPU;
+        set_stream(&stream, &cpu, 0);
+        stream.gaps = gaps;
+        check_ok(replica_run(&config, &stream, 1, NULL, &err), &err);
+        config.device = device;
+        set_stream(&stream, &cuda, 0);
+        check_ok(replica_run(&config, &stream, 1, NULL, &err), &err);
+        while (n < N_TOKENS && cpu.tokens[n] == cuda.tokens[n]) {
+            n++;
+        }
+        print_message("%s: %u of %d tokens are the CPU's\n", fmt == KERN_F32 ? "f32" : "bf16", n,
+                      N_TOKENS);
+        if (n < N_TOKENS && gaps[n] * 1000 > (float)GAP_PERMILLE) {
+            fail_msg("token %u is %u, the CPU's %u, which leads by %g", n, cuda.tokens[n],
+                     cpu.tokens[n], (double)gaps[n]);
+        }
+    }
+}
+
+static int run_cuda(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_bits__greedy_tokens_are_the_cpus_where_they_are_clear),
+        cmocka_unit_test(test_bits__are_equal_without_graphs),
+        cmocka_unit_test(test_bits__are_equal_over_chunks),
+        cmocka_unit_test(test_bits__are_equal_beside_other_streams),
+        cmocka_unit_test(test_bits__are_equal_after_preemption),
+        cmocka_unit_test(test_bits__are_equal_when_a_stream_is_continued),
+        cmocka_unit_test(test_bits__are_equal_over_uneven_stages),
+        cmocka_unit_test(test_bits__are_equal_over_tp_and_pp),
+    };
+    struct err err = ERR_INIT;
+
+    if (replica_device_check(device, 1, &err) != ST_OK) {
+        printf("skipped: %s\n", err.text);
+        return TEST_SKIPPED;
+    }
+    return cmocka_run_group_tests_name("bits on CUDA", tests, NULL, NULL);
+}
+
+static int run_cpu(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bits__are_equal_over_tp_and_pp),
@@ -367,12 +445,24 @@ int main(void)
         cmocka_unit_test(test_bits__are_equal_on_a_device_beside_other_streams),
         cmocka_unit_test(test_bits__a_device_is_waited_for_once_a_step),
         cmocka_unit_test(test_bits__free_order_is_another_profile),
+        cmocka_unit_test(test_bits__are_equal_without_graphs),
     };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
+
+int main(void)
+{
     static char path[FIXTURE_PATH_BYTES];
+    const char *on = getenv("GANTRY_TEST_DEVICE");
 
     cpu_float_env_set();
     fill_prompt();
     fixture_shared_or_exit("models/stories260k", path);
     model = path;
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    if (on != NULL && strncmp(on, "cuda", 4) == 0) {
+        device = strcmp(on, "cuda-nccl") == 0 ? REPLICA_CUDA_NCCL : REPLICA_CUDA;
+        return run_cuda();
+    }
+    return run_cpu();
 }

@@ -5,6 +5,7 @@
 #include "replica/fake_nccl.h"
 
 #include "base/cpu.h"
+#include "kernels/plugin.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -20,6 +21,7 @@ struct script {
 struct player {
     const struct replica_config *config;
     const struct kern_ops *ops;
+    uint32_t device;
     const struct coll_nccl_api *nccl;
     const struct plan *plan;
     const struct weights *weights;
@@ -96,6 +98,9 @@ static status take_events(void *self, const struct msg_events *events, struct er
         }
         q->tokens[at] = t->token;
         q->logprobs[at] = t->logprob;
+        if (q->gaps != NULL && t->n_top > 1) {
+            q->gaps[at] = t->top[0].logprob - t->top[1].logprob;
+        }
         q->n_tokens++;
         q->n_top = MIN(t->n_top, (uint32_t)ARRAY_LEN(q->top));
         for (uint32_t k = 0; k < q->n_top; k++) {
@@ -130,6 +135,7 @@ static status play(struct player *p)
         const struct rank_config config = { .plan = p->plan,
                                             .ops = p->ops,
                                             .nccl = p->nccl,
+                                            .device = p->device,
                                             .n_threads = p->config->n_threads,
                                             .chunk_max = p->config->chunk_max,
                                             .queue_max = 1024,
@@ -160,34 +166,82 @@ static void *player_main(void *arg)
     return NULL;
 }
 
-/* What the ranks compute on. NULL: this CPU has no such path. */
-static const struct kern_ops *ops_of(const struct replica_config *config)
+static status cpu_ops(const struct replica_config *config, const struct kern_ops **ops_p,
+                      struct err *err)
 {
     const uint32_t flags = config->cpu_flags;
-    const struct kern_ops *base = flags == UINT32_MAX ? kern_ops_ref() : kern_ops_path(flags);
 
-    if (base == NULL || config->device == REPLICA_CPU) {
-        return base;
+    *ops_p = flags == UINT32_MAX ? kern_ops_ref() : kern_ops_path(flags);
+    return *ops_p != NULL ? ST_OK
+                          : err_set(err, ST_ERR_UNSUPPORTED, "this CPU has no path %#x", flags);
+}
+
+static bool is_nccl(enum replica_device device)
+{
+    return device == REPLICA_NCCL || device == REPLICA_NCCL_FREE || device == REPLICA_CUDA_NCCL;
+}
+
+static bool is_cuda(enum replica_device device)
+{
+    return device == REPLICA_CUDA || device == REPLICA_CUDA_NCCL;
+}
+
+/* The tables of all ranks; before any of them lives. */
+static status choose_ops(struct player *players, uint32_t n, const struct replica_config *config,
+                         struct err *err)
+{
+    static struct kern_ops eager[8]; /* no_graphs */
+    const struct kern_ops *ops = NULL;
+    status st = is_cuda(config->device) ? ST_OK : cpu_ops(config, &ops, err);
+
+    if (st == ST_OK && !is_cuda(config->device) && config->device != REPLICA_CPU) {
+        ops = fake_device_ops(ops, config->device == REPLICA_STAGED ? FAKE_LAZY : FAKE_THREAD);
     }
-    return fake_device_ops(base, config->device == REPLICA_STAGED ? FAKE_LAZY : FAKE_THREAD);
+    for (uint32_t i = 0; st == ST_OK && i < n; i++) {
+        players[i].device = config->device == REPLICA_CUDA_NCCL ? i : 0;
+        if (is_cuda(config->device)) {
+            st = kern_ops_cuda(players[i].device, &ops, err);
+        }
+        players[i].ops = ops;
+        if (st == ST_OK && config->no_graphs && players[i].device < ARRAY_LEN(eager)) {
+            eager[players[i].device] = *ops;
+            eager[players[i].device].graph_begin = NULL;
+            players[i].ops = &eager[players[i].device];
+        }
+    }
+    return st;
+}
+
+status replica_device_check(enum replica_device device, uint32_t n_ranks, struct err *err)
+{
+    const struct kern_ops *ops = NULL;
+    const uint32_t last = device == REPLICA_CUDA_NCCL ? n_ranks - 1 : 0;
+    status st = is_cuda(device) ? kern_ops_cuda(last, &ops, err) : ST_OK;
+    char text[64];
+
+    if (st == ST_OK && device == REPLICA_CUDA_NCCL) {
+        st = coll_nccl_find(text, err);
+    }
+    return st;
 }
 
 static status play_all(const struct replica_config *config, const struct plan *plan,
                        const struct weights *weights, struct script *script, struct err *err)
 {
-    const struct kern_ops *ops = ops_of(config);
-    const struct coll_nccl_api *nccl = fake_nccl_api();
+    const struct coll_nccl_api *nccl = is_cuda(config->device) ? NULL : fake_nccl_api();
     struct coll_hub *hub = NULL;
     _Atomic bool abort = false;
     struct player *players = calloc(plan->n_ranks, sizeof(*players));
     pthread_t *threads = calloc(plan->n_ranks, sizeof(*threads));
-    status st = ops != NULL ? coll_hub_create((struct coll_shape){ plan->tp, plan->pp }, &hub, err)
-                            : err_set(err, ST_ERR_UNSUPPORTED, "this CPU has no path %#x",
-                                      config->cpu_flags);
+    status st = coll_hub_create((struct coll_shape){ plan->tp, plan->pp }, &hub, err);
 
+    if (st == ST_OK) {
+        st = choose_ops(players, plan->n_ranks, config, err);
+    }
     for (uint32_t i = 0; st == ST_OK && i < plan->n_ranks; i++) {
         players[i] = (struct player){ .config = config,
-                                      .ops = ops,
+                                      .ops = players[i].ops,
+                                      .device = players[i].device,
                                       .nccl = nccl,
                                       .plan = plan,
                                       .weights = weights,
@@ -207,7 +261,7 @@ static status play_all(const struct replica_config *config, const struct plan *p
             st = players[i].st;
         }
     }
-    if (config->device != REPLICA_CPU) {
+    if (config->device != REPLICA_CPU && !is_cuda(config->device)) {
         struct fake_counts counts;
         fake_device_counts(&counts);
         script->stats.syncs = counts.syncs;
@@ -226,8 +280,9 @@ status replica_run(const struct replica_config *config, struct replica_stream *s
     struct plan_request request = { .tp = config->tp,
                                     .pp = config->pp,
                                     .fmt = config->fmt,
-                                    .plane = config->device >= REPLICA_NCCL ? PLAN_PLANE_NCCL
-                                                                            : PLAN_PLANE_HOST,
+                                    .device = is_cuda(config->device) ? PLAN_CUDA : PLAN_CPU,
+                                    .plane =
+                                        is_nccl(config->device) ? PLAN_PLANE_NCCL : PLAN_PLANE_HOST,
                                     .free_order = config->device == REPLICA_NCCL_FREE,
                                     .ctx_max = config->ctx_max,
                                     .kv_tokens = config->kv_tokens,

@@ -6,13 +6,24 @@
 
 #include "worker/rank.h"
 
-/* What the ranks compute on: CPU kernels as they are; or behind a device that lets the host see
- * nothing (fake_device.h), with collectives through the host, or over NCCL (fake_nccl.h). */
-enum replica_device { REPLICA_CPU, REPLICA_STAGED, REPLICA_NCCL, REPLICA_NCCL_FREE };
+/* What the ranks compute on. */
+enum replica_device {
+    REPLICA_CPU, /* CPU kernels as they are */
+    /* CPU kernels behind a device that lets the host see nothing (fake_device.h), with collectives
+     * through the host, or over NCCL (fake_nccl.h) in our order and in its own. */
+    REPLICA_STAGED,
+    REPLICA_NCCL,
+    REPLICA_NCCL_FREE,
+    REPLICA_CUDA,     /* all ranks on CUDA device 0, collectives through the host */
+    REPLICA_CUDA_NCCL /* rank i on CUDA device i, over NCCL itself */
+};
+/* ST_OK, or why this machine cannot have so many ranks on it. */
+status replica_device_check(enum replica_device device, uint32_t n_ranks, struct err *err);
 
 struct replica_config {
     const char *model; /* directory */
     enum replica_device device;
+    bool no_graphs; /* devices: queue every step op by op */
     enum kern_fmt fmt;
     uint32_t tp, pp;
     uint32_t n_stage_layers; /* uneven stages; 0: the plan's choice */
@@ -30,6 +41,8 @@ struct replica_stream {
 
     uint32_t *tokens; /* [max_tokens]; owned by the caller */
     float *logprobs;  /* [max_tokens]; owned by the caller */
+    float *gaps;      /* [max_tokens] of the two best log-probabilities, with n_logprobs > 1; may be
+                         NULL; owned by the caller */
     uint32_t n_tokens;
     struct msg_logprob top[8]; /* of the last token */
     uint32_t n_top;
