@@ -33,6 +33,13 @@ bool fixture_source(const char *rel, char path[FIXTURE_PATH_BYTES])
 
 bool fixture_shared(const char *rel, char path[FIXTURE_PATH_BYTES])
 {
+    char in_tests[FIXTURE_PATH_BYTES], found[FIXTURE_PATH_BYTES];
+    const int n = snprintf(in_tests, sizeof(in_tests), "tests/%s", rel);
+
+    if (n > 0 && n < (int)sizeof(in_tests) && fixture_source(in_tests, found)) {
+        snprintf(path, FIXTURE_PATH_BYTES, "%s", found);
+        return true;
+    }
     return find("GANTRY_SHARED_DIR", "../shared", rel, path);
 }
 

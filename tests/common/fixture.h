@@ -13,7 +13,8 @@ enum { FIXTURE_PATH_BYTES = PATH_MAX };
 /* The exit code that ctest counts as skipped. */
 enum { TEST_SKIPPED = 77 };
 
-/* Path of `rel` in the tree, or in the shared material; false if there is no such file. */
+/* Path of `rel` in the tree, or in tests/ and else in the shared material; false if there is no
+ * such file. */
 bool fixture_source(const char *rel, char path[FIXTURE_PATH_BYTES]);
 bool fixture_shared(const char *rel, char path[FIXTURE_PATH_BYTES]);
 

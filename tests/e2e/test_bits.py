@@ -16,7 +16,7 @@ import tempfile
 import time
 
 GANTRY = os.environ["GANTRY"]
-MODEL = pathlib.Path(os.environ["GANTRY_SHARED_DIR"]) / "models" / "stories260k"
+MODEL = pathlib.Path(os.environ["GANTRY_SOURCE_DIR"]) / "tests" / "models" / "stories260k"
 SOURCE = pathlib.Path(os.environ["GANTRY_SOURCE_DIR"])
 CLIENT_TIMEOUT_S = 60
 
@@ -127,9 +127,6 @@ SHORT = {"tp 1 pp 1", "tp 2 pp 1", "tp 4 pp 1", "tp 1 pp 5", "tp 2 pp 2", "15 ot
 
 
 def main():
-    if not MODEL.is_dir():
-        print(f"skipped: no {MODEL}")
-        return 77
     expected = (MODEL / "expected_greedy_200.txt").read_text()
     n = 0
     for fmt in ("f32", "bf16"):
