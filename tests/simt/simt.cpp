@@ -1,13 +1,14 @@
 /* tests/simt/simt.cpp - see cuda_runtime.h. Fibers by a context switch of our own (x86-64): the
  * C library's makes a system call each time, and a product of the tensor cores changes over 32 times.
  *
- * One thread of the host at a time may launch. A block in which no thread can go on (a barrier that
+ * Launches of several host threads take turns. A block in which no thread can go on (a barrier that
  * some threads never reach) ends the program with a word. */
 #include "cuda_runtime.h"
 
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <set>
 #include <vector>
 #include <xmmintrin.h>
@@ -261,6 +262,8 @@ static void run_block(uint32_t threads, const std::function<void()> &body)
 void simt_run(const dim3 &grid, uint32_t threads, size_t smem, const std::function<void()> &body)
 {
     static char *shared = (char *)aligned_alloc(128, SHARED_BYTES);
+    static std::mutex turn;
+    const std::lock_guard<std::mutex> mine(turn);
     const unsigned int env = _mm_getcsr();
 
     _mm_setcsr((env & ~0x6000u) | 0x8040u); /* to nearest; denormals are zero, in and out */
@@ -385,6 +388,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t)
 /* ---- memory ---- */
 
 static std::set<void *> pinned;
+static std::mutex pinned_lock;
 
 static void *poisoned(size_t bytes)
 {
@@ -407,18 +411,24 @@ cudaError_t cudaFree(void *p)
 }
 cudaError_t cudaMallocHost(void **p, size_t bytes)
 {
+    const std::lock_guard<std::mutex> mine(pinned_lock);
+
     *p = poisoned(bytes);
     pinned.insert(*p);
     return *p != nullptr ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 cudaError_t cudaFreeHost(void *p)
 {
+    const std::lock_guard<std::mutex> mine(pinned_lock);
+
     pinned.erase(p);
     free(p);
     return cudaSuccess;
 }
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes *attr_p, const void *p)
 {
+    const std::lock_guard<std::mutex> mine(pinned_lock);
+
     attr_p->type = pinned.count((void *)p) ? cudaMemoryTypeHost : cudaMemoryTypeUnregistered;
     return cudaSuccess;
 }
