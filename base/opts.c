@@ -349,3 +349,15 @@ status opts_parse(const struct opts *opts, int argc, char **argv, const char **a
     }
     return st;
 }
+
+status opts_switch(const char *name, const char *value, bool *on_p, struct err *err)
+{
+    if (value == NULL) {
+        return ST_OK;
+    }
+    if (strcmp(value, "on") != 0 && strcmp(value, "off") != 0) {
+        return err_set(err, ST_ERR_ARG, "--%s is \"%.60s\"; on and off are allowed", name, value);
+    }
+    *on_p = strcmp(value, "on") == 0;
+    return ST_OK;
+}

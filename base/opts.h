@@ -52,6 +52,8 @@ struct opts {
  * asked for and printed to stdout; the caller exits 0. ST_ERR_ARG: err says what is wrong. */
 status opts_parse(const struct opts *opts, int argc, char **argv, const char **args,
                   uint32_t *n_args_p, struct err *err);
+/* The value of an "on|off" option into *on_p; NULL (absent) leaves it. ST_ERR_ARG. */
+status opts_switch(const char *name, const char *value, bool *on_p, struct err *err);
 void opts_help(const struct opts *opts);
 /* The same to `out`, wrapped at `width` columns. */
 void opts_print(const struct opts *opts, FILE *out, uint32_t width);

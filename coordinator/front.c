@@ -154,6 +154,15 @@ static void stop_ids_set(const struct coord *c, const struct msg_generate *m,
     }
 }
 
+/* Prefixes are shared within a principal, and all who hold the service's one token are one. The
+ * principal's name is hashed, never the token: this hash hides nothing. */
+static uint64_t cache_scope_of(const struct coord *c)
+{
+    static const char holders[] = "holders of the token";
+
+    return c->config.token != NULL ? hash64_of(holders, sizeof(holders) - 1, 0) : 0;
+}
+
 static status entry_open(struct coord *c, const struct msg_generate *m, const struct prompt *p,
                          struct journal_entry **entry_p, struct err *err)
 {
@@ -189,6 +198,7 @@ static status entry_open(struct coord *c, const struct msg_generate *m, const st
     e->seed = seed;
     e->want_logprobs = m->has_logprobs;
     e->n_logprobs = m->logprobs;
+    e->cache_scope = cache_scope_of(c);
     stop_ids_set(c, m, e);
     *entry_p = e;
     return ST_OK;

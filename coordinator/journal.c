@@ -207,5 +207,6 @@ struct msg_submit journal_submit(const struct journal_entry *e, uint64_t now_ns)
                                 .stop_ids = e->stop_ids,
                                 .want_logprobs = e->want_logprobs,
                                 .n_logprobs = e->n_logprobs,
-                                .deadline_us = deadline_us };
+                                .deadline_us = deadline_us,
+                                .cache_scope = e->cache_scope };
 }

@@ -32,6 +32,7 @@ struct journal_entry {
         stop_ids[JOURNAL_STOP_IDS_MAX]; /* the request's, then the model's ends unless ignored */
     bool want_logprobs;
     uint32_t n_logprobs;
+    uint64_t cache_scope; /* whose prefixes it may share; 0: everybody's */
     uint64_t deadline_ns; /* on the coordinator's clock; CLOCK_NEVER: none */
 
     void *owner;                                      /* the session; borrowed */

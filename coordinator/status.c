@@ -101,6 +101,9 @@ static status status_fill(struct coord *c, struct msg_status *m)
                                             .waiting = leader->waiting,
                                             .kv_blocks_used = leader->kv_blocks_used,
                                             .kv_blocks_total = leader->kv_blocks_total,
+                                            .kv_blocks_cached = leader->kv_blocks_cached,
+                                            .cache_hits = leader->cache_hits,
+                                            .cache_tokens = leader->cache_tokens,
                                             .kv_block_tokens = c->config.plan->kv_blocks != 0
                                                                    ? c->config.plan->kv_tokens /
                                                                          c->config.plan->kv_blocks

@@ -92,6 +92,9 @@ static void heartbeat_fill(const struct msg_heartbeat *m, Gantry__Control__V1__H
     h->waiting = m->waiting;
     h->kv_blocks_used = m->kv_blocks_used;
     h->kv_blocks_total = m->kv_blocks_total;
+    h->kv_blocks_cached = m->kv_blocks_cached;
+    h->cache_hits = m->cache_hits;
+    h->cache_tokens = m->cache_tokens;
     h->step_us = m->step_us;
     h->step_kernel_us = m->step_kernel_us;
 }
@@ -278,6 +281,9 @@ static void heartbeat_read(const Gantry__Control__V1__Heartbeat *in, struct msg_
                                  .waiting = in->waiting,
                                  .kv_blocks_used = in->kv_blocks_used,
                                  .kv_blocks_total = in->kv_blocks_total,
+                                 .kv_blocks_cached = in->kv_blocks_cached,
+                                 .cache_hits = in->cache_hits,
+                                 .cache_tokens = in->cache_tokens,
                                  .step_us = in->step_us,
                                  .step_kernel_us = in->step_kernel_us };
 }

@@ -37,6 +37,7 @@ static void submit_fill(const struct msg_submit *m, Gantry__Control__V1__Submit 
     s->want_logprobs = m->want_logprobs;
     s->n_logprobs = m->n_logprobs;
     s->deadline_us = m->deadline_us;
+    s->cache_scope = m->cache_scope;
 }
 
 status msg_coord_pack(const struct msg_coord *m, struct buf *out)
@@ -102,7 +103,8 @@ static status submit_read(const Gantry__Control__V1__Submit *in, struct msg_subm
                               .stop_ids = in->stop_ids,
                               .want_logprobs = in->want_logprobs != 0,
                               .n_logprobs = in->n_logprobs,
-                              .deadline_us = in->deadline_us };
+                              .deadline_us = in->deadline_us,
+                              .cache_scope = in->cache_scope };
     return ST_OK;
 }
 

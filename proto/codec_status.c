@@ -84,6 +84,9 @@ static status replica_fill(const struct msg_replica_status *m, struct arena *are
     r->waiting = m->waiting;
     r->kv_blocks_used = m->kv_blocks_used;
     r->kv_blocks_total = m->kv_blocks_total;
+    r->kv_blocks_cached = m->kv_blocks_cached;
+    r->cache_hits = m->cache_hits;
+    r->cache_tokens = m->cache_tokens;
     r->kv_block_tokens = m->kv_block_tokens;
     r->tokens_per_second = m->tokens_per_second;
     r->step_us = m->step_us;
@@ -162,6 +165,9 @@ static status replica_read(const Gantry__V1__ReplicaStatus *r, struct arena *are
                                       .waiting = r->waiting,
                                       .kv_blocks_used = r->kv_blocks_used,
                                       .kv_blocks_total = r->kv_blocks_total,
+                                      .kv_blocks_cached = r->kv_blocks_cached,
+                                      .cache_hits = r->cache_hits,
+                                      .cache_tokens = r->cache_tokens,
                                       .kv_block_tokens = r->kv_block_tokens,
                                       .tokens_per_second = r->tokens_per_second,
                                       .step_us = r->step_us,

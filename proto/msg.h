@@ -63,6 +63,8 @@ struct msg_heartbeat {
     const char *phase;
     uint64_t step, loaded_bytes, weight_bytes;
     uint32_t running, waiting, kv_blocks_used, kv_blocks_total; /* leader only */
+    uint32_t kv_blocks_cached;                                  /* leader only, as the next two */
+    uint64_t cache_hits, cache_tokens;
     double step_us, step_kernel_us;
 };
 
@@ -129,6 +131,7 @@ struct msg_submit {
     bool want_logprobs;
     uint32_t n_logprobs;
     uint64_t deadline_us;
+    uint64_t cache_scope; /* of the principal; 0: shares prefixes with all */
 };
 
 struct msg_cancel {
@@ -231,6 +234,8 @@ struct msg_replica_status {
     const char *state;
     uint64_t step;
     uint32_t running, waiting, kv_blocks_used, kv_blocks_total, kv_block_tokens;
+    uint32_t kv_blocks_cached;
+    uint64_t cache_hits, cache_tokens;
     double tokens_per_second, step_us, step_kernel_us;
     uint32_t n_ranks;
     const struct msg_rank_status *ranks;

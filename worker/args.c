@@ -16,6 +16,7 @@ enum { TOKEN_BYTES_MAX = 4096 };
 struct raw {
     struct plan_opts plan;
     const char *coordinator, *token_file, *cpu_mask, *log_level;
+    const char *prefix_cache;
     uint32_t step_timeout_s;
 };
 
@@ -27,7 +28,7 @@ static const char about[] =
 
 static status parse(int argc, char **argv, struct worker_args *a, struct raw *raw, struct err *err)
 {
-    struct opt rows[PLAN_OPTS_ROWS + 12];
+    struct opt rows[PLAN_OPTS_ROWS + 13];
     const struct opt own[] = {
         { .kind = OPT_HEADING, .help = "Worker" },
         { OPT_STRING, "coordinator", "HOST:PORT", &raw->coordinator, 0, 0,
@@ -43,6 +44,8 @@ static status parse(int argc, char **argv, struct worker_args *a, struct raw *ra
           "prompt rows of one stream in one step (0: as many as a step has)", NULL },
         { OPT_U32, "queue", "N", &a->queue, 1, 1 << 20, "streams that may wait in the leader",
           NULL },
+        { OPT_STRING, "prefix-cache", "on|off", &raw->prefix_cache, 0, 0,
+          "keep KV of finished streams for those that begin alike (default on)", NULL },
         { OPT_U32, "step-timeout", "SECONDS", &raw->step_timeout_s, 1, 86400,
           "longest wait for other ranks inside a step", NULL },
         { OPT_U32, "attach-timeout", "SECONDS", &a->attach_timeout_s, 1, 86400,
@@ -52,7 +55,7 @@ static status parse(int argc, char **argv, struct worker_args *a, struct raw *ra
         { OPT_STRING, "log-level", "LEVEL", &raw->log_level, 0, 0,
           "error, warn, info, debug or trace", NULL },
     };
-    _Static_assert(sizeof(own) / sizeof(own[0]) == 12, "room in rows");
+    _Static_assert(sizeof(own) / sizeof(own[0]) == 13, "room in rows");
 
     plan_opts_rows(&raw->plan, rows);
     memcpy(rows + PLAN_OPTS_ROWS, own, sizeof(own));
@@ -116,7 +119,9 @@ status worker_token_read(const char *path, struct buf *token, struct err *err)
 
 status worker_args_parse(int argc, char **argv, struct worker_args *args_p, struct err *err)
 {
-    struct worker_args a = { .queue = 256, .attach_timeout_s = 60, .token = BUF_INIT_MAX(1 << 20) };
+    struct worker_args a = {
+        .queue = 256, .prefix_cache = true, .attach_timeout_s = 60, .token = BUF_INIT_MAX(1 << 20)
+    };
     struct raw raw = { .step_timeout_s = 300 };
     struct plan_request request;
     status st = parse(argc, argv, &a, &raw, err);
@@ -131,6 +136,7 @@ status worker_args_parse(int argc, char **argv, struct worker_args *args_p, stru
     }
     (void)((st = apply(&raw, err)) || (st = plan_opts_to_request(&raw.plan, &request, err)) ||
            (st = plan_device_word(raw.plan.device, &a.device, err)) ||
+           (st = opts_switch("prefix-cache", raw.prefix_cache, &a.prefix_cache, err)) ||
            (st = worker_token_read(raw.token_file, &a.token, err)));
     if (st != ST_OK) {
         buf_fini(&a.token);

@@ -103,6 +103,9 @@ static void send_heartbeat(void *arg)
                        .waiting = atomic_load(&p->waiting),
                        .kv_blocks_used = atomic_load(&p->kv_used),
                        .kv_blocks_total = atomic_load(&p->kv_total),
+                       .kv_blocks_cached = atomic_load(&p->kv_cached),
+                       .cache_hits = atomic_load(&p->cache_hits),
+                       .cache_tokens = atomic_load(&p->cache_tokens),
                        .step_us = (double)atomic_load(&p->step_ns) / 1e3,
                        .step_kernel_us = (double)atomic_load(&p->kernel_ns) / 1e3 }
     };

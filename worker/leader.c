@@ -50,6 +50,9 @@ static void note_sched(struct leader *l)
     atomic_store(&p->waiting, stats.waiting);
     atomic_store(&p->kv_used, stats.kv_blocks_used);
     atomic_store(&p->kv_total, stats.kv_blocks_total);
+    atomic_store(&p->kv_cached, stats.kv_blocks_cached);
+    atomic_store(&p->cache_hits, stats.cache_hits);
+    atomic_store(&p->cache_tokens, stats.cache_tokens);
 }
 
 static status report(struct leader *l, struct err *err)
@@ -186,6 +189,7 @@ status leader_run(struct rank *r, const struct rank_io *io, struct err *err)
                                          .chunk_max = r->config.chunk_max,
                                          .queue_max = r->config.queue_max,
                                          .in_flight_max = r->plan->pp,
+                                         .prefix_cache = r->config.prefix_cache,
                                          .clock = clock_real() };
     struct leader l = { .r = r, .io = io };
     status st = sched_create(&config, &l.sched, err);

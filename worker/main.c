@@ -131,6 +131,7 @@ static status prepare(struct life *l, struct err *err)
                                         .n_threads = threads_of(l),
                                         .chunk_max = l->args->chunk,
                                         .queue_max = l->args->queue,
+                                        .prefix_cache = l->args->prefix_cache,
                                         .coll = l->coll,
                                         .progress = &l->progress,
                                         .abort = &l->abort };

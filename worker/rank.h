@@ -26,8 +26,10 @@ struct rank_progress {
     _Atomic uint32_t phase; /* enum rank_phase */
     _Atomic uint64_t step;  /* last plan begun */
     _Atomic uint64_t loaded_bytes, file_bytes;
-    _Atomic uint32_t running, waiting, kv_used, kv_total; /* leader */
-    _Atomic uint64_t step_ns, kernel_ns;                  /* means over the last steps, this rank */
+    _Atomic uint32_t running, waiting, kv_used, kv_total; /* leader, as the next two */
+    _Atomic uint32_t kv_cached;
+    _Atomic uint64_t cache_hits, cache_tokens;
+    _Atomic uint64_t step_ns, kernel_ns; /* means over the last steps, this rank */
 };
 
 /* The leader's connection to whoever submits. Called on the rank's thread. */
@@ -51,6 +53,7 @@ struct rank_config {
     /* NCCL by another table than the library's, for tests; NULL: the library. */
     const struct coll_nccl_api *nccl;
     uint32_t chunk_max, queue_max;  /* sched_config */
+    bool prefix_cache;              /* sched_config */
     struct coll *coll;              /* borrowed; in host memory, whatever ops are */
     struct rank_progress *progress; /* borrowed */
     const _Atomic bool *abort;      /* borrowed, may be NULL: end as soon as seen */

@@ -152,6 +152,9 @@ static status worker_args_make(struct serve *s, struct err *err)
     if (a->chunk != 0) {
         add(s, &n, "--chunk", number(s, 4, a->chunk));
     }
+    if (a->prefix_cache != NULL) {
+        add(s, &n, "--prefix-cache", a->prefix_cache);
+    }
     if (a->cpu_mask != NULL) {
         add(s, &n, "--cpu-mask", a->cpu_mask);
     }

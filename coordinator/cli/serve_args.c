@@ -52,6 +52,8 @@ static void rows_fill(struct serve_args *a, struct opt *rows)
           "threads of each rank (default: a host's cores over its ranks)", NULL },
         { OPT_U32, "chunk", "N", &a->chunk, 1, 1 << 20, "prompt rows of one stream in one step",
           NULL },
+        { OPT_STRING, "prefix-cache", "on|off", &a->prefix_cache, 0, 0,
+          "keep KV of finished streams for those that begin alike (default on)", NULL },
         { OPT_STRING, "cpu-mask", "PATH", &a->cpu_mask, 0, 0,
           "no better kernels than: scalar, avx2, avx512, avx512bf16, native", NULL },
         { OPT_STRING, "mpirun", "PATH", &a->mpirun, 0, 0, "that mpirun (default: from PATH)",
@@ -87,6 +89,7 @@ status serve_args_parse(int argc, char **argv, struct serve_args *a, struct err 
 {
     struct opt rows[PLAN_OPTS_ROWS + OWN_ROWS];
     uint32_t n = 0;
+    bool prefix_cache = true; /* only looked at: the workers get the word */
 
     *a = (struct serve_args){ .listen = "127.0.0.1:50051",
                               .queue = 256,
@@ -104,6 +107,9 @@ status serve_args_parse(int argc, char **argv, struct serve_args *a, struct err 
     status st = opts_parse(&opts, argc, argv, &a->model, &n, err);
     if (st == ST_OK && a->log_level != NULL) {
         st = log_level_parse(a->log_level, &a->level, err);
+    }
+    if (st == ST_OK) {
+        st = opts_switch("prefix-cache", a->prefix_cache, &prefix_cache, err);
     }
     if (st == ST_OK && (a->tls_cert == NULL) != (a->tls_key == NULL)) {
         return err_set(err, ST_ERR_ARG, "--tls-cert and --tls-key go together");

@@ -58,10 +58,13 @@ static void print_table(const struct msg_status *m)
         const double kv =
             p->kv_blocks_total != 0 ? 100.0 * p->kv_blocks_used / (double)p->kv_blocks_total : 0.0;
         printf("replica %u.%u  %s  tp %u x pp %u  step %" PRIu64 "  running %u  waiting %u  "
-               "%.1f tokens/s  KV %u of %u blocks (%.0f%%)  step %.2f ms, kernels %.2f ms\n",
+               "%.1f tokens/s  KV %u of %u blocks (%.0f%%), %u cached  step %.2f ms, kernels %.2f "
+               "ms\n",
                p->replica, p->generation, p->state, p->tp, p->pp, p->step, p->running, p->waiting,
-               p->tokens_per_second, p->kv_blocks_used, p->kv_blocks_total, kv, p->step_us / 1e3,
-               p->step_kernel_us / 1e3);
+               p->tokens_per_second, p->kv_blocks_used, p->kv_blocks_total, kv, p->kv_blocks_cached,
+               p->step_us / 1e3, p->step_kernel_us / 1e3);
+        printf("  prefix cache: %" PRIu64 " hits, %" PRIu64 " tokens not computed again\n",
+               p->cache_hits, p->cache_tokens);
         printf("  rank stage slice  %-16s %7s  %-14s %10s %7s %10s  kernels\n", "host", "pid",
                "phase", "step", "loaded", "heard");
         for (uint32_t k = 0; k < p->n_ranks; k++) {
@@ -89,14 +92,17 @@ static json_t *replica_json(const struct msg_replica_status *p)
     for (uint32_t i = 0; i < p->n_ranks; i++) {
         json_array_append_new(ranks, rank_json(&p->ranks[i]));
     }
-    return json_pack("{s:I, s:I, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:o}",
-                     "replica", (json_int_t)p->replica, "generation", (json_int_t)p->generation,
-                     "state", p->state, "tp", (json_int_t)p->tp, "pp", (json_int_t)p->pp, "step",
-                     (json_int_t)p->step, "running", (json_int_t)p->running, "waiting",
-                     (json_int_t)p->waiting, "kv_blocks_used", (json_int_t)p->kv_blocks_used,
-                     "kv_blocks_total", (json_int_t)p->kv_blocks_total, "kv_block_tokens",
-                     (json_int_t)p->kv_block_tokens, "tokens_per_second", p->tokens_per_second,
-                     "step_us", p->step_us, "step_kernel_us", p->step_kernel_us, "ranks", ranks);
+    return json_pack(
+        "{s:I, s:I, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, "
+        "s:o}",
+        "replica", (json_int_t)p->replica, "generation", (json_int_t)p->generation, "state",
+        p->state, "tp", (json_int_t)p->tp, "pp", (json_int_t)p->pp, "step", (json_int_t)p->step,
+        "running", (json_int_t)p->running, "waiting", (json_int_t)p->waiting, "kv_blocks_used",
+        (json_int_t)p->kv_blocks_used, "kv_blocks_total", (json_int_t)p->kv_blocks_total,
+        "kv_block_tokens", (json_int_t)p->kv_block_tokens, "kv_blocks_cached",
+        (json_int_t)p->kv_blocks_cached, "cache_hits", (json_int_t)p->cache_hits, "cache_tokens",
+        (json_int_t)p->cache_tokens, "tokens_per_second", p->tokens_per_second, "step_us",
+        p->step_us, "step_kernel_us", p->step_kernel_us, "ranks", ranks);
 }
 
 static void print_json(const struct msg_status *m)

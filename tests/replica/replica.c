@@ -62,7 +62,8 @@ static bool feed(void *self, struct sched *sched, bool *drain_p)
     struct script *s = self;
 
     s->sched = sched;
-    while (s->n_submitted < s->n && s->streams[s->n_submitted].after_steps <= s->stats.n_events) {
+    while (s->n_submitted < s->n && s->streams[s->n_submitted].after_steps <= s->stats.n_events &&
+           s->streams[s->n_submitted].after_streams <= s->n_ended) {
         submit(s, sched, s->n_submitted++);
     }
     for (uint32_t i = 0; i < s->n_submitted; i++) {
@@ -78,6 +79,9 @@ static bool feed(void *self, struct sched *sched, bool *drain_p)
         s->stats.kv_used_at_end = stats.kv_blocks_used;
         s->stats.n_steps = (uint32_t)stats.steps;
         s->stats.preemptions = stats.preemptions;
+        s->stats.cache_hits = stats.cache_hits;
+        s->stats.cache_tokens = stats.cache_tokens;
+        s->stats.kv_cached_at_end = stats.kv_blocks_cached;
         return false;
     }
     return true;
@@ -109,6 +113,7 @@ static status take_events(void *self, const struct msg_events *events, struct er
     }
     for (uint32_t i = 0; i < events->n_finishes; i++) {
         const struct msg_finish *f = &events->finishes[i];
+        s->streams[f->stream - 1].cached = f->cached_tokens;
         end_stream(s, &s->streams[f->stream - 1], f->reason, f->code);
     }
     return ST_OK;
@@ -139,6 +144,7 @@ static status play(struct player *p)
                                             .n_threads = p->config->n_threads,
                                             .chunk_max = p->config->chunk_max,
                                             .queue_max = 1024,
+                                            .prefix_cache = !p->config->no_prefix_cache,
                                             .coll = coll,
                                             .progress = &p->progress,
                                             .abort = p->abort };

@@ -30,6 +30,7 @@ struct replica_config {
     uint32_t stage_layers[8];
     uint32_t n_threads; /* per rank */
     uint32_t cpu_flags; /* kern_ops_path(flags); UINT32_MAX: the scalar specification */
+    bool no_prefix_cache;
     uint32_t chunk_max, seqs_max, rows_max, ctx_max, kv_tokens; /* 0: the plan's choice */
 };
 
@@ -37,6 +38,7 @@ struct replica_config {
 struct replica_stream {
     struct msg_submit submit; /* `stream` and `attempt` are set by replica_run */
     uint32_t after_steps;     /* submitted when the leader has reported so many events */
+    uint32_t after_streams;   /* and so many streams have ended */
     uint32_t cancel_at;       /* cancel after so many tokens; 0: never */
 
     uint32_t *tokens; /* [max_tokens]; owned by the caller */
@@ -48,13 +50,14 @@ struct replica_stream {
     uint32_t n_top;
     enum finish_reason reason;
     status code;
-    uint32_t cached;
+    uint32_t cached; /* prompt tokens found in the prefix cache */
 };
 
 struct replica_stats {
     uint64_t n_events;
     uint32_t kv_used_at_end, n_steps;
-    uint64_t preemptions;
+    uint64_t preemptions, cache_hits, cache_tokens;
+    uint32_t kv_cached_at_end;
     uint64_t syncs, launches; /* of the device: waits of all ranks, recorded steps launched */
 };
 

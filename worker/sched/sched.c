@@ -49,7 +49,8 @@ static status alloc_tables(struct sched *s)
         struct flight *f = &s->flights[i];
         f->seqs = calloc(c->limits.seqs_max, sizeof(struct stream *));
         f->sample = calloc(c->limits.seqs_max, sizeof(*f->sample));
-        if (f->seqs == NULL || f->sample == NULL) {
+        f->end = calloc(c->limits.seqs_max, sizeof(*f->end));
+        if (f->seqs == NULL || f->sample == NULL || f->end == NULL) {
             return ST_ERR_NOMEM;
         }
     }
@@ -77,7 +78,8 @@ status sched_create(const struct sched_config *config, struct sched **sched_p, s
     if (st != ST_OK) {
         err_set(err, st, "no memory for a table of %u streams", s->n_streams_max);
     } else {
-        st = blocks_init(&s->blocks, config->kv_blocks, err);
+        (void)((st = blocks_init(&s->blocks, config->kv_blocks, err)) ||
+               (st = prefix_init(&s->prefix, &s->blocks, config->prefix_cache, err)));
     }
     if (st != ST_OK) {
         sched_destroy(s);
@@ -105,7 +107,9 @@ void sched_destroy(struct sched *s)
     for (uint32_t i = 0; s->flights != NULL && i < s->config.in_flight_max; i++) {
         free(s->flights[i].seqs);
         free(s->flights[i].sample);
+        free(s->flights[i].end);
     }
+    prefix_fini(&s->prefix);
     blocks_fini(&s->blocks);
     free(s->streams);
     free(s->flights);
@@ -186,6 +190,7 @@ static void fill_stream(struct sched *s, struct stream *q, const struct msg_subm
     if (m->n_emitted != 0) {
         memcpy(q->tokens + m->n_prompt, m->emitted, m->n_emitted * sizeof(uint32_t));
     }
+    q->chain.scope = m->cache_scope;
     q->n_prompt = m->n_prompt;
     q->n_tokens = m->n_prompt + m->n_emitted;
     q->n_tokens_max = m->n_prompt + m->max_tokens;
@@ -233,10 +238,11 @@ status sched_submit(struct sched *s, const struct msg_submit *m, struct err *err
 
 void stream_drop_kv(struct sched *s, struct stream *q)
 {
-    for (uint32_t i = 0; i < q->n_blocks; i++) {
-        blocks_put(&s->blocks, q->table[i]);
+    /* The last first: of those that are kept, children are to be evicted before their parents. */
+    while (q->n_blocks != 0) {
+        blocks_put(&s->blocks, q->table[--q->n_blocks]);
     }
-    q->n_blocks = 0;
+    q->chain = (struct prefix_chain){ .scope = q->chain.scope };
     q->n_sched = 0;
     q->awaits_sample = false;
 }
@@ -266,6 +272,7 @@ void stream_end(struct sched *s, struct stream *q, enum finish_reason reason, st
                                                             .reason = reason,
                                                             .code = code,
                                                             .text = text,
+                                                            .cached_tokens = q->n_cached,
                                                             .queued_us = q->queued_ns / NS_PER_US };
     stream_list_remove(q->state == STREAM_WAITING ? &s->waiting : &s->running, q);
     if (q->n_in_flight == 0) {
@@ -324,10 +331,11 @@ static void take_token(struct sched *s, struct stream *q, const struct sample_re
     }
 }
 
-/* One sequence of a plan that came back. */
-static void land(struct sched *s, struct stream *q, const struct step_result *result)
+/* One sequence of a plan that came back, with rows up to position `end`. */
+static void land(struct sched *s, struct stream *q, uint32_t end, const struct step_result *result)
 {
     q->n_in_flight--;
+    prefix_publish(&s->prefix, &q->chain, q->tokens, end, q->table);
     if (q->state == STREAM_ENDING) {
         if (q->n_in_flight == 0) {
             s->n_ending--;
@@ -368,7 +376,7 @@ status sched_done(struct sched *s, uint64_t step, const struct step_result *resu
     s->event_step = step;
     i_result = 0;
     for (uint32_t i = 0; i < f->n_seqs; i++) {
-        land(s, f->seqs[i], f->sample[i] ? &results[i_result++] : NULL);
+        land(s, f->seqs[i], f->end[i], f->sample[i] ? &results[i_result++] : NULL);
     }
     s->i_flight = (s->i_flight + 1) % s->config.in_flight_max;
     s->n_flights--;
@@ -394,11 +402,14 @@ void sched_stats(const struct sched *s, struct sched_stats *stats_p)
     *stats_p = (struct sched_stats){ .running = s->running.n + s->n_ending,
                                      .waiting = s->waiting.n,
                                      .in_flight = s->n_flights,
-                                     .kv_blocks_used = s->blocks.n_blocks - s->blocks.n_free,
+                                     .kv_blocks_used = blocks_held(&s->blocks),
                                      .kv_blocks_total = s->blocks.n_blocks,
+                                     .kv_blocks_cached = s->blocks.n_idle,
                                      .steps = s->next_step - 1,
                                      .tokens = s->n_chosen,
-                                     .preemptions = s->n_preemptions };
+                                     .preemptions = s->n_preemptions,
+                                     .cache_hits = s->n_cache_hits,
+                                     .cache_tokens = s->n_cache_tokens };
 }
 
 bool sched_is_idle(const struct sched *s)
@@ -406,15 +417,34 @@ bool sched_is_idle(const struct sched *s)
     return s->running.n == 0 && s->waiting.n == 0 && s->n_ending == 0 && s->n_flights == 0;
 }
 
-static bool list_is_valid(const struct stream_list *list, enum stream_state state, uint32_t *held)
+/* Count the stream's holds into `holders` [n_blocks]. A block that others may hold too must be the
+ * right one for its place in every table. */
+static bool stream_is_valid(const struct sched *s, const struct stream *q, uint32_t *holders)
+{
+    const bool waits = q->state == STREAM_WAITING;
+
+    if (q->n_sched > q->n_tokens || q->n_blocks < blocks_for(q->n_sched) ||
+        q->chain.n > q->n_blocks || (waits && (q->n_blocks != 0 || q->n_sched != 0)) ||
+        !prefix_is_chain(&s->prefix, q->chain.scope, q->tokens, q->table, q->chain.n)) {
+        return false;
+    }
+    for (uint32_t i = 0; i < q->n_blocks; i++) {
+        const bool is_named = i < q->chain.n;
+        if (q->table[i] >= s->blocks.n_blocks || s->blocks.all[q->table[i]].is_kept != is_named ||
+            (holders[q->table[i]]++ != 0 && !is_named)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool list_is_valid(const struct stream_list *list, enum stream_state state)
 {
     uint32_t n = 0;
 
     for (const struct stream *q = list->first; q != NULL; q = q->next) {
         n++;
-        *held += q->n_blocks;
-        if (q->state != state || (q->next != NULL && q->next->age <= q->age) ||
-            q->n_sched > q->n_tokens || q->n_blocks < blocks_for(q->n_sched)) {
+        if (q->state != state || (q->next != NULL && q->next->age <= q->age)) {
             return false;
         }
     }
@@ -423,18 +453,20 @@ static bool list_is_valid(const struct stream_list *list, enum stream_state stat
 
 bool sched_is_valid(const struct sched *s)
 {
-    uint32_t held = 0, ending = 0;
+    uint32_t *holders = calloc(s->blocks.n_blocks, sizeof(*holders));
+    uint32_t ending = 0;
+    bool ok = holders != NULL && list_is_valid(&s->waiting, STREAM_WAITING) &&
+              list_is_valid(&s->running, STREAM_RUNNING) && blocks_is_valid(&s->blocks) &&
+              prefix_is_valid(&s->prefix);
 
-    if (!list_is_valid(&s->waiting, STREAM_WAITING, &held) ||
-        !list_is_valid(&s->running, STREAM_RUNNING, &held) || !blocks_is_valid(&s->blocks)) {
-        return false;
+    for (uint32_t i = 0; ok && i < s->n_streams_max; i++) {
+        const struct stream *q = &s->streams[i];
+        ending += q->state == STREAM_ENDING;
+        ok = q->state == STREAM_FREE || stream_is_valid(s, q, holders);
     }
-    for (uint32_t i = 0; i < s->n_streams_max; i++) {
-        if (s->streams[i].state == STREAM_ENDING) {
-            ending++;
-            held += s->streams[i].n_blocks;
-        }
+    for (uint32_t i = 0; ok && i < s->blocks.n_blocks; i++) {
+        ok = holders[i] == s->blocks.all[i].n_holders;
     }
-    /* No prefix is shared yet by two streams, so holders and held blocks are equal in number. */
-    return ending == s->n_ending && held == s->blocks.n_blocks - s->blocks.n_free;
+    free(holders);
+    return ok && ending == s->n_ending;
 }

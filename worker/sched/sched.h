@@ -14,7 +14,9 @@
  * A stream whose sampled token is still out is not scheduled. KV is taken block by block as
  * positions are scheduled; when none is free the youngest running stream is preempted and later
  * computed again from its tokens, which changes nothing that its client sees (docs/numerics.md).
- * The oldest stream therefore always gets on: what fits at all is served.
+ * The oldest stream therefore always gets on: what fits at all is served. Full blocks stay behind
+ * when their streams go, until somebody needs the memory, and a stream that begins like an earlier
+ * one starts after what they share (prefix.h); they are given up before anyone is preempted.
  *
  * One owner thread, no locks. Memory: a table of queue_max + seqs_max streams, and per live stream
  * its tokens and block table (at most ctx_max entries). */
@@ -34,13 +36,16 @@ struct sched_config {
     uint32_t chunk_max;     /* prompt rows of one stream in one step; 0: rows_max */
     uint32_t queue_max;     /* streams waiting; more are refused */
     uint32_t in_flight_max; /* step plans out at a time: pp */
+    bool prefix_cache;      /* keep full blocks for streams that begin alike */
     const struct clock *clock;
 };
 
 struct sched_stats {
     uint32_t running, waiting, in_flight;
-    uint32_t kv_blocks_used, kv_blocks_total;
-    uint64_t steps, tokens; /* planned, chosen, since the start */
+    uint32_t kv_blocks_used, kv_blocks_total; /* used: held by streams */
+    uint32_t kv_blocks_cached;                /* kept and held by no stream */
+    uint64_t steps, tokens;                   /* planned, chosen, since the start */
+    uint64_t cache_hits, cache_tokens;        /* streams admitted with a kept beginning; its size */
     uint64_t preemptions;
 };
 

@@ -4,7 +4,8 @@
  * The idea in one paragraph: walk the running streams by age, twice. First everyone who needs just
  * one row (decode), so that long prompts never delay running answers by more than one step of
  * rows_max rows; then chunks of prompts with the rows that are left; then waiting streams are
- * admitted while rows, slots and KV last. Taking a block may preempt the youngest running stream
+ * admitted while rows, slots and KV last, each with what is kept of its beginning. Taking a block
+ * may evict a kept one that nobody holds, and when there is none preempt the youngest running stream
  * that is younger than the taker. */
 #include "worker/sched/sched_priv.h"
 
@@ -61,7 +62,7 @@ static uint32_t cover(struct sched *s, struct stream *q, uint32_t n_tokens)
     const uint32_t need = blocks_for(n_tokens);
 
     while (q->n_blocks < need) {
-        if (blocks_get(&s->blocks, &q->table[q->n_blocks])) {
+        if (prefix_get(&s->prefix, &q->table[q->n_blocks])) {
             q->n_blocks++;
             continue;
         }
@@ -102,6 +103,7 @@ static bool add_rows(struct sched *s, struct draft *d, struct stream *q, uint32_
                                                  .params = q->params };
     d->flight->seqs[h->n_seqs] = q;
     d->flight->sample[h->n_seqs] = sample;
+    d->flight->end[h->n_seqs] = end;
     h->n_seqs++;
     h->n_rows += end - q->n_sched;
     h->n_tables += blocks_for(end);
@@ -130,15 +132,40 @@ static void add_running(struct sched *s, struct draft *d, bool decode)
     }
 }
 
-/* Waiting streams, oldest first, while there is room for all their known tokens and one block to
- * spare per running stream (the margin: each will soon want its next block). */
+/* Hold what is kept of the stream's beginning, if there is room for the rest of its known tokens
+ * and one block to spare per running stream (the margin: each will soon want its next block). Kept
+ * blocks that nobody holds are room, except those that would be taken here. */
+static bool take_prefix(struct sched *s, struct stream *q)
+{
+    const uint32_t margin = s->running.n;
+    struct prefix_chain chain = { .scope = q->chain.scope };
+    uint32_t n_idle = 0;
+    const uint32_t n = prefix_match(&s->prefix, q->tokens, q->n_tokens, &chain, q->table, &n_idle);
+    const uint32_t room = s->blocks.n_free + s->blocks.n_idle - n_idle;
+
+    if (room < blocks_for(q->n_tokens) - n + margin && s->running.n != 0) {
+        return false;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        blocks_hold(&s->blocks, q->table[i]);
+    }
+    q->chain = chain;
+    q->n_blocks = n;
+    q->n_sched = n * KERN_KV_BLOCK;
+    if (q->queued_ns == 0) {
+        q->n_cached = MIN(q->n_sched, q->n_prompt);
+    }
+    s->n_cache_hits += n != 0;
+    s->n_cache_tokens += q->n_sched;
+    return true;
+}
+
+/* Waiting streams, oldest first, while there are rows, slots and KV. */
 static void admit(struct sched *s, struct draft *d)
 {
     for (struct stream *q = s->waiting.first, *next; q != NULL; q = next) {
         next = q->next;
-        const uint32_t margin = s->running.n;
-        if (is_full(s, d) || s->running.n >= s->config.limits.seqs_max ||
-            (s->blocks.n_free < blocks_for(q->n_tokens) + margin && s->running.n != 0)) {
+        if (is_full(s, d) || s->running.n >= s->config.limits.seqs_max || !take_prefix(s, q)) {
             return;
         }
         stream_list_remove(&s->waiting, q);

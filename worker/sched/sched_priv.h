@@ -3,7 +3,7 @@
 #ifndef WORKER_SCHED_SCHED_PRIV_H
 #define WORKER_SCHED_SCHED_PRIV_H
 
-#include "worker/sched/blocks.h"
+#include "worker/sched/prefix.h"
 #include "worker/sched/sched.h"
 
 enum stream_state {
@@ -23,11 +23,13 @@ struct stream {
     uint32_t *table;   /* [blocks for tokens] KV block ids; owned */
     uint32_t n_blocks; /* entries of table in use */
     uint32_t n_prompt, n_tokens, n_tokens_max;
-    uint32_t n_sched;     /* positions whose rows are in plans, out or done */
+    uint32_t n_sched;     /* positions that are kept, or whose rows are in plans, out or done */
     uint32_t n_in_flight; /* plans that are out and hold rows of this stream */
     bool awaits_sample;   /* its last known token's row is out with sample set */
     uint64_t deadline_ns, submitted_ns;
-    uint64_t queued_ns; /* from submission to its first row; 0: none yet */
+    uint64_t queued_ns;        /* from submission to its first row; 0: none yet */
+    struct prefix_chain chain; /* of the first chain.n blocks of table; 0 while waiting */
+    uint32_t n_cached;         /* prompt tokens found kept when it was first admitted */
     struct sample_params params;
     uint32_t n_stop_ids;
     uint32_t stop_ids[MSG_STOP_IDS_MAX + 8];
@@ -44,11 +46,13 @@ struct flight {
     uint32_t n_seqs;
     struct stream **seqs; /* [seqs_max] */
     bool *sample;         /* [seqs_max] */
+    uint32_t *end;        /* [seqs_max] first position behind the stream's rows */
 };
 
 struct sched {
     struct sched_config config;
     struct blocks blocks;
+    struct prefix prefix;
     uint32_t n_streams_max;
     struct stream *streams; /* [n_streams_max] */
     struct stream_list waiting, running;
@@ -66,7 +70,7 @@ struct sched {
     uint64_t event_step;
     bool events_taken;
 
-    uint64_t n_chosen, n_preemptions;
+    uint64_t n_chosen, n_preemptions, n_cache_hits, n_cache_tokens;
 };
 
 void stream_list_insert(struct stream_list *list, struct stream *q); /* by age */

@@ -102,6 +102,9 @@ static const struct msg_replica_status replicas[] = {
       .waiting = 1,
       .kv_blocks_used = 5,
       .kv_blocks_total = 10,
+      .kv_blocks_cached = 4,
+      .cache_hits = 1ull << 33,
+      .cache_tokens = 1ull << 40,
       .kv_block_tokens = 32,
       .tokens_per_second = 12.5,
       .step_us = 900.5,
@@ -178,31 +181,33 @@ static int samples_make(void **state UNUSED)
     sample_rank("ready", &(struct msg_rank){ MSG_READY, .ready = { { { 1, 0, 255 } }, 5, 6 } });
     sample_rank("ready of a follower", &(struct msg_rank){ MSG_READY, .ready = { .kv_bytes = 6 } });
     sample_rank("heartbeat",
-                &(struct msg_rank){ MSG_HEARTBEAT,
-                                    .heartbeat = { "load", 1, 2, 3, 4, 5, 6, 7, 8.5, 9.25 } });
+                &(struct msg_rank){ MSG_HEARTBEAT, .heartbeat = { "load", 1, 2, 3, 4, 5, 6, 7, 8, 9,
+                                                                  10, 8.5, 9.25 } });
     sample_rank("events", &(struct msg_rank){
                               MSG_EVENTS, .events = { 8, 2, 2, event_tokens, event_finishes } });
     sample_rank("no events", &(struct msg_rank){ MSG_EVENTS, .events = { .step = 8 } });
     sample_rank("fault",
                 &(struct msg_rank){ MSG_FAULT, .fault = { ST_ERR_NOMEM, 3, "no memory" } });
     sample_coord("welcome", &(struct msg_coord){ MSG_WELCOME, .welcome = { "b1" } });
-    sample_coord("submit", &(struct msg_coord){ MSG_SUBMIT, .submit = { .stream = 5,
-                                                                        .attempt = 1,
-                                                                        .n_prompt = 4,
-                                                                        .n_emitted = 2,
-                                                                        .prompt = ids,
-                                                                        .emitted = ids,
-                                                                        .max_tokens = 7,
-                                                                        .temperature = 0.5f,
-                                                                        .top_p = 1.f,
-                                                                        .min_p = 0.25f,
-                                                                        .top_k = 40,
-                                                                        .seed = 1ull << 63,
-                                                                        .n_stop_ids = 1,
-                                                                        .stop_ids = ids,
-                                                                        .want_logprobs = true,
-                                                                        .n_logprobs = 20,
-                                                                        .deadline_us = 1000 } });
+    sample_coord("submit",
+                 &(struct msg_coord){ MSG_SUBMIT, .submit = { .stream = 5,
+                                                              .attempt = 1,
+                                                              .n_prompt = 4,
+                                                              .n_emitted = 2,
+                                                              .prompt = ids,
+                                                              .emitted = ids,
+                                                              .max_tokens = 7,
+                                                              .temperature = 0.5f,
+                                                              .top_p = 1.f,
+                                                              .min_p = 0.25f,
+                                                              .top_k = 40,
+                                                              .seed = 1ull << 63,
+                                                              .n_stop_ids = 1,
+                                                              .stop_ids = ids,
+                                                              .want_logprobs = true,
+                                                              .n_logprobs = 20,
+                                                              .deadline_us = 1000,
+                                                              .cache_scope = 1ull << 63 } });
     sample_coord("cancel", &(struct msg_coord){ MSG_CANCEL, .cancel = { 5, 1 } });
     sample_coord("stop", &(struct msg_coord){ MSG_STOP, .stop = { true } });
     assert_int_equal(msg_generate_pack(&generate_full, sample_add("generate", again_generate)), 0);
