@@ -213,7 +213,11 @@ static void test_bits__are_equal_over_instruction_sets(void **state UNUSED)
     }
 }
 
-/* Beside 15 others that come and go, with so little KV that some are preempted. */
+/* KV for the crowd of which some must be preempted: when each stream holds its own, and when they
+ * share their common beginning. */
+enum { KV_OWN = 640, KV_SHARED = 320 };
+
+/* Beside 15 others that come and go, with so little KV, if said, that some are preempted. */
 static void crowd(enum replica_device on, enum kern_fmt fmt, uint32_t tp, uint32_t pp,
                   uint32_t kv_tokens)
 {
@@ -227,6 +231,7 @@ static void crowd(enum replica_device on, enum kern_fmt fmt, uint32_t tp, uint32
     config.pp = pp;
     config.kv_tokens = kv_tokens;
     config.device = on;
+    config.no_prefix_cache = kv_tokens == KV_OWN;
     for (uint32_t i = 0; i < N_CROWD; i++) {
         set_stream(&streams[i], &others[i], i % N_KINDS);
         streams[i].submit.seed = 99 + i;
@@ -243,6 +248,7 @@ static void crowd(enum replica_device on, enum kern_fmt fmt, uint32_t tp, uint32
     if (kv_tokens != 0) {
         assert_true(stats.preemptions > 0);
     }
+    assert_int_equal(stats.cache_hits != 0, !config.no_prefix_cache);
     for (uint32_t i = 0; i < N_CROWD; i++) {
         assert_int_equal(streams[i].reason, i % 5 == 4 ? FINISH_CANCELLED : FINISH_LENGTH);
     }
@@ -258,8 +264,11 @@ static void test_bits__are_equal_beside_other_streams(void **state UNUSED)
 
 static void test_bits__are_equal_after_preemption(void **state UNUSED)
 {
-    crowd(device, KERN_BF16, 1, 1, 640);
-    crowd(device, KERN_BF16, 1, 2, 640);
+    crowd(device, KERN_BF16, 1, 1, KV_OWN);
+    crowd(device, KERN_BF16, 1, 2, KV_OWN);
+    crowd(device, KERN_BF16, 1, 1, KV_SHARED);
+    crowd(device, KERN_BF16, 1, 2, KV_SHARED);
+    crowd(device, KERN_F32, 2, 2, KV_SHARED);
 }
 
 /* A stream that goes on elsewhere: the first tokens come as `emitted`, the rest must be the same.
@@ -321,7 +330,8 @@ static void test_bits__are_equal_on_devices_with_nccl(void **state UNUSED)
 static void test_bits__are_equal_on_a_device_beside_other_streams(void **state UNUSED)
 {
     for (uint32_t d = REPLICA_STAGED; d <= REPLICA_NCCL; d++) {
-        crowd((enum replica_device)d, KERN_BF16, 1, 1, 640);
+        crowd((enum replica_device)d, KERN_BF16, 1, 1, KV_OWN);
+        crowd((enum replica_device)d, KERN_BF16, 1, 1, KV_SHARED);
         crowd((enum replica_device)d, KERN_BF16, 2, 2, 0);
     }
 }

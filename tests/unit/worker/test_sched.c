@@ -1,137 +1,6 @@
 /* tests/unit/worker/test_sched.c - the scheduler against scripted steps: what it promises, and
  * 2,000 random lives. */
-#include "worker/sched/sched.h"
-
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
-
-enum { BLOCK = KERN_KV_BLOCK, IDS_MAX = 4096 };
-
-static uint64_t fake_now_ns = 1;
-static uint64_t fake_clock(void *self UNUSED)
-{
-    return fake_now_ns;
-}
-static const struct clock test_clock = { fake_clock, NULL };
-
-static uint32_t ids[IDS_MAX]; /* prompts point here: token i is i */
-
-struct bench {
-    struct sched *s;
-    struct sched_config config;
-    struct step_head *plans[4]; /* out, oldest first */
-    uint32_t n_out;
-};
-
-static void setup(struct bench *b, struct sched_config config)
-{
-    struct err err = ERR_INIT;
-
-    memset(b, 0, sizeof(*b));
-    config.clock = &test_clock;
-    config.limits.tables_max = config.limits.seqs_max * ((config.ctx_max + BLOCK - 1) / BLOCK);
-    b->config = config;
-    assert_int_equal(sched_create(&config, &b->s, &err), ST_OK);
-    for (uint32_t i = 0; i < ARRAY_LEN(b->plans); i++) {
-        b->plans[i] = malloc(step_bytes_max(&config.limits));
-    }
-    for (uint32_t i = 0; i < IDS_MAX; i++) {
-        ids[i] = i;
-    }
-}
-
-static void teardown(struct bench *b)
-{
-    sched_destroy(b->s);
-    for (uint32_t i = 0; i < ARRAY_LEN(b->plans); i++) {
-        free(b->plans[i]);
-    }
-}
-
-static struct sched_config small_config(void)
-{
-    return (struct sched_config){ .limits = { .seqs_max = 4, .rows_max = 64 },
-                                  .kv_blocks = 16,
-                                  .ctx_max = 256,
-                                  .chunk_max = 0,
-                                  .queue_max = 8,
-                                  .in_flight_max = 1 };
-}
-
-static status submit(struct bench *b, uint64_t stream, uint32_t n_prompt, uint32_t max_tokens)
-{
-    struct err err = ERR_INIT;
-    const struct msg_submit m = { .stream = stream,
-                                  .attempt = 1,
-                                  .n_prompt = n_prompt,
-                                  .prompt = ids,
-                                  .max_tokens = max_tokens,
-                                  .top_p = 1.0f };
-    return sched_submit(b->s, &m, &err);
-}
-
-/* The next plan, checked as a rank would. */
-static const struct step_head *next(struct bench *b)
-{
-    struct err err = ERR_INIT;
-    struct step_head *plan = b->plans[b->n_out];
-
-    if (sched_next(b->s, plan) != ST_OK) {
-        return NULL;
-    }
-    b->n_out++;
-    if (step_check(plan, plan->bytes, &b->config.limits, b->config.kv_blocks, &err) != ST_OK) {
-        fail_msg("%s", err.text);
-    }
-    assert_true(sched_is_valid(b->s));
-    return plan;
-}
-
-/* The token that the fake model chooses after a stream's position `pos`. */
-static uint32_t fake_token(uint64_t stream, uint32_t pos)
-{
-    return (uint32_t)(stream * 1000 + pos) % IDS_MAX;
-}
-
-static const struct msg_events *done(struct bench *b)
-{
-    struct step_result results[64];
-    struct err err = ERR_INIT;
-    struct step_head *plan = b->plans[0];
-    uint32_t n = 0;
-
-    assert_true(b->n_out > 0);
-    memset(results, 0, sizeof(results));
-    for (uint32_t i = 0; i < plan->n_seqs; i++) {
-        const struct step_seq *q = &step_seqs(plan)[i];
-        if (q->sample) {
-            results[n].stream = q->stream;
-            results[n].attempt = q->attempt;
-            results[n++].sampled.token = fake_token(q->stream, q->pos0 + q->n_rows);
-        }
-    }
-    if (sched_done(b->s, plan->id, results, n, &err) != ST_OK) {
-        fail_msg("%s", err.text);
-    }
-    b->n_out--;
-    memmove(b->plans, b->plans + 1, b->n_out * sizeof(b->plans[0]));
-    b->plans[b->n_out] = plan;
-    assert_true(sched_is_valid(b->s));
-    return sched_events(b->s);
-}
-
-static uint32_t used(const struct bench *b)
-{
-    struct sched_stats stats;
-    sched_stats(b->s, &stats);
-    return stats.kv_blocks_used;
-}
+#include "unit/worker/sched_bench.h"
 
 /* ---- claims ---- */
 
@@ -232,7 +101,6 @@ static void test_sched__a_cancelled_stream_frees_its_blocks_within_one_step(void
 static void test_sched__a_deadline_ends_waiting_and_running_streams(void **state UNUSED)
 {
     struct bench b;
-    struct err err = ERR_INIT;
     setup(&b, small_config());
     const struct msg_submit m = { .stream = 1,
                                   .attempt = 1,
@@ -241,7 +109,7 @@ static void test_sched__a_deadline_ends_waiting_and_running_streams(void **state
                                   .max_tokens = 100,
                                   .deadline_us = 1000 };
 
-    assert_int_equal(sched_submit(b.s, &m, &err), ST_OK);
+    assert_int_equal(submit_msg(&b, &m), ST_OK);
     assert_non_null(next(&b));
     done(&b);
     fake_now_ns += 2000 * NS_PER_US;
@@ -256,7 +124,6 @@ static void test_sched__a_deadline_ends_waiting_and_running_streams(void **state
 static void test_sched__a_stop_id_ends_the_stream(void **state UNUSED)
 {
     struct bench b;
-    struct err err = ERR_INIT;
     setup(&b, small_config());
     const uint32_t stop = fake_token(7, 5);
     const struct msg_submit m = { .stream = 7,
@@ -267,7 +134,7 @@ static void test_sched__a_stop_id_ends_the_stream(void **state UNUSED)
                                   .n_stop_ids = 1,
                                   .stop_ids = &stop };
 
-    assert_int_equal(sched_submit(b.s, &m, &err), ST_OK);
+    assert_int_equal(submit_msg(&b, &m), ST_OK);
     assert_non_null(next(&b));
     assert_int_equal(done(&b)->n_finishes, 0);
     assert_non_null(next(&b));
@@ -342,101 +209,15 @@ static void test_step__a_damaged_plan_is_refused(void **state UNUSED)
     teardown(&b);
 }
 
-/* ---- random lives ---- */
-
-static uint64_t rng_state;
-static uint32_t rng(uint32_t n)
-{
-    rng_state = rng_state * 6364136223846793005ull + 1442695040888963407ull;
-    return (uint32_t)((rng_state >> 33) % n);
-}
-
-struct life {
-    uint32_t n_prompt, max_tokens, n_tokens;
-    bool ended, cancelled;
-};
-
-enum { LIVES = 24 };
-
-static void take(struct life *lives, const struct msg_events *events)
-{
-    for (uint32_t i = 0; i < events->n_tokens; i++) {
-        const struct msg_token *t = &events->tokens[i];
-        struct life *l = &lives[t->stream - 1];
-        assert_false(l->ended);
-        assert_int_equal(t->index, l->n_tokens);
-        assert_int_equal(t->token, fake_token(t->stream, l->n_prompt + l->n_tokens));
-        l->n_tokens++;
-    }
-    for (uint32_t i = 0; i < events->n_finishes; i++) {
-        struct life *l = &lives[events->finishes[i].stream - 1];
-        assert_false(l->ended);
-        l->ended = true;
-        if (events->finishes[i].reason == FINISH_LENGTH) {
-            assert_int_equal(l->n_tokens, l->max_tokens);
-        } else {
-            assert_int_equal(events->finishes[i].reason, FINISH_CANCELLED);
-            assert_true(l->cancelled);
-        }
-    }
-}
-
-static void one_random_life(uint64_t seed)
-{
-    struct life lives[LIVES];
-    struct bench b;
-    uint32_t n = 0, n_idle = 0;
-
-    rng_state = seed * 977 + 5;
-    memset(lives, 0, sizeof(lives));
-    setup(&b, (struct sched_config){ .limits = { .seqs_max = 1 + rng(6), .rows_max = 1 + rng(80) },
-                                     .kv_blocks = 6 + rng(20),
-                                     .ctx_max = 160,
-                                     .chunk_max = rng(40),
-                                     .queue_max = LIVES,
-                                     .in_flight_max = 1 + rng(3) });
-    for (uint32_t turn = 0; turn < 40000; turn++) {
-        if (n < LIVES && rng(3) == 0) {
-            struct life *l = &lives[n];
-            *l = (struct life){ .n_prompt = 1 + rng(100), .max_tokens = 1 + rng(60) };
-            assert_int_equal(submit(&b, ++n, l->n_prompt, l->max_tokens), ST_OK);
-        }
-        if (n != 0 && rng(60) == 0) {
-            const uint32_t i = rng(n);
-            if (!lives[i].ended) {
-                lives[i].cancelled = true;
-                sched_cancel(b.s, i + 1, 1);
-            }
-        }
-        bool moved = false;
-        if (rng(2) == 0) {
-            moved = next(&b) != NULL;
-        }
-        if (b.n_out != 0 && (!moved || rng(2) == 0)) {
-            take(lives, done(&b));
-            moved = true;
-        } else {
-            take(lives, sched_events(b.s));
-        }
-        n_idle = moved ? 0 : n_idle + 1;
-        assert_true(n_idle < 200 || sched_is_idle(b.s)); /* liveness */
-        if (n == LIVES && sched_is_idle(b.s)) {
-            break;
-        }
-    }
-    assert_true(sched_is_idle(b.s));
-    assert_int_equal(used(&b), 0);
-    for (uint32_t i = 0; i < LIVES; i++) {
-        assert_true(lives[i].ended);
-    }
-    teardown(&b);
-}
-
 static void test_sched__random_lives_end_once_in_order_and_leave_no_block(void **state UNUSED)
 {
+    struct sched_stats sum = { 0 };
+
     for (uint64_t seed = 0; seed < 2000; seed++) {
-        one_random_life(seed);
+        one_random_life(seed, seed % 4 != 0, &sum);
     }
+    /* They met what they are here to meet. */
+    assert_true(sum.preemptions > 500 && sum.cache_hits > 1000 && sum.kv_blocks_cached > 1000);
 }
 
 int main(void)
