@@ -230,6 +230,23 @@ def check_ids(c, r, a):
     r.check([t.id for t in y.tokens] == [t.id for t in x.tokens][3:], "a prompt longer by its answer goes on as before")
 
 
+def check_prefix(c, r):
+    """What an earlier request has computed is not computed again, and the answer is the same."""
+    ids = [3 + i * i % 251 for i in range(100)]
+    fields = dict(max_tokens=40, temperature=1.0, seed=11, logprobs=2, ignore_eos=True)
+    cold, warm = (c.generate(ids, **fields) for _ in range(2))
+    r.check(cold.finished.usage.cached_tokens == 0, "a new prompt is computed", cold.finished.usage)
+    r.check(warm.finished.usage.cached_tokens == 96, "a known one but for its last block", warm.finished.usage)
+    r.check(list(cold.tokens) == list(warm.tokens), "with the same tokens and log-probabilities")
+    longer = c.generate(ids + [t.id for t in cold.tokens][:30], max_tokens=1, temperature=0)
+    r.check(longer.finished.usage.cached_tokens == 128, "the answer's own blocks are known too", longer.finished.usage)
+    end = time.monotonic() + 5
+    while time.monotonic() < end and all(p.cache_hits < 2 for p in c.status().replicas):
+        time.sleep(0.05)
+    r.check(any(p.cache_hits >= 2 and p.cache_tokens >= 224 and p.kv_blocks_cached > 0 for p in c.status().replicas),
+            "status counts hits, tokens and kept blocks")
+
+
 def check_sampling(c, r):
     fields = dict(max_tokens=32, temperature=1.2, top_k=50, top_p=0.95, min_p=0.01, ignore_eos=True)
     one, two = (Answer(c.stream(seed=7, **fields)) for _ in range(2))
@@ -446,6 +463,7 @@ def main():
         part("model", check_model)
         part("stream", check_stream, "model")
         part("ids", check_ids, "stream")
+        part("prefix", check_prefix)
         part("sampling", check_sampling)
         part("logprobs", check_logprobs)
         part("stops", check_stops)

@@ -275,6 +275,22 @@ static void test_opts_help__works_whatever_else_is_wrong(void **state UNUSED)
     assert_string_equal(got.host, "-h");
 }
 
+static void test_opts_switch__is_on_or_off_and_nothing_else(void **state UNUSED)
+{
+    struct err err = ERR_INIT;
+    bool on = true;
+
+    assert_int_equal(opts_switch("cache", "off", &on, &err), ST_OK);
+    assert_false(on);
+    assert_int_equal(opts_switch("cache", NULL, &on, &err), ST_OK);
+    assert_false(on);
+    assert_int_equal(opts_switch("cache", "on", &on, &err), ST_OK);
+    assert_true(on);
+    assert_int_equal(opts_switch("cache", "yes", &on, &err), ST_ERR_ARG);
+    assert_non_null(strstr(err.text, "--cache is \"yes\""));
+    assert_true(on);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -286,6 +302,7 @@ int main(void)
         cmocka_unit_test(test_opts__unknown_names_are_answered_with_the_nearest),
         cmocka_unit_test(test_opts__missing_and_spare_arguments_are_named),
         cmocka_unit_test(test_opts__a_list_has_a_bound),
+        cmocka_unit_test(test_opts_switch__is_on_or_off_and_nothing_else),
         cmocka_unit_test(test_opts_help__lists_every_option_with_bounds),
         cmocka_unit_test(test_opts_help__wraps_in_the_column_and_loses_no_word),
         cmocka_unit_test(test_opts_help__works_whatever_else_is_wrong),
