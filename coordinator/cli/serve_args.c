@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OWN_ROWS = 25 };
+enum { OWN_ROWS = 26 };
 
 static const char about[] =
     "Serves MODEL (a Hugging Face directory) over gRPC. Makes a plan, starts its ranks with "

@@ -277,7 +277,6 @@ static void test_opts_help__works_whatever_else_is_wrong(void **state UNUSED)
 
 static void test_opts_switch__is_on_or_off_and_nothing_else(void **state UNUSED)
 {
-    struct err err = ERR_INIT;
     bool on = true;
 
     assert_int_equal(opts_switch("cache", "off", &on, &err), ST_OK);

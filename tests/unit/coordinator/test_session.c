@@ -339,6 +339,7 @@ static void test_journal__holds_what_a_second_attempt_needs(void **state UNUSED)
     static const uint32_t one[] = { 1 };
 
     w->entry->seed = 77;
+    w->entry->cache_scope = 88;
     w->entry->deadline_ns = 5000000;
     assert_false(say(w, "abc"));
     const struct msg_submit m = journal_submit(w->entry, 2000000);
@@ -346,6 +347,7 @@ static void test_journal__holds_what_a_second_attempt_needs(void **state UNUSED)
     assert_int_equal(m.emitted[2], 'c');
     assert_int_equal(m.n_prompt, 2);
     assert_int_equal(m.seed, 77);
+    assert_int_equal(m.cache_scope, 88);
     assert_int_equal(m.deadline_us, 3000);
     assert_int_equal(journal_submit(w->entry, 9000000).deadline_us, 1); /* not "none" */
     assert_int_equal(journal_open(w->journal, "r", one, 1, &other, &err), ST_ERR_EXISTS);
