@@ -4,7 +4,9 @@
  *
  * GANTRY_TEST_DEVICE=cuda asks the same of a CUDA device: the undisturbed run and all others are on
  * device 0, whose ranks exchange by way of the host; =cuda-nccl gives each rank a device and NCCL
- * between them. Cases about CPUs and about the made-up device are left out then. */
+ * between them. Cases about CPUs and about the made-up device are left out then. With
+ * GANTRY_TEST_PLUGIN=build/simt/gantry_cuda.so "the device" is the kernels' own code on this
+ * processor. */
 #include "common/fixture.h"
 #include "replica/replica.h"
 

@@ -192,6 +192,19 @@ static bool is_cuda(enum replica_device device)
     return device == REPLICA_CUDA || device == REPLICA_CUDA_NCCL;
 }
 
+/* GANTRY_TEST_PLUGIN: that library in place of the one beside the program (tests/simt's, which runs
+ * the kernels on this processor, its ranks by turns: some minutes for all of test_bits). */
+static status cuda_ops(uint32_t index, const struct kern_ops **ops_p, struct err *err)
+{
+    const char *path = getenv("GANTRY_TEST_PLUGIN");
+
+    if (path == NULL) {
+        return kern_ops_cuda(index, ops_p, err);
+    }
+    return index == 0 ? kern_ops_cuda_from(path, 0, ops_p, err)
+                      : err_set(err, ST_ERR_NOT_FOUND, "%s has one device", path);
+}
+
 /* The tables of all ranks; before any of them lives. */
 static status choose_ops(struct player *players, uint32_t n, const struct replica_config *config,
                          struct err *err)
@@ -206,7 +219,7 @@ static status choose_ops(struct player *players, uint32_t n, const struct replic
     for (uint32_t i = 0; st == ST_OK && i < n; i++) {
         players[i].device = config->device == REPLICA_CUDA_NCCL ? i : 0;
         if (is_cuda(config->device)) {
-            st = kern_ops_cuda(players[i].device, &ops, err);
+            st = cuda_ops(players[i].device, &ops, err);
         }
         players[i].ops = ops;
         if (st == ST_OK && config->no_graphs && players[i].device < ARRAY_LEN(eager)) {
@@ -222,7 +235,7 @@ status replica_device_check(enum replica_device device, uint32_t n_ranks, struct
 {
     const struct kern_ops *ops = NULL;
     const uint32_t last = device == REPLICA_CUDA_NCCL ? n_ranks - 1 : 0;
-    status st = is_cuda(device) ? kern_ops_cuda(last, &ops, err) : ST_OK;
+    status st = is_cuda(device) ? cuda_ops(last, &ops, err) : ST_OK;
     char text[64];
 
     if (st == ST_OK && device == REPLICA_CUDA_NCCL) {
