@@ -158,8 +158,9 @@ static void request_complete(const struct serve_args *a, const struct serve_setu
     }
 }
 
-/* A rank has a device of its own, so its memory is that of one device; ranks on other hosts are
- * taken to have the like of this host's. */
+/* A rank has a device of its own, so its memory is that of one device; where the user has put all
+ * ranks on one by its number, they share it. Ranks on other hosts are taken to have the like of
+ * this host's. */
 static status request_device(const struct serve_args *a, const struct serve_setup *s,
                              struct plan_request *r, struct err *err)
 {
@@ -178,7 +179,11 @@ static status request_device(const struct serve_args *a, const struct serve_setu
                        "much a rank's device has, as in --memory 80GiB",
                        d->why);
     }
-    r->rank_memory_bytes = r->rank_memory_bytes != 0 ? r->rank_memory_bytes : d->memory_bytes;
+    if (r->rank_memory_bytes == 0) {
+        const uint32_t asked = MAX(r->tp, 1u) * MAX(r->pp, MAX(r->n_stage_layers, 1u));
+        const bool is_shared = s->is_local && s->device_word[0] != '\0';
+        r->rank_memory_bytes = d->memory_bytes / (is_shared ? MAX(asked, MAX(r->n_ranks, 1u)) : 1u);
+    }
     return ST_OK;
 }
 
@@ -206,13 +211,13 @@ static status plan_make(const struct serve_args *a, const struct model_desc *des
     struct plan_request request;
     status st = plan_device_word(opts.device, &word, err);
 
+    if (st == ST_OK && word.has_index) {
+        snprintf(s->device_word, sizeof(s->device_word), "cuda:%u", word.index);
+    }
     (void)(st || (st = cli_device_settle(&opts, &s->device, err)) ||
            (st = plan_opts_to_request(&opts, &request, err)) ||
            (st = request_device(a, s, &request, err)));
     if (st == ST_OK) {
-        if (word.has_index) {
-            snprintf(s->device_word, sizeof(s->device_word), "cuda:%u", word.index);
-        }
         request_complete(a, s, &request);
         st = plan_create(desc, &request, &s->plan, err);
     }
