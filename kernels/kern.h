@@ -91,7 +91,7 @@ struct kern_kv {
 };
 
 /* Which rows belong to which sequence. Arrays are device memory, written by copy_in. Rows of one
- * sequence are adjacent and in ascending position. */
+ * sequence are adjacent and at consecutive positions. */
 struct kern_rows_map {
     uint32_t n_rows; /* T */
     uint32_t n_seqs;

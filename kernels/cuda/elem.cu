@@ -16,6 +16,17 @@ static dim3 cover(const struct kern_stream *s, size_t n)
     return dim3(want < most ? want : most);
 }
 
+/* A grid for rows of `width` elements: columns in x, rows in y, so that no thread divides. */
+static dim3 rows_of(uint32_t n_rows, uint32_t width)
+{
+    return dim3(div_up(width, THREADS), n_rows < 65535 ? n_rows : 65535);
+}
+
+__device__ static uint32_t column()
+{
+    return blockIdx.x * blockDim.x + threadIdx.x;
+}
+
 __device__ static size_t first_index()
 {
     return (size_t)blockIdx.x * blockDim.x + threadIdx.x;
@@ -28,46 +39,48 @@ __device__ static size_t index_step()
 
 /* ---- rows of a table ---- */
 
-__global__ static void embed_kernel(float *x, struct kern_embed e, const uint32_t *ids, size_t n)
+__global__ static void embed_kernel(float *x, struct kern_embed e, const uint32_t *ids,
+                                    uint32_t n_rows)
 {
+    const uint32_t i = column();
+
     begin_op();
-    for (size_t i = first_index(); i < n; i += index_step()) {
-        const uint32_t id = ids[i / e.dim];
+    for (uint32_t t = blockIdx.y; i < e.dim && t < n_rows; t += gridDim.y) {
+        const uint32_t id = ids[t];
         float v = 0.0f;
 
         if (id >= e.row0 && id - e.row0 < e.n_rows) {
-            const size_t at = (size_t)(id - e.row0) * e.dim + i % e.dim;
+            const size_t at = (size_t)(id - e.row0) * e.dim + i;
 
             v = e.fmt == KERN_BF16 ? bf16_to_f32(((const uint16_t *)e.data)[at])
                                    : ((const float *)e.data)[at];
         }
-        x[i] = v + 0.0f;
+        x[(size_t)t * e.dim + i] = v + 0.0f;
     }
 }
 
 static void embed(struct kern_stream *s, float *x, const struct kern_embed *e, const uint32_t *ids,
                   uint32_t n_rows)
 {
-    const size_t n = (size_t)n_rows * e->dim;
-
-    cu_launch(s, "embed", embed_kernel, cover(s, n), THREADS, 0, x, *e, ids, n);
+    cu_launch(s, "embed", embed_kernel, rows_of(n_rows, e->dim), THREADS, 0, x, *e, ids, n_rows);
 }
 
 __global__ static void gather_kernel(float *dst, const float *src, const uint32_t *rows,
-                                     uint32_t dim, size_t n)
+                                     uint32_t n_rows, uint32_t dim)
 {
+    const uint32_t i = column();
+
     begin_op();
-    for (size_t i = first_index(); i < n; i += index_step()) {
-        dst[i] = src[(size_t)rows[i / dim] * dim + i % dim];
+    for (uint32_t t = blockIdx.y; i < dim && t < n_rows; t += gridDim.y) {
+        dst[(size_t)t * dim + i] = src[(size_t)rows[t] * dim + i];
     }
 }
 
 static void gather(struct kern_stream *s, float *dst, const float *src, const uint32_t *rows,
                    uint32_t n_rows, uint32_t dim)
 {
-    const size_t n = (size_t)n_rows * dim;
-
-    cu_launch(s, "gather", gather_kernel, cover(s, n), THREADS, 0, dst, src, rows, dim, n);
+    cu_launch(s, "gather", gather_kernel, rows_of(n_rows, dim), THREADS, 0, dst, src, rows, n_rows,
+              dim);
 }
 
 /* ---- sums of two ---- */
@@ -92,39 +105,40 @@ static void add(struct kern_stream *s, float *dst, const float *a, const float *
     cu_launch(s, "add", add_kernel, cover(s, (n + 3) / 4), THREADS, 0, dst, a, b, n);
 }
 
-__global__ static void add_bias_kernel(float *y, const float *b, uint32_t width, size_t n)
+__global__ static void add_bias_kernel(float *y, const float *b, uint32_t n_rows, uint32_t n)
 {
+    const uint32_t i = column();
+
     begin_op();
-    for (size_t i = first_index(); i < n; i += index_step()) {
-        y[i] = y[i] + b[i % width];
+    for (uint32_t t = blockIdx.y; i < n && t < n_rows; t += gridDim.y) {
+        y[(size_t)t * n + i] = y[(size_t)t * n + i] + b[i];
     }
 }
 
 static void add_bias(struct kern_stream *s, float *y, const float *b, uint32_t n_rows, uint32_t n)
 {
-    const size_t total = (size_t)n_rows * n;
-
-    cu_launch(s, "add_bias", add_bias_kernel, cover(s, total), THREADS, 0, y, b, n, total);
+    cu_launch(s, "add_bias", add_bias_kernel, rows_of(n_rows, n), THREADS, 0, y, b, n_rows, n);
 }
 
-__global__ static void silu_mul_kernel(void *y, enum kern_fmt fmt, const float *gu, uint32_t ffn,
-                                       size_t n)
+__global__ static void silu_mul_kernel(void *y, enum kern_fmt fmt, const float *gu, uint32_t n_rows,
+                                       uint32_t ffn)
 {
+    const uint32_t i = column();
+
     begin_op();
-    for (size_t i = first_index(); i < n; i += index_step()) {
-        const float *gate = gu + i / ffn * 2 * ffn + i % ffn;
+    for (uint32_t t = blockIdx.y; i < ffn && t < n_rows; t += gridDim.y) {
+        const float *gate = gu + (size_t)t * 2 * ffn + i;
         const float x = gate[0];
 
-        store_fmt(y, fmt, i, x / (1.0f + k_expf(-x)) * gate[ffn]);
+        store_fmt(y, fmt, (size_t)t * ffn + i, x / (1.0f + k_expf(-x)) * gate[ffn]);
     }
 }
 
 static void silu_mul(struct kern_stream *s, void *y, enum kern_fmt fmt, const float *gu,
                      uint32_t n_rows, uint32_t ffn)
 {
-    const size_t n = (size_t)n_rows * ffn;
-
-    cu_launch(s, "silu_mul", silu_mul_kernel, cover(s, n), THREADS, 0, y, fmt, gu, ffn, n);
+    cu_launch(s, "silu_mul", silu_mul_kernel, rows_of(n_rows, ffn), THREADS, 0, y, fmt, gu, n_rows,
+              ffn);
 }
 
 /* ---- norms ---- */
@@ -254,18 +268,16 @@ static void qk_norm(struct kern_stream *s, float *qkv, const struct kern_qkv *g,
 /* ---- positions and the cache ---- */
 
 __global__ static void rope_kernel(float *qkv, struct kern_qkv g, struct kern_rope rope,
-                                   const uint32_t *pos, size_t n)
+                                   const uint32_t *pos, uint32_t n_rows)
 {
-    const uint32_t half = g.head_dim / 2, n_heads = g.n_heads + g.n_kv_heads;
-    const uint32_t all = g.n_heads + 2 * g.n_kv_heads;
+    const uint32_t half = g.head_dim / 2, i = column(), d = i % half, h = i / half;
+    const size_t row = (size_t)(g.n_heads + 2 * g.n_kv_heads) * g.head_dim;
 
     begin_op();
-    for (size_t i = first_index(); i < n; i += index_step()) {
-        const uint32_t d = (uint32_t)(i % half), h = (uint32_t)(i / half % n_heads);
-        const size_t t = i / half / n_heads;
-        const float c = rope.cos[(size_t)pos[t] * half + d],
-                    s = rope.sin[(size_t)pos[t] * half + d];
-        float *x = qkv + (t * all + h) * g.head_dim + d;
+    for (uint32_t t = blockIdx.y; h < g.n_heads + g.n_kv_heads && t < n_rows; t += gridDim.y) {
+        const size_t at = (size_t)pos[t] * half + d;
+        const float c = rope.cos[at], s = rope.sin[at];
+        float *x = qkv + t * row + (size_t)h * g.head_dim + d;
         const float x1 = x[0], x2 = x[half];
 
         x[0] = fmaf(x1, c, -(x2 * s));
@@ -276,26 +288,25 @@ __global__ static void rope_kernel(float *qkv, struct kern_qkv g, struct kern_ro
 static void rope(struct kern_stream *s, float *qkv, const struct kern_qkv *g,
                  const struct kern_rope *rope, const struct kern_rows_map *map)
 {
-    const size_t n = (size_t)map->n_rows * (g->n_heads + g->n_kv_heads) * (g->head_dim / 2);
+    const uint32_t width = (g->n_heads + g->n_kv_heads) * (g->head_dim / 2);
 
-    cu_launch(s, "rope", rope_kernel, cover(s, n), THREADS, 0, qkv, *g, *rope, map->pos, n);
+    cu_launch(s, "rope", rope_kernel, rows_of(map->n_rows, width), THREADS, 0, qkv, *g, *rope,
+              map->pos, map->n_rows);
 }
 
 /* A thread stores one element of k and one of v. */
 __global__ static void kv_store_kernel(struct kern_kv kv, const float *qkv, struct kern_qkv g,
-                                       struct kern_rows_map map, size_t n)
+                                       struct kern_rows_map map)
 {
-    const uint32_t all = g.n_heads + 2 * g.n_kv_heads;
+    const uint32_t i = column(), d = i % g.head_dim, h = i / g.head_dim;
+    const size_t row = (size_t)(g.n_heads + 2 * g.n_kv_heads) * g.head_dim;
 
     begin_op();
-    for (size_t i = first_index(); i < n; i += index_step()) {
-        const uint32_t d = (uint32_t)(i % g.head_dim);
-        const uint32_t h = (uint32_t)(i / g.head_dim % g.n_kv_heads);
-        const size_t t = i / g.head_dim / g.n_kv_heads;
+    for (uint32_t t = blockIdx.y; h < g.n_kv_heads && t < map.n_rows; t += gridDim.y) {
         const uint32_t pos = map.pos[t], slot = pos % KERN_KV_BLOCK;
         const uint32_t block =
             map.tables[(size_t)map.seq[t] * map.table_stride + pos / KERN_KV_BLOCK];
-        const float *k = qkv + (t * all + g.n_heads + h) * g.head_dim + d;
+        const float *k = qkv + t * row + (size_t)(g.n_heads + h) * g.head_dim + d;
         const size_t base = cu_kv_base(&kv, block, h);
 
         store_fmt(kv.k, kv.fmt, base + cu_k_at(&kv, d, slot), k[0]);
@@ -306,9 +317,8 @@ __global__ static void kv_store_kernel(struct kern_kv kv, const float *qkv, stru
 static void kv_store(struct kern_stream *s, const struct kern_kv *kv, const float *qkv,
                      const struct kern_qkv *g, const struct kern_rows_map *map)
 {
-    const size_t n = (size_t)map->n_rows * g->n_kv_heads * g->head_dim;
-
-    cu_launch(s, "kv_store", kv_store_kernel, cover(s, n), THREADS, 0, *kv, qkv, *g, *map, n);
+    cu_launch(s, "kv_store", kv_store_kernel, rows_of(map->n_rows, g->n_kv_heads * g->head_dim),
+              THREADS, 0, *kv, qkv, *g, *map);
 }
 
 void cu_ops_elem(struct kern_ops *ops)
