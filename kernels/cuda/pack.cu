@@ -147,6 +147,7 @@ static void mat_pack(struct kern_stream *s, struct kern_mat *mat, const struct k
         cu_launch(s, "mat_pack", pack_mat_kernel, dim3(div_up(mat->k, 256), n), 256, 0,
                   (char *)mat->data, *mat, n_steps, part);
     }
+    s->fence = true;
     if (pinned) {
         cu_note(s, cudaStreamSynchronize(s->raw), "copy of weights");
     }
@@ -165,6 +166,7 @@ static void embed_pack(struct kern_stream *s, struct kern_embed *e, const struct
         cu_launch(s, "embed_pack", pack_embed_kernel, dim3(div_up((size_t)n * e->dim, 1024)), 256,
                   0, (char *)e->data, e->fmt, e->dim, part);
     }
+    s->fence = true;
     if (pinned) {
         cu_note(s, cudaStreamSynchronize(s->raw), "copy of weights");
     }

@@ -10,7 +10,8 @@
  * blocks may start while the one before still runs, and `begin_op` waits until all of that is done
  * and visible. Every kernel calls it before it touches anything that another op writes - every
  * thread, also of blocks that have nothing to do, or the op after would not be ordered behind the
- * op before. Only a product reads weights (constant) ahead of it. */
+ * op before. Only a product reads weights ahead of it; they are constant but for packing, after which
+ * the next kernel is queued without overlap (`fence`). */
 #ifndef KERNELS_CUDA_STREAM_CUH
 #define KERNELS_CUDA_STREAM_CUH
 
@@ -39,6 +40,7 @@ struct kern_stream {
     uint32_t stage; /* in use */
     uint32_t n_sm, compute_version;
     bool overlap;      /* programmatic serialisation is on */
+    bool fence;        /* the next kernel starts only after all before it: weights were written */
     bool recording;    /* between graph_begin and graph_end */
     cudaError_t error; /* first failure of a queued op, or cudaSuccess */
     const char *error_op;
@@ -82,7 +84,8 @@ static inline void cu_launch(struct kern_stream *s, const char *what, void (*ker
     config.dynamicSmemBytes = smem;
     config.stream = s->raw;
     config.attrs = attr;
-    config.numAttrs = s->overlap ? 1 : 0;
+    config.numAttrs = s->overlap && !s->fence ? 1 : 0;
+    s->fence = false;
     if (smem > 48u << 10) {
         cu_note(
             s, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem),
