@@ -25,7 +25,7 @@ static void run_graph(struct check *c)
 {
     const size_t bytes = ROWS * DIM * 4;
     float *w = check_floats(c, DIM, 1.0f), *eager = check_host(bytes), *got = check_host(bytes);
-    float *in, *out, *dx = check_up(c, NULL, bytes), *dw = check_up(c, w, DIM * 4);
+    float *in = NULL, *out = NULL, *dx = check_up(c, NULL, bytes), *dw = check_up(c, w, DIM * 4);
     float *dy = check_up(c, NULL, bytes);
     struct kern_graph *graph = NULL;
     struct err err = ERR_INIT;
@@ -33,7 +33,11 @@ static void run_graph(struct check *c)
               c->ops->host_alloc(c->s, bytes, (void **)&out, &err) == ST_OK;
 
     check_sync(c);
-    ok = ok && c->ops->graph_begin(c->s, &err) == ST_OK;
+    if (!ok) {
+        check_true(c, err.text, false);
+        return;
+    }
+    ok = c->ops->graph_begin(c->s, &err) == ST_OK;
     c->ops->copy_in_later(c->s, dx, in, bytes);
     c->ops->rmsnorm(c->s, dy, KERN_F32, dx, dw, ROWS, DIM, 1e-5f);
     c->ops->add(c->s, dy, dy, dx, ROWS * DIM);
