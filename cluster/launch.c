@@ -50,7 +50,7 @@ struct launch {
 
 /* ---- start ---- */
 
-static status open_log(struct launch *l, const char *dir, struct err *err)
+static status open_log(struct launch *l, const char *dir, const char *name, struct err *err)
 {
     char path[4096];
 
@@ -58,7 +58,8 @@ static status open_log(struct launch *l, const char *dir, struct err *err)
     if (!dir) {
         return ST_OK;
     }
-    if (snprintf(path, sizeof(path), "%s/mpirun.log", dir) >= (int)sizeof(path)) {
+    if (snprintf(path, sizeof(path), "%s/%s", dir, name ? name : "mpirun.log") >=
+        (int)sizeof(path)) {
         return err_set(err, ST_ERR_ARG, "the log folder's name has more than %zu bytes",
                        sizeof(path));
     }
@@ -89,7 +90,7 @@ status launch_start(const struct launch_config *config, struct launch **launch_p
         st = launch_command(config, major, argv, LAUNCH_ARGS_MAX, &text, err);
     }
     if (st == ST_OK) {
-        st = open_log(l, config->log_dir, err);
+        st = open_log(l, config->log_dir, config->log_name, err);
     }
     if (st == ST_OK) {
         process.out_fd = l->log_fd;

@@ -23,6 +23,7 @@ struct launch_config {
     const char *program;     /* absolute path of gantry on every host */
     const char *const *args; /* NULL-ended, after the program: "worker", "--run-dir", ... */
     const char *log_dir;     /* mpirun's own output goes to log_dir/mpirun.log; NULL: to stderr */
+    const char *log_name;    /* NULL: "mpirun.log" */
     const char *extra;       /* more mpirun options, split at spaces; NULL: none */
     bool oversubscribe;      /* more ranks than cores on some host */
     bool outlive;            /* the job goes on when the process that started it dies */

@@ -120,6 +120,9 @@ status coord_create(struct rpc_loop *loop, const struct coord_config *config,
         st = replica_init(c, err);
     }
     if (st == ST_OK) {
+        st = detect_start(c);
+    }
+    if (st == ST_OK) {
         const struct msg_str set = msg_descriptors();
         st = rpc_reflect_create(set.data, set.len, &c->reflect, err);
     }
@@ -140,6 +143,7 @@ void coord_destroy(struct coord *c)
         return;
     }
     rpc_timer_set(c->loop, &c->stop_timer, CLOCK_NEVER);
+    detect_stop(c);
     replica_fini(c);
     rpc_server_destroy(c->public_server);
     rpc_server_destroy(c->control_server);
@@ -196,7 +200,7 @@ enum coord_state coord_state(const struct coord *c)
 
 const char *coord_weights_digest(const struct coord *c)
 {
-    return c->replica.digest_hex;
+    return c->digest_hex;
 }
 
 const char *coord_failure(const struct coord *c, status *code_p)
@@ -207,13 +211,17 @@ const char *coord_failure(const struct coord *c, status *code_p)
 
 void coord_progress(const struct coord *c, struct coord_progress *progress_p)
 {
-    struct coord_progress p = { .n_ranks = c->replica.n_ranks,
-                                .n_attached = c->replica.n_attached,
-                                .n_ready = c->replica.n_ready };
+    struct coord_progress p = { .n_ranks = 0 };
 
-    for (uint32_t i = 0; i < c->replica.n_ranks; i++) {
-        p.loaded_bytes += c->replica.ranks[i].heartbeat.loaded_bytes;
-        p.weight_bytes += c->replica.ranks[i].heartbeat.weight_bytes;
+    for (uint32_t i = 0; i < c->n_replicas; i++) {
+        const struct replica *r = &c->replicas[i];
+        p.n_ranks += r->n_ranks;
+        p.n_attached += r->n_attached;
+        p.n_ready += r->n_ready;
+        for (uint32_t k = 0; k < r->n_ranks; k++) {
+            p.loaded_bytes += r->ranks[k].heartbeat.loaded_bytes;
+            p.weight_bytes += r->ranks[k].heartbeat.weight_bytes;
+        }
     }
     *progress_p = p;
 }
@@ -228,14 +236,6 @@ void coord_set_state(struct coord *c, enum coord_state state)
     if (c->config.on_change != NULL) {
         c->config.on_change(c->config.arg, state);
     }
-}
-
-void coord_job_ended(struct coord *c, const char *text)
-{
-    coord_enter(c);
-    /* The weakest sign: what a rank said, or whose stream broke first, tells more. */
-    replica_sign(c, SIGN_JOB_ENDED, ST_ERR_PEER, text);
-    coord_leave(c);
 }
 
 /* ---- stopping ---- */
@@ -261,6 +261,14 @@ static void control_down(void *arg)
     }
 }
 
+static uint32_t n_attached(const struct coord *c)
+{
+    struct coord_progress p;
+
+    coord_progress(c, &p);
+    return p.n_attached;
+}
+
 static void stop_step(void *arg)
 {
     struct coord *c = arg;
@@ -268,9 +276,9 @@ static void stop_step(void *arg)
 
     coord_enter(c);
     if (!c->ranks_are_told) {
-        const bool has_failed = c->replica.state == REPLICA_FAILED;
-        const bool drains = journal_count(c->journal) > 0 && now < c->grace_end_ns;
-        if (has_failed ? c->failure[0] == '\0' : drains) { /* failed: until it is known why */
+        const bool drains =
+            journal_count(c->journal) > 0 && now < c->grace_end_ns && route_count(c) > 0;
+        if (blame_is_pending(c) || drains) { /* pending: until it is known why */
             rpc_timer_set(c->loop, &c->stop_timer, now + 20 * NS_PER_MS);
             coord_leave(c);
             return;
@@ -282,7 +290,7 @@ static void stop_step(void *arg)
         c->grace_end_ns = now + STOP_RANKS_MS * NS_PER_MS;
         rpc_server_shutdown(c->public_server, NS_PER_S, public_down, c);
     }
-    if (c->replica.n_attached > 0 && now < c->grace_end_ns) {
+    if (n_attached(c) > 0 && now < c->grace_end_ns) {
         rpc_timer_set(c->loop, &c->stop_timer, now + 20 * NS_PER_MS);
     } else {
         rpc_server_shutdown(c->control_server, 0, control_down, c);
@@ -303,8 +311,14 @@ void coord_stop(struct coord *c, uint64_t grace_ns, rpc_fn done, void *arg)
     c->grace_end_ns = end_ns;
     c->on_stopped = done;
     c->on_stopped_arg = arg;
-    if (c->replica.state != REPLICA_FAILED) {
-        c->replica.state = REPLICA_DRAINING;
+    blame_stop(c);
+    for (uint32_t i = 0; i < c->n_replicas; i++) {
+        if (replica_is_alive(&c->replicas[i])) {
+            c->replicas[i].state = REPLICA_DRAINING;
+        }
+    }
+    coord_judge(c);
+    if (c->state != COORD_FAILED) {
         coord_set_state(c, COORD_DRAINING);
     }
     c->stop_timer.fn = stop_step;

@@ -4,8 +4,11 @@
  *      ▲                                    │     ▲                         │  (an Attach stream each)
  *      └─────────────── text ◄──────────────┘     └───────── Events ◄───────┘
  *
- *   STARTING ──every rank Ready──► SERVING ──coord_stop──► DRAINING
- *       └──── a rank or the job is lost ────► FAILED ◄──────┘ (SERVING too)
+ *   STARTING ──a replica is ready──► SERVING ──coord_stop──► DRAINING
+ *       │                            │   ▲ one is ready again
+ *       │                none serves ▼   │
+ *       │                          RECOVERING
+ *       └── no replica is left that could be started again ──► FAILED ◄── (from all of them)
  *
  * One thread owns it all: the one inside rpc_loop_run; every call below is made there or before it
  * runs. Nothing here starts processes or reads files; coordinator/cli/serve.c does. */
@@ -18,15 +21,26 @@
 #include "partition/plan.h"
 #include "proto/msg.h"
 
-enum coord_state { COORD_STARTING, COORD_SERVING, COORD_DRAINING, COORD_FAILED };
+enum coord_state {
+    COORD_STARTING,
+    COORD_SERVING,    /* at least one replica is */
+    COORD_RECOVERING, /* none is now, one is started again; streams wait */
+    COORD_DRAINING,
+    COORD_FAILED
+};
 
 struct coord_config {
     const struct plan *plan;     /* borrowed, with the model's description */
     const struct tokenizer *tok; /* borrowed */
     const struct clock *clock;   /* NULL: clock_real() */
     const char *build;           /* NULL: msg_build(); what a rank's Hello must carry */
-    uint32_t replica, generation;
-    uint32_t queue_max; /* streams open at a time; 0: 256 */
+    uint32_t n_replicas;         /* 0: 1 */
+    uint32_t generation;         /* of their first starts */
+    uint32_t retries;            /* replicas that may be lost under one request */
+    uint32_t restarts;           /* of one replica in a row, without serving in between */
+    uint64_t hang_ns;            /* a rank that is silent or stuck for longer is lost; 0: never */
+    uint64_t start_ns;           /* a restart that takes longer has failed; 0: never */
+    uint32_t queue_max;          /* streams open at a time; 0: 256 */
 
     const char *listen; /* of the public server */
     const char *token;  /* bearer token asked of clients; NULL: none */
@@ -36,16 +50,20 @@ struct coord_config {
 
     /* The state has changed. May stop the loop, may not destroy the coordinator. */
     void (*on_change)(void *arg, enum coord_state state);
-    /* NULL, or asked when ranks are lost: does the launcher know which one a signal ended first?
-     * signal_p takes the words ("signal 9 (Killed)"). */
-    bool (*culprit)(void *arg, uint32_t *rank_p, char *signal_p, size_t signal_bytes);
+    /* NULL, or asked when ranks are lost: does the launcher know which one of the replica a signal
+     * ended first? signal_p takes the words ("signal 9 (Killed)"). */
+    bool (*culprit)(void *arg, uint32_t replica, uint32_t *rank_p, char *signal_p,
+                    size_t signal_bytes);
+    /* A replica is lost: end its job wholly, and after delay_ns (CLOCK_NEVER: not again) call
+     * coord_replica_restart and start another. NULL: nobody can, what is lost stays lost. */
+    void (*on_lost)(void *arg, uint32_t replica, uint64_t delay_ns);
     void *arg;
 };
 
 /* How far the ranks are. */
 struct coord_progress {
-    uint32_t n_ranks, n_attached, n_ready;
-    uint64_t loaded_bytes, weight_bytes; /* over all ranks that have said so */
+    uint32_t n_ranks, n_attached, n_ready; /* of all replicas */
+    uint64_t loaded_bytes, weight_bytes;   /* over all ranks that have said so */
 };
 
 struct coord;
@@ -66,8 +84,12 @@ const char *coord_weights_digest(const struct coord *c);
 /* Why the state is FAILED: one sentence that names the rank, and its status. "" before that. */
 const char *coord_failure(const struct coord *c, status *code_p);
 
-/* The job that carries the ranks has ended by itself; `text` says what the launcher saw. */
-void coord_job_ended(struct coord *c, const char *text);
+/* The job that carries the ranks of a replica has ended by itself, or could not be started; `text`
+ * says what the launcher saw. */
+void coord_job_ended(struct coord *c, uint32_t replica, const char *text);
+/* After on_lost, when nothing of the old job is left: its ranks may attach again, with the
+ * generation that is returned. */
+uint32_t coord_replica_restart(struct coord *c, uint32_t replica);
 
 /* Refuse new streams, let the running ones end within grace_ns, tell the ranks to stop, close both
  * servers, then call done(arg). Again with a shorter grace: that one counts. */

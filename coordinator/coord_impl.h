@@ -4,6 +4,9 @@
  *   front.c    Generate, GenerateStream, GetModel: requests in, sessions out
  *   health.c   grpc.health.v1: Check, Watch
  *   replica.c  Attach: ranks come, speak and go; events to sessions
+ *   route.c    which replica a stream runs on; moving streams from a lost one
+ *   blame.c    a replica is lost: why, and does it come back; the state of the whole
+ *   detect.c   ranks that are silent, stuck or overdue
  *   status.c   GetStatus
  *   coord.c    life, state, stopping
  *
@@ -26,7 +29,8 @@ enum {
     CONTROL_ARENA_BYTES = 256 << 20,
     RATE_SLOTS = 25, /* of 200 ms each: tokens per second over the last 5 s */
     RATE_SLOT_MS = 200,
-    RANK_SILENT_S = 5,
+    WATCH_MS = 100,
+    REPLICAS_MAX = 1024,
     VERDICT_MS = 250, /* signs of a failure are collected this long before one is blamed */
     STOP_RANKS_MS = 5000
 };
@@ -59,12 +63,13 @@ enum replica_state {
     REPLICA_LOADING,  /* all have attached, some are not Ready */
     REPLICA_SERVING,
     REPLICA_DRAINING,
-    REPLICA_FAILED
+    REPLICA_LOST,  /* its streams have left; after the verdict it waits for another start */
+    REPLICA_FAILED /* and is not started again */
 };
 
 struct rank {
     struct rpc_call *call; /* NULL: not attached */
-    bool was_attached, is_ready, is_silent;
+    bool was_attached, is_ready;
     char host[64], kernels[32], phase[32];
     uint32_t pid;
     struct msg_heartbeat heartbeat; /* .phase is not kept: see `phase` */
@@ -74,7 +79,8 @@ struct rank {
 struct attach { /* one Attach stream */
     struct coord *coord;
     struct rpc_call *call;
-    int32_t rank; /* -1 before a good Hello */
+    struct replica *replica; /* NULL before a good Hello */
+    int32_t rank;            /* -1 before a good Hello, and once it was cut off */
 };
 
 /* What may have killed the replica; the best one is blamed, of equals the first. */
@@ -86,14 +92,36 @@ struct sign {
     char text[ERR_TEXT_BYTES];
 };
 
+struct rate {
+    uint32_t slots[RATE_SLOTS];
+    uint64_t newest; /* number of the newest slot since the clock's start */
+};
+
 struct replica {
+    struct coord *coord;
+    uint32_t index, generation;
     enum replica_state state;
     struct rank *ranks; /* [n_ranks] owned */
     uint32_t n_ranks, n_attached, n_ready;
-    struct hash128 digest;
-    char digest_hex[HASH_HEX_BYTES];
+    struct rate rate;
+    uint64_t n_events; /* messages with tokens or ends */
+
+    /* route.c: what its streams may come to need */
+    uint32_t n_streams;
+    uint64_t n_blocks;
+
+    /* blame.c */
     struct sign sign;
-    struct rpc_timer verdict_timer, silence_timer;
+    struct rpc_timer verdict_timer;
+    bool has_verdict;    /* of the generation that is LOST or FAILED */
+    status why_code;     /* of the last loss */
+    uint32_t n_losses;   /* in all */
+    uint32_t n_restarts; /* since it served last */
+    uint64_t started_ns;
+    char why[ERR_TEXT_BYTES];
+
+    /* detect.c */
+    uint64_t mark, moved_ns; /* what its ranks had done, and when that changed last */
 };
 
 /* ---- all of it ---- */
@@ -114,13 +142,16 @@ struct coord {
     struct arena arena;          /* of the message being read */
     struct buf out;              /* of the message being written */
     struct watcher *watchers;
-    struct replica replica;
+    struct replica *replicas; /* [n_replicas] owned */
+    uint32_t n_replicas;
+    bool has_served;
+    struct hash128 digest; /* of the weights: all replicas must have the same */
+    char digest_hex[HASH_HEX_BYTES];
+    struct rpc_timer watch_timer;
+    uint64_t watch_due_ns;
     struct front_call *dirty, *dead;
     uint32_t depth; /* of callbacks */
     uint64_t n_request_ids;
-
-    uint32_t rate[RATE_SLOTS];
-    uint64_t rate_slot; /* number of the newest slot since the clock's start */
 
     /* stopping */
     bool is_stopping, public_is_down, control_is_down, ranks_are_told;
@@ -141,9 +172,12 @@ void front_generate_stream(void *arg, struct rpc_call *call, const void *data, s
 void front_get_model(void *arg, struct rpc_call *call, const void *data, size_t len);
 void front_writable(void *arg, struct rpc_call *call);
 void front_done(void *arg, struct rpc_call *call, bool cancelled);
-/* Events of the leader; what belongs to no open stream or an older attempt is dropped. */
-void front_token(struct coord *c, const struct msg_token *t);
-void front_finish(struct coord *c, const struct msg_finish *f);
+/* Events of a leader; what belongs to no open stream, an older attempt or another replica is
+ * dropped. */
+void front_token(struct replica *r, const struct msg_token *t);
+void front_finish(struct replica *r, const struct msg_finish *f);
+bool front_is_running(const struct journal_entry *e); /* its answer is not complete */
+void front_fail(struct journal_entry *e, status st, const char *text);
 void front_flush_dirty(struct coord *c);
 void front_fail_all(struct coord *c, status st, const char *text);
 
@@ -160,16 +194,37 @@ void replica_fini(struct coord *c);
 void replica_attach_open(void *arg, struct rpc_call *call, const void *data, size_t len);
 void replica_attach_message(void *arg, struct rpc_call *call, const void *data, size_t len);
 void replica_attach_done(void *arg, struct rpc_call *call, bool cancelled);
-status replica_send_leader(struct coord *c, const struct msg_coord *m);
+status replica_send_leader(struct replica *r, const struct msg_coord *m);
 void replica_stop_ranks(struct coord *c);
-void replica_sign(struct coord *c, enum sign_weight weight, status code, const char *text);
 const char *replica_state_name(enum replica_state state);
+
+/* route.c */
+/* Place a new stream. ST_ERR_LIMIT: the replica takes no more now. */
+status route_submit(struct coord *c, struct journal_entry *e, struct err *err);
+void route_cancel(struct coord *c, const struct journal_entry *e);
+void route_leave(struct coord *c, struct journal_entry *e); /* it counts nowhere any more */
+void route_waiting(struct coord *c);                        /* place what waits */
+void route_evacuate(struct replica *r);
+void route_resumed(struct coord *c, struct journal_entry *e);
+uint32_t route_count(const struct coord *c); /* replicas that take streams */
+
+/* blame.c */
+void blame_init(struct replica *r);
+void blame_stop(struct coord *c);
+bool blame_is_pending(const struct coord *c);
+void replica_sign(struct replica *r, enum sign_weight weight, status code, const char *text);
+bool replica_is_alive(const struct replica *r); /* neither LOST nor FAILED */
+void coord_judge(struct coord *c);              /* the state that follows from the replicas' */
+
+/* detect.c */
+status detect_start(struct coord *c);
+void detect_stop(struct coord *c);
 
 /* status.c */
 void status_get(void *arg, struct rpc_call *call, const void *data, size_t len);
 void status_call_done(void *arg, struct rpc_call *call, bool cancelled);
-void status_count_tokens(struct coord *c, uint32_t n);
-double status_tokens_per_second(struct coord *c);
+void status_count_tokens(struct replica *r, uint32_t n);
+double status_tokens_per_second(struct replica *r);
 const char *coord_state_name(enum coord_state state);
 
 #endif

@@ -208,8 +208,9 @@ static status entry_open(struct coord *c, const struct msg_generate *m, const st
 
 static status serving_check(const struct coord *c, struct err *err)
 {
-    const struct replica *r = &c->replica;
+    struct coord_progress p;
 
+    coord_progress(c, &p);
     switch (c->state) {
     case COORD_SERVING:
         return ST_OK;
@@ -217,26 +218,18 @@ static status serving_check(const struct coord *c, struct err *err)
         return err_set(err, ST_ERR_UNAVAILABLE,
                        "the model is loading: %u of %u ranks have attached, %u are ready; try "
                        "again soon",
-                       r->n_attached, r->n_ranks, r->n_ready);
+                       p.n_attached, p.n_ranks, p.n_ready);
+    case COORD_RECOVERING:
+        return err_set(err, ST_ERR_UNAVAILABLE,
+                       "no replica serves now; what was lost is being started again: %u of %u "
+                       "ranks have attached, %u are ready; try again soon",
+                       p.n_attached, p.n_ranks, p.n_ready);
     case COORD_DRAINING:
         return err_set(err, ST_ERR_UNAVAILABLE, "the service is shutting down");
     case COORD_FAILED:
-        return err_set(err, ST_ERR_UNAVAILABLE, "%s",
-                       c->failure[0] != '\0' ? c->failure : "the replica is lost");
+        return err_set(err, ST_ERR_UNAVAILABLE, "%s", c->failure);
     }
     return ST_ERR_INTERNAL;
-}
-
-static status leader_submit(struct coord *c, const struct journal_entry *e, struct err *err)
-{
-    const struct msg_coord m = { .kind = MSG_SUBMIT, .submit = journal_submit(e, coord_now(c)) };
-    const status st = replica_send_leader(c, &m);
-
-    if (st == ST_BUSY) {
-        return err_set(err, ST_ERR_LIMIT,
-                       "the replica takes no more requests now; try again later");
-    }
-    return st < 0 ? err_set(err, ST_ERR_UNAVAILABLE, "the replica is lost") : ST_OK;
 }
 
 static status call_open(struct coord *c, struct rpc_call *call, const struct msg_generate *m,
@@ -257,7 +250,7 @@ static status call_open(struct coord *c, struct rpc_call *call, const struct msg
                                            .stop = m->stop,
                                            .n_stop = m->n_stop,
                                            .profile = c->config.plan->profile,
-                                           .weights_digest = c->replica.digest_hex,
+                                           .weights_digest = c->digest_hex,
                                            .model = c->desc->name,
                                            .is_unary = is_unary,
                                            .arrived_ns = coord_now(c),
@@ -287,9 +280,10 @@ static status stream_open(struct coord *c, struct rpc_call *call, const struct m
     e->deadline_ns = rpc_call_deadline_ns(call);
     st = call_open(c, call, m, e, is_unary, &f, err);
     if (st == ST_OK) {
-        st = leader_submit(c, e, err);
+        st = route_submit(c, e, err);
     }
     if (st < 0) {
+        route_leave(c, e);
         journal_close(c->journal, e);
         if (f != NULL) {
             session_destroy(f->session);
@@ -332,19 +326,9 @@ static status request_read(struct coord *c, const void *data, size_t len, struct
 static void entry_close(struct front_call *f)
 {
     if (f->entry != NULL) {
+        route_leave(f->coord, f->entry);
         journal_close(f->coord->journal, f->entry);
         f->entry = NULL;
-    }
-}
-
-/* Tell the leader that nobody wants this stream any more. */
-static void leader_cancel(struct coord *c, const struct journal_entry *e)
-{
-    const struct msg_coord m = { .kind = MSG_CANCEL, .cancel = { e->stream, e->attempt } };
-
-    /* A leader that is gone computes nothing; one whose queue of 4,096 is full is about to be. */
-    if (replica_send_leader(c, &m) != ST_OK) {
-        log_req(LOG_DEBUG, "stream", e->request_id, "cancel not sent, ignoring");
     }
 }
 
@@ -355,7 +339,7 @@ static void settle(struct front_call *f, bool cancel)
         return;
     }
     if (cancel) {
-        leader_cancel(f->coord, f->entry);
+        route_cancel(f->coord, f->entry);
     }
     if (session_state(f->session) == SESSION_OVER) {
         entry_close(f);
@@ -410,7 +394,7 @@ void front_get_model(void *arg, struct rpc_call *call, const void *data UNUSED, 
     const struct msg_model m = { .name = c->desc->name,
                                  .family = c->desc->family,
                                  .profile = c->config.plan->profile,
-                                 .weights_digest = c->replica.digest_hex,
+                                 .weights_digest = c->digest_hex,
                                  .tokenizer = tokenizer_kind(c->config.tok),
                                  .n_layers = c->desc->n_layers,
                                  .dim = c->desc->dim,
@@ -486,21 +470,23 @@ void front_flush_dirty(struct coord *c)
 }
 
 /* NULL: nobody waits for it any more, or it is of an earlier attempt. */
-static struct front_call *event_owner(struct coord *c, uint64_t stream, uint32_t attempt)
+static struct front_call *event_owner(const struct replica *r, uint64_t stream, uint32_t attempt)
 {
-    const struct journal_entry *e = journal_find(c->journal, stream);
+    const struct journal_entry *e = journal_find(r->coord->journal, stream);
 
-    if (e == NULL || e->attempt != attempt) {
-        log_trace("front", "event for stream %llu attempt %u, which is over, ignoring",
-                  (unsigned long long)stream, attempt);
+    if (e == NULL || e->attempt != attempt || e->replica != (int32_t)r->index) {
+        log_trace("front",
+                  "event for stream %llu attempt %u of replica %u, which is over, ignoring",
+                  (unsigned long long)stream, attempt, r->index);
         return NULL;
     }
     return e->owner;
 }
 
-void front_token(struct coord *c, const struct msg_token *t)
+void front_token(struct replica *r, const struct msg_token *t)
 {
-    struct front_call *f = event_owner(c, t->stream, t->attempt);
+    struct coord *c = r->coord;
+    struct front_call *f = event_owner(r, t->stream, t->attempt);
 
     if (f == NULL) {
         return;
@@ -512,20 +498,36 @@ void front_token(struct coord *c, const struct msg_token *t)
         settle(f, true);
         return;
     }
+    route_resumed(c, f->entry);
     settle(f, session_token(f->session, t));
     mark_dirty(c, f);
 }
 
-void front_finish(struct coord *c, const struct msg_finish *m)
+void front_finish(struct replica *r, const struct msg_finish *m)
 {
-    struct front_call *f = event_owner(c, m->stream, m->attempt);
+    struct front_call *f = event_owner(r, m->stream, m->attempt);
 
     if (f == NULL) {
         return;
     }
     session_finish(f->session, m);
     settle(f, false);
-    mark_dirty(c, f);
+    mark_dirty(r->coord, f);
+}
+
+bool front_is_running(const struct journal_entry *e)
+{
+    const struct front_call *f = e->owner;
+
+    return session_state(f->session) == SESSION_RUNNING;
+}
+
+void front_fail(struct journal_entry *e, status st, const char *text)
+{
+    struct front_call *f = e->owner;
+
+    session_fail(f->session, st, text);
+    settle(f, false);
 }
 
 struct failure {
@@ -536,10 +538,8 @@ struct failure {
 static void fail_one(void *arg, struct journal_entry *e)
 {
     const struct failure *failure = arg;
-    struct front_call *f = e->owner;
 
-    session_fail(f->session, failure->st, failure->text);
-    settle(f, false);
+    front_fail(e, failure->st, failure->text);
 }
 
 void front_fail_all(struct coord *c, status st, const char *text)

@@ -17,8 +17,7 @@ static enum health_state health_now(const struct coord *c, const char *service)
     if (!is_known(service)) {
         return HEALTH_SERVICE_UNKNOWN;
     }
-    return c->state == COORD_SERVING && c->replica.state == REPLICA_SERVING ? HEALTH_SERVING
-                                                                            : HEALTH_NOT_SERVING;
+    return c->state == COORD_SERVING && route_count(c) > 0 ? HEALTH_SERVING : HEALTH_NOT_SERVING;
 }
 
 /* The service's name, or NULL when the call was answered with an error. */

@@ -96,6 +96,7 @@ status journal_open(struct journal *j, const char *request_id, const uint32_t *p
     e->n_prompt = n_prompt;
     e->stream = j->next_stream++;
     e->attempt = 1;
+    e->replica = -1;
     e->deadline_ns = CLOCK_NEVER;
     memcpy(e->request_id, request_id, strlen(request_id) + 1);
 

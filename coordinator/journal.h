@@ -35,6 +35,12 @@ struct journal_entry {
     uint64_t cache_scope; /* whose prefixes it may share; 0: everybody's */
     uint64_t deadline_ns; /* on the coordinator's clock; CLOCK_NEVER: none */
 
+    /* Where it runs (route.c). */
+    int32_t replica;   /* -1: nowhere, it waits for one */
+    uint32_t n_moves;  /* replicas that were lost under it */
+    uint32_t n_blocks; /* KV blocks it counts for there */
+    uint64_t lost_ns;  /* its replica was lost then and no token has come since; 0: all is well */
+
     void *owner;                                      /* the session; borrowed */
     struct journal_entry *next_stream, *next_request; /* private: hash chains */
 };

@@ -206,6 +206,10 @@ void run_dir_close(struct run_dir *dir, bool clean)
     if (clean && dir->is_default) {
         snprintf(file, sizeof(file), "%s/mpirun.log", dir->path);
         unlink(file);
+        for (int i = 1, rc = 0; rc == 0; i++) { /* of the other replicas */
+            snprintf(file, sizeof(file), "%s/mpirun-%d.log", dir->path, i);
+            rc = unlink(file);
+        }
     }
     if (dir->is_default) {
         rmdir(dir->path); /* stays while there is a log in it */

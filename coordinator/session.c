@@ -349,6 +349,20 @@ bool session_token(struct session *s, const struct msg_token *t)
     if (s->state != SESSION_RUNNING) {
         return false;
     }
+    if (t->index < s->entry->n_emitted && t->token == s->entry->emitted[t->index]) {
+        log_req(LOG_DEBUG, "stream", s->entry->request_id, "token %u came again, ignoring",
+                t->index);
+        return false;
+    }
+    if (t->index < s->entry->n_emitted) { /* the promise of equal bits is broken */
+        log_req(LOG_ERROR, "stream", s->entry->request_id,
+                "token %u was %u and is %u in attempt %u: two replicas do not compute the same",
+                t->index, s->entry->emitted[t->index], t->token, t->attempt);
+        session_fail(s, ST_ERR_INTERNAL,
+                     "a recomputed token differs from the one that was sent; this is a bug in "
+                     "gantry, or a machine that computes wrongly");
+        return true;
+    }
     if (t->index != s->entry->n_emitted) {
         log_req(LOG_ERROR, "stream", s->entry->request_id,
                 "token index %u came where %u was due (stream %llu, attempt %u)", t->index,

@@ -10,6 +10,8 @@ const char *coord_state_name(enum coord_state state)
         return "starting";
     case COORD_SERVING:
         return "serving";
+    case COORD_RECOVERING:
+        return "recovering";
     case COORD_DRAINING:
         return "draining";
     case COORD_FAILED:
@@ -21,46 +23,48 @@ const char *coord_state_name(enum coord_state state)
 /* ---- rate ---- */
 
 /* Slots older than the window are zeroed as the newest one moves. */
-static void rate_advance(struct coord *c)
+static void rate_advance(struct replica *r)
 {
-    const uint64_t slot = coord_now(c) / (RATE_SLOT_MS * NS_PER_MS);
+    const uint64_t slot = coord_now(r->coord) / (RATE_SLOT_MS * NS_PER_MS);
 
-    if (slot - c->rate_slot >= RATE_SLOTS) {
-        memset(c->rate, 0, sizeof(c->rate));
-        c->rate_slot = slot;
+    if (slot - r->rate.newest >= RATE_SLOTS) {
+        memset(r->rate.slots, 0, sizeof(r->rate.slots));
+        r->rate.newest = slot;
     }
-    while (c->rate_slot < slot) {
-        c->rate_slot++;
-        c->rate[c->rate_slot % RATE_SLOTS] = 0;
+    while (r->rate.newest < slot) {
+        r->rate.newest++;
+        r->rate.slots[r->rate.newest % RATE_SLOTS] = 0;
     }
 }
 
-void status_count_tokens(struct coord *c, uint32_t n)
+void status_count_tokens(struct replica *r, uint32_t n)
 {
-    rate_advance(c);
-    c->rate[c->rate_slot % RATE_SLOTS] += n;
+    rate_advance(r);
+    r->rate.slots[r->rate.newest % RATE_SLOTS] += n;
 }
 
-double status_tokens_per_second(struct coord *c)
+double status_tokens_per_second(struct replica *r)
 {
     uint64_t sum = 0;
 
-    rate_advance(c);
+    rate_advance(r);
     for (uint32_t i = 0; i < RATE_SLOTS; i++) {
-        sum += c->rate[i];
+        sum += r->rate.slots[i];
     }
     /* The newest slot is not over yet: the window is what has passed of it and 24 whole ones. */
-    const uint64_t in_slot = coord_now(c) % (RATE_SLOT_MS * NS_PER_MS);
+    const uint64_t in_slot = coord_now(r->coord) % (RATE_SLOT_MS * NS_PER_MS);
     const double seconds = (RATE_SLOTS - 1) * RATE_SLOT_MS / 1e3 + (double)in_slot / 1e9;
     return (double)sum / seconds;
 }
 
 /* ---- the message ---- */
 
-static void rank_fill(struct coord *c, uint32_t i, uint64_t now, struct msg_rank_status *m)
+static void rank_fill(const struct replica *replica, uint32_t i, uint64_t now,
+                      struct msg_rank_status *m)
 {
-    const struct rank *r = &c->replica.ranks[i];
-    const struct plan_part *part = &c->config.plan->parts[i];
+    const struct rank *r = &replica->ranks[i];
+    const struct plan_part *part = &replica->coord->config.plan->parts[i];
+    const bool was_heard = r->was_attached && now > r->heard_ns;
 
     *m = (struct msg_rank_status){
         .rank = i,
@@ -71,59 +75,78 @@ static void rank_fill(struct coord *c, uint32_t i, uint64_t now, struct msg_rank
         .phase = r->call != NULL ? r->phase : (r->was_attached ? "lost" : "absent"),
         .kernels = r->kernels,
         .step = r->heartbeat.step,
-        .heartbeat_age_us = r->was_attached ? (now - r->heard_ns) / NS_PER_US : 0,
+        .heartbeat_age_us = was_heard ? (now - r->heard_ns) / NS_PER_US : 0,
         .loaded_bytes = r->heartbeat.loaded_bytes,
         .weight_bytes = r->heartbeat.weight_bytes,
     };
 }
 
-static status status_fill(struct coord *c, struct msg_status *m)
+static status replica_fill(struct replica *r, uint64_t now, struct msg_replica_status *m)
 {
-    const struct replica *r = &c->replica;
+    const struct plan *plan = r->coord->config.plan;
     const struct msg_heartbeat *leader = &r->ranks[0].heartbeat;
-    const uint64_t now = coord_now(c);
-    struct msg_rank_status *ranks = arena_alloc(&c->arena, r->n_ranks * sizeof(*ranks));
-    struct msg_replica_status *replica = arena_alloc(&c->arena, sizeof(*replica));
+    struct msg_rank_status *ranks = arena_alloc(&r->coord->arena, r->n_ranks * sizeof(*ranks));
 
-    if (ranks == NULL || replica == NULL) {
+    if (ranks == NULL) {
         return ST_ERR_NOMEM;
     }
     for (uint32_t i = 0; i < r->n_ranks; i++) {
-        rank_fill(c, i, now, &ranks[i]);
+        rank_fill(r, i, now, &ranks[i]);
     }
-    *replica = (struct msg_replica_status){ .replica = c->config.replica,
-                                            .generation = c->config.generation,
-                                            .tp = c->config.plan->tp,
-                                            .pp = c->config.plan->pp,
-                                            .state = replica_state_name(r->state),
-                                            .step = leader->step,
-                                            .running = leader->running,
-                                            .waiting = leader->waiting,
-                                            .kv_blocks_used = leader->kv_blocks_used,
-                                            .kv_blocks_total = leader->kv_blocks_total,
-                                            .kv_blocks_cached = leader->kv_blocks_cached,
-                                            .cache_hits = leader->cache_hits,
-                                            .cache_tokens = leader->cache_tokens,
-                                            .kv_block_tokens = c->config.plan->kv_blocks != 0
-                                                                   ? c->config.plan->kv_tokens /
-                                                                         c->config.plan->kv_blocks
-                                                                   : 0,
-                                            .tokens_per_second = status_tokens_per_second(c),
-                                            .step_us = leader->step_us,
-                                            .step_kernel_us = leader->step_kernel_us,
-                                            .n_ranks = r->n_ranks,
-                                            .ranks = ranks };
-    *m = (struct msg_status){ .state = coord_state_name(c->state),
+    *m = (struct msg_replica_status){
+        .replica = r->index,
+        .generation = r->generation,
+        .tp = plan->tp,
+        .pp = plan->pp,
+        .state = replica_state_name(r->state),
+        .step = leader->step,
+        .running = leader->running,
+        .waiting = leader->waiting,
+        .kv_blocks_used = leader->kv_blocks_used,
+        .kv_blocks_total = leader->kv_blocks_total,
+        .kv_blocks_cached = leader->kv_blocks_cached,
+        .cache_hits = leader->cache_hits,
+        .cache_tokens = leader->cache_tokens,
+        .kv_block_tokens = plan->kv_blocks != 0 ? plan->kv_tokens / plan->kv_blocks : 0,
+        .tokens_per_second = status_tokens_per_second(r),
+        .step_us = leader->step_us,
+        .step_kernel_us = leader->step_kernel_us,
+        .losses = r->n_losses,
+        .detail = r->why,
+        .n_ranks = r->n_ranks,
+        .ranks = ranks,
+    };
+    return ST_OK;
+}
+
+/* "degraded": it serves, with fewer replicas than it should. */
+static const char *state_word(const struct coord *c)
+{
+    const bool is_whole = route_count(c) == c->n_replicas;
+
+    return c->state == COORD_SERVING && !is_whole ? "degraded" : coord_state_name(c->state);
+}
+
+static status status_fill(struct coord *c, struct msg_status *m)
+{
+    const uint64_t now = coord_now(c);
+    struct msg_replica_status *replicas = arena_alloc(&c->arena, c->n_replicas * sizeof(*replicas));
+    status st = replicas != NULL ? ST_OK : ST_ERR_NOMEM;
+
+    for (uint32_t i = 0; st == ST_OK && i < c->n_replicas; i++) {
+        st = replica_fill(&c->replicas[i], now, &replicas[i]);
+    }
+    *m = (struct msg_status){ .state = state_word(c),
                               .model = c->desc->name,
                               .profile = c->config.plan->profile,
                               .version = c->config.build,
-                              .weights_digest = r->digest_hex,
+                              .weights_digest = c->digest_hex,
                               .uptime_us = (now - c->started_ns) / NS_PER_US,
                               .streams = journal_count(c->journal),
                               .queue_limit = c->config.queue_max,
-                              .n_replicas = 1,
-                              .replicas = replica };
-    return ST_OK;
+                              .n_replicas = c->n_replicas,
+                              .replicas = replicas };
+    return st;
 }
 
 void status_get(void *arg, struct rpc_call *call, const void *data UNUSED, size_t len UNUSED)

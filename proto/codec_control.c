@@ -97,6 +97,7 @@ static void heartbeat_fill(const struct msg_heartbeat *m, Gantry__Control__V1__H
     h->cache_tokens = m->cache_tokens;
     h->step_us = m->step_us;
     h->step_kernel_us = m->step_kernel_us;
+    h->ticks = m->ticks;
 }
 
 /* `digest` is the copy that the message points to: it must outlive the packing. */
@@ -285,7 +286,8 @@ static void heartbeat_read(const Gantry__Control__V1__Heartbeat *in, struct msg_
                                  .cache_hits = in->cache_hits,
                                  .cache_tokens = in->cache_tokens,
                                  .step_us = in->step_us,
-                                 .step_kernel_us = in->step_kernel_us };
+                                 .step_kernel_us = in->step_kernel_us,
+                                 .ticks = in->ticks };
 }
 
 static status rank_read(const Gantry__Control__V1__RankMessage *in, struct arena *arena,

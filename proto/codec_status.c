@@ -91,6 +91,8 @@ static status replica_fill(const struct msg_replica_status *m, struct arena *are
     r->tokens_per_second = m->tokens_per_second;
     r->step_us = m->step_us;
     r->step_kernel_us = m->step_kernel_us;
+    r->losses = m->losses;
+    r->detail = pb_text(m->detail);
     r->ranks = (void *)pb_objects(arena, m->n_ranks, sizeof(Gantry__V1__RankStatus));
     if (r->ranks == NULL) {
         return ST_ERR_NOMEM;
@@ -172,6 +174,8 @@ static status replica_read(const Gantry__V1__ReplicaStatus *r, struct arena *are
                                       .tokens_per_second = r->tokens_per_second,
                                       .step_us = r->step_us,
                                       .step_kernel_us = r->step_kernel_us,
+                                      .losses = r->losses,
+                                      .detail = r->detail,
                                       .n_ranks = (uint32_t)r->n_ranks, /* < MSG_BYTES_MAX */
                                       .ranks = ranks };
     return ST_OK;

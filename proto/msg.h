@@ -66,6 +66,7 @@ struct msg_heartbeat {
     uint32_t kv_blocks_cached;                                  /* leader only, as the next two */
     uint64_t cache_hits, cache_tokens;
     double step_us, step_kernel_us;
+    uint64_t ticks;
 };
 
 struct msg_logprob {
@@ -237,6 +238,8 @@ struct msg_replica_status {
     uint32_t kv_blocks_cached;
     uint64_t cache_hits, cache_tokens;
     double tokens_per_second, step_us, step_kernel_us;
+    uint32_t losses;
+    const char *detail;
     uint32_t n_ranks;
     const struct msg_rank_status *ranks;
 };

@@ -107,7 +107,8 @@ static void send_heartbeat(void *arg)
                        .cache_hits = atomic_load(&p->cache_hits),
                        .cache_tokens = atomic_load(&p->cache_tokens),
                        .step_us = (double)atomic_load(&p->step_ns) / 1e3,
-                       .step_kernel_us = (double)atomic_load(&p->kernel_ns) / 1e3 }
+                       .step_kernel_us = (double)atomic_load(&p->kernel_ns) / 1e3,
+                       .ticks = atomic_load(&p->ticks) }
     };
 
     if (c->call == NULL) {

@@ -194,6 +194,18 @@ static status ffn(struct exec *e, const struct shard_layer *l, float *x, struct 
 
 /* ---- a step ---- */
 
+void exec_count(struct exec *e, _Atomic uint64_t *ticks)
+{
+    e->ticks = ticks;
+}
+
+static void exec_tick(const struct exec *e)
+{
+    if (e->ticks != NULL) {
+        atomic_fetch_add_explicit(e->ticks, 1, memory_order_relaxed);
+    }
+}
+
 status exec_queue(struct exec *e, float *x, struct err *err)
 {
     status st = ST_OK;
@@ -205,6 +217,7 @@ status exec_queue(struct exec *e, float *x, struct err *err)
     }
     for (uint32_t i = 0; st == ST_OK && i < range_len(e->part->layers); i++) {
         st = attention(e, &e->shard->layers[i], x, err);
+        exec_tick(e);
         if (st == ST_OK) {
             st = ffn(e, &e->shard->layers[i], x, err);
         }

@@ -42,6 +42,8 @@ status exec_step(struct exec *e, const struct step_head *plan, float *x,
                  struct step_result *results, struct err *err);
 /* Until the device has done all that was queued. */
 status exec_drain(struct exec *e, struct err *err);
+/* Add one to *ticks with every layer that is begun, for whoever watches this rank. */
+void exec_count(struct exec *e, _Atomic uint64_t *ticks);
 /* Device memory taken by exec_create. */
 size_t exec_scratch_bytes(const struct exec *e);
 void exec_times(const struct exec *e, struct exec_times *times_p);

@@ -41,6 +41,7 @@ struct exec {
     struct step_limits limits;
     struct kern_qkv qkv_shape;
     uint32_t table_stride_max; /* blocks of ctx_max positions */
+    _Atomic uint64_t *ticks;   /* borrowed, may be NULL: goes up with every layer */
 
     /* device, owned */
     void *normed, *att, *act;     /* [T,C], [T,H*D], [T,F] fmt: inputs of products */

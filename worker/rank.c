@@ -101,6 +101,9 @@ static status create_parts(struct rank *r, const struct rank_config *config, str
     (void)(st || (st = wrap_coll(r, err)) ||
            (st = shard_create(r->ops, r->stream, r->plan, r->rank, &r->shard, err)) ||
            (st = exec_create(r->shard, r->coll, &r->limits, &r->exec, err)));
+    if (st == ST_OK) {
+        exec_count(r->exec, &r->progress->ticks);
+    }
     return st == ST_OK ? alloc_buffers(r, err) : st;
 }
 

@@ -25,6 +25,7 @@ const char *rank_phase_name(enum rank_phase phase);
 struct rank_progress {
     _Atomic uint32_t phase; /* enum rank_phase */
     _Atomic uint64_t step;  /* last plan begun */
+    _Atomic uint64_t ticks; /* goes up with every layer: what stands still inside a step is stuck */
     _Atomic uint64_t loaded_bytes, file_bytes;
     _Atomic uint32_t running, waiting, kv_used, kv_total; /* leader, as the next two */
     _Atomic uint32_t kv_cached;

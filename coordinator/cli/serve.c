@@ -9,6 +9,7 @@
  * calls. Whatever fails on the way, mpirun's group is ended before this process is. */
 #include "coordinator/cli/cli.h"
 #include "coordinator/cli/client.h"
+#include "coordinator/cli/jobs.h"
 #include "coordinator/cli/serve_args.h"
 #include "coordinator/cli/signals.h"
 
@@ -24,7 +25,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { TICK_MS = 100, SAY_MS = 500, JOB_END_S = 10, WORKER_ARGS_MAX = PLAN_OPTS_ARGS + 32 };
+enum { TICK_MS = 100, SAY_MS = 500 };
 
 struct serve {
     struct serve_args args;
@@ -33,15 +34,12 @@ struct serve {
     struct buf token, cert, key, client_ca; /* contents of files; empty: none */
     struct rpc_loop *loop;
     struct coord *coord;
-    struct launch *launch;
+    struct jobs jobs;
     struct signals signals;
     struct rpc_timer tick;
 
-    char host[256];       /* of the public address, for people */
-    char control[300];    /* HOST:PORT that ranks dial */
-    struct buf plan_text; /* backs worker_args */
-    char numbers[6][16];  /* likewise */
-    const char *worker_args[WORKER_ARGS_MAX];
+    char host[256];    /* of the public address, for people */
+    char control[300]; /* HOST:PORT that ranks dial */
 
     uint64_t started_ns, said_ns;
     char said[160]; /* the last progress line */
@@ -109,86 +107,6 @@ static void progress_end(const struct serve *s)
     }
 }
 
-/* ---- the workers' command line ---- */
-
-static void add(struct serve *s, uint32_t *n, const char *option, const char *value)
-{
-    ASSERT(*n + 3 < WORKER_ARGS_MAX);
-    s->worker_args[(*n)++] = option;
-    s->worker_args[(*n)++] = value;
-    s->worker_args[*n] = NULL;
-}
-
-static const char *number(struct serve *s, uint32_t i, uint32_t value)
-{
-    snprintf(s->numbers[i], sizeof(s->numbers[i]), "%u", value);
-    return s->numbers[i];
-}
-
-static status worker_args_make(struct serve *s, struct err *err)
-{
-    const struct serve_args *a = &s->args;
-    uint32_t n = 2, n_plan = 0;
-
-    s->worker_args[0] = "worker";
-    s->worker_args[1] = s->setup.model_path;
-    const status st =
-        plan_opts_args(s->setup.plan, &s->plan_text, s->worker_args + n, PLAN_OPTS_ARGS, &n_plan);
-    if (st < 0) {
-        return err_set(err, st, "no memory for the workers' command line");
-    }
-    n += n_plan;
-    if (s->setup.device_word[0] != '\0') {
-        add(s, &n, "--device", s->setup.device_word); /* the last one counts */
-    }
-    add(s, &n, "--coordinator", s->control);
-    add(s, &n, "--token-file", s->dir.token_path);
-    add(s, &n, "--replica", number(s, 0, 0));
-    add(s, &n, "--generation", number(s, 1, 1));
-    add(s, &n, "--queue", number(s, 2, a->queue));
-    if (a->threads != 0) {
-        add(s, &n, "--threads", number(s, 3, a->threads));
-    }
-    if (a->chunk != 0) {
-        add(s, &n, "--chunk", number(s, 4, a->chunk));
-    }
-    if (a->prefix_cache != NULL) {
-        add(s, &n, "--prefix-cache", a->prefix_cache);
-    }
-    if (a->cpu_mask != NULL) {
-        add(s, &n, "--cpu-mask", a->cpu_mask);
-    }
-    if (a->log_level != NULL) {
-        add(s, &n, "--log-level", a->log_level);
-    }
-    return ST_OK;
-}
-
-static status self_path(char *path, size_t bytes, struct err *err)
-{
-    const ssize_t n = readlink("/proc/self/exe", path, bytes - 1);
-
-    if (n < 0) {
-        return err_set_errno(err, ST_ERR_IO, errno, "/proc/self/exe");
-    }
-    path[n] = '\0';
-    return ST_OK;
-}
-
-static void launch_fill(struct serve *s, const char *program, struct launch_config *c)
-{
-    *c = (struct launch_config){
-        .n_ranks = s->setup.plan->n_ranks,
-        .hostfile = s->args.hostfile,
-        .mpirun = s->args.mpirun,
-        .program = program,
-        .args = s->worker_args,
-        .log_dir = s->dir.path,
-        .extra = s->args.mpirun_args,
-        .oversubscribe = s->setup.is_local && s->setup.plan->n_ranks > cpu_count(),
-    };
-}
-
 /* ---- set-up ---- */
 
 static void host_name(const struct serve *s, char *host, size_t bytes)
@@ -229,7 +147,9 @@ static const char *content(const struct buf *b)
 }
 
 static void on_change(void *arg, enum coord_state state);
-static bool on_culprit(void *arg, uint32_t *rank_p, char *signal_p, size_t signal_bytes);
+static bool on_culprit(void *arg, uint32_t replica, uint32_t *rank_p, char *signal_p,
+                       size_t signal_bytes);
+static void on_lost(void *arg, uint32_t replica, uint64_t delay_ns);
 
 static status coord_open(struct serve *s, struct err *err)
 {
@@ -237,7 +157,12 @@ static status coord_open(struct serve *s, struct err *err)
     const char *control = s->args.control_listen;
     struct coord_config config = { .plan = s->setup.plan,
                                    .tok = s->setup.tok,
+                                   .n_replicas = s->args.replicas,
                                    .generation = 1,
+                                   .retries = s->args.retries,
+                                   .restarts = s->args.restarts,
+                                   .hang_ns = s->args.hang_timeout_s * NS_PER_S,
+                                   .start_ns = s->args.start_timeout_s * NS_PER_S,
                                    .queue_max = s->args.queue,
                                    .listen = s->args.listen,
                                    .token = token,
@@ -247,6 +172,7 @@ static status coord_open(struct serve *s, struct err *err)
                                    .control_token = s->dir.token,
                                    .on_change = on_change,
                                    .culprit = on_culprit,
+                                   .on_lost = s->args.external_ranks == 0 ? on_lost : NULL,
                                    .arg = s };
 
     config.control_listen =
@@ -297,13 +223,13 @@ static status listen_open(struct serve *s, struct err *err)
 }
 
 /* The ranks' arguments, NUL-ended each, to whoever starts them (worker/one_job.c). */
-static status announce(struct serve *s, struct err *err)
+static status announce(const struct serve *s, const char *const *args, struct err *err)
 {
     const int fd = (int)s->args.announce_fd;
     status st = ST_OK;
 
-    for (uint32_t i = 0; st == ST_OK && s->worker_args[i] != NULL; i++) {
-        const char *at = s->worker_args[i];
+    for (uint32_t i = 0; st == ST_OK && args[i] != NULL; i++) {
+        const char *at = args[i];
         for (size_t left = strlen(at) + 1; st == ST_OK && left != 0;) {
             const ssize_t n = write(fd, at, left);
             if (n < 0 && errno != EINTR) {
@@ -318,29 +244,35 @@ static status announce(struct serve *s, struct err *err)
     return st;
 }
 
-static status job_start(struct serve *s, struct err *err)
+static void jobs_fill(struct serve *s)
 {
-    char program[4096];
-    struct launch_config config;
-    status st = worker_args_make(s, err);
+    s->jobs = (struct jobs){ .args = &s->args,
+                             .setup = &s->setup,
+                             .dir = &s->dir,
+                             .control = s->control,
+                             .coord = s->coord,
+                             .n = s->args.replicas };
+}
 
+static status ranks_start(struct serve *s, struct err *err)
+{
+    struct worker_words words;
+    status st;
+
+    jobs_fill(s);
+    if (s->args.external_ranks == 0) {
+        return jobs_start(&s->jobs, err);
+    }
+    say("waiting for %u ranks to attach at %s (token: %s)\n", s->args.external_ranks, s->control,
+        s->dir.token_path);
+    if (s->args.announce_fd == 0) {
+        return ST_OK;
+    }
+    st = worker_words_make(&s->jobs, 0, 1, &words, err);
     if (st == ST_OK) {
-        st = self_path(program, sizeof(program), err);
+        st = announce(s, words.args, err);
     }
-    if (st < 0) {
-        return st;
-    }
-    if (s->args.external_ranks != 0) {
-        say("waiting for %u ranks to attach at %s (token: %s)\n", s->args.external_ranks,
-            s->control, s->dir.token_path);
-        return s->args.announce_fd != 0 ? announce(s, err) : ST_OK;
-    }
-    launch_fill(s, program, &config);
-    st = launch_start(&config, &s->launch, err);
-    if (st == ST_OK) {
-        say("starting %u rank%s with mpirun (pid %d), log in %s/mpirun.log\n", config.n_ranks,
-            config.n_ranks == 1 ? "" : "s", launch_pid(s->launch), s->dir.path);
-    }
+    worker_words_fini(&words);
     return st;
 }
 
@@ -377,60 +309,76 @@ static void on_signal(void *arg)
     }
 }
 
+static void say_ready(struct serve *s)
+{
+    const char *token_path = s->own_token ? s->dir.token_path : s->args.token_file;
+    const uint32_t n_ranks = s->setup.plan->n_ranks;
+    char ranks[64];
+
+    if (s->args.replicas > 1) {
+        snprintf(ranks, sizeof(ranks), "%u replicas of %u rank%s", s->args.replicas, n_ranks,
+                 n_ranks == 1 ? "" : "s");
+    } else {
+        snprintf(ranks, sizeof(ranks), "%u rank%s", n_ranks, n_ranks == 1 ? "" : "s");
+    }
+    progress_end(s);
+    say("ready: listening on %s:%u, %s, try: gantry generate --connect %s:%u%s%s "
+        "\"Once upon a time\"\n",
+        s->host, coord_port(s->coord), ranks,
+        strcmp(s->host, "0.0.0.0") == 0 ? "127.0.0.1" : s->host, coord_port(s->coord),
+        token_path != NULL ? " --token-file " : "", token_path != NULL ? token_path : "");
+}
+
 static void on_change(void *arg, enum coord_state state)
 {
     struct serve *s = arg;
-    const char *token_path = s->own_token ? s->dir.token_path : s->args.token_file;
     struct err err = ERR_INIT;
 
     if (state == COORD_SERVING) {
-        s->was_ready = true;
-        progress_end(s);
-        say("ready: listening on %s:%u, %u rank%s, try: gantry generate --connect %s:%u%s%s "
-            "\"Once upon a time\"\n",
-            s->host, coord_port(s->coord), s->setup.plan->n_ranks,
-            s->setup.plan->n_ranks == 1 ? "" : "s",
-            strcmp(s->host, "0.0.0.0") == 0 ? "127.0.0.1" : s->host, coord_port(s->coord),
-            token_path != NULL ? " --token-file " : "", token_path != NULL ? token_path : "");
-        if (endpoint_write(s, "serving", &err) < 0) {
-            log_warn("serve", "%s, ignoring", err.text);
+        if (!s->was_ready) {
+            say_ready(s);
+        } else {
+            say("serving again\n");
         }
+        s->was_ready = true;
+    } else if (state == COORD_RECOVERING) {
+        say("no replica serves: streams wait until one is started again\n");
     } else if (state == COORD_FAILED) {
         status code;
         const char *text = coord_failure(s->coord, &code);
         err_set(&s->failure, code, "%s", text);
         stop(s, 0);
     }
+    if ((state == COORD_SERVING || state == COORD_RECOVERING) &&
+        endpoint_write(s, state == COORD_SERVING ? "serving" : "recovering", &err) < 0) {
+        log_warn("serve", "%s, ignoring", err.text);
+    }
 }
 
-static bool on_culprit(void *arg, uint32_t *rank_p, char *signal_p, size_t signal_bytes)
+static bool on_culprit(void *arg, uint32_t replica, uint32_t *rank_p, char *signal_p,
+                       size_t signal_bytes)
 {
     struct serve *s = arg;
 
-    return s->launch != NULL && launch_culprit(s->launch, rank_p, signal_p, signal_bytes);
+    return jobs_culprit(&s->jobs, replica, rank_p, signal_p, signal_bytes);
 }
 
-/* What mpirun's end means, with the last of what it said. */
-static void job_ended(struct serve *s, int code)
+static void on_lost(void *arg, uint32_t replica, uint64_t delay_ns)
 {
-    char text[ERR_TEXT_BYTES];
+    struct serve *s = arg;
 
-    snprintf(text, sizeof(text), "mpirun has ended with exit code %d", code);
-    coord_job_ended(s->coord, text);
+    jobs_lost(&s->jobs, replica, s->is_stopping ? CLOCK_NEVER : delay_ns);
 }
 
 static void on_tick(void *arg)
 {
     struct serve *s = arg;
     const uint64_t now = clock_now_ns(clock_real());
-    int code = 0;
 
     if (s->is_stopping) {
         return;
     }
-    if (s->launch != NULL && launch_poll(s->launch, &code) == ST_END) {
-        job_ended(s, code);
-    }
+    jobs_tick(&s->jobs, now);
     if (coord_state(s->coord) == COORD_STARTING) {
         say_progress(s, now);
         if (now - s->started_ns > s->args.start_timeout_s * NS_PER_S) {
@@ -458,61 +406,25 @@ static void loop_run(struct serve *s)
 
 /* ---- the end ---- */
 
-/* Ranks that were told to stop are usually gone within a second; then it gets rougher. */
-static void job_end(struct serve *s)
-{
-    const uint64_t start = clock_now_ns(clock_real());
-    int code;
-
-    if (s->launch == NULL) {
-        return;
-    }
-    for (;;) {
-        const uint64_t now = clock_now_ns(clock_real());
-        if (launch_poll(s->launch, &code) == ST_END || now - start > JOB_END_S * NS_PER_S) {
-            return; /* launch_destroy kills what is left */
-        }
-        if (s->failure.code != ST_OK || !s->was_ready || now - start > 2 * NS_PER_S) {
-            launch_end(s->launch, now);
-        }
-        usleep(20000);
-    }
-}
-
-static void tail_print(struct serve *s)
-{
-    const char *tail = s->launch != NULL ? launch_tail(s->launch) : "";
-
-    if (tail[0] == '\0') {
-        return;
-    }
-    fprintf(stderr, "last lines of %s/mpirun.log:\n", s->dir.path);
-    while (*tail != '\0') {
-        const size_t len = strcspn(tail, "\n");
-        fprintf(stderr, "  | %.*s\n", (int)len, tail);
-        tail += len + (tail[len] == '\n');
-    }
-}
-
 static status serve_run(struct serve *s, struct err *err)
 {
     status st = run_dir_open(s->args.run_dir, &s->dir, err);
 
     (void)(st || (st = rpc_loop_create(&s->loop, err)) || (st = listen_open(s, err)) ||
            (st = signals_start(&s->signals, s->loop, on_signal, s, err)) ||
-           (st = job_start(s, err)));
+           (st = ranks_start(s, err)));
     if (st == ST_OK) {
         loop_run(s);
         signals_stop(&s->signals);
-        job_end(s);
+        jobs_end(&s->jobs, s->failure.code != ST_OK || !s->was_ready);
         if (s->failure.code != ST_OK) {
             *err = s->failure;
             st = err->code;
-            tail_print(s);
+            jobs_print_tails(&s->jobs);
         }
     }
     signals_stop(&s->signals);
-    launch_destroy(s->launch);
+    jobs_fini(&s->jobs);
     coord_destroy(s->coord);
     rpc_loop_destroy(s->loop);
     run_dir_close(&s->dir, st == ST_OK);
@@ -523,23 +435,27 @@ static status dry_run(struct serve *s, struct err *err)
 {
     struct buf line = BUF_INIT;
     char program[4096], host[256];
+    struct worker_words words;
     struct launch_config config;
     uint32_t major = 4;
     char name[128] = "";
-    status st = self_path(program, sizeof(program), err);
+    status st = jobs_self_path(program, sizeof(program), err);
 
     host_name(s, host, sizeof(host));
     snprintf(s->control, sizeof(s->control), "%s:PORT", host);
     snprintf(s->dir.token_path, sizeof(s->dir.token_path), "RUN_DIR/token");
     snprintf(s->dir.path, sizeof(s->dir.path), "RUN_DIR");
-    (void)(st || (st = worker_args_make(s, err)) ||
-           (st = launch_probe(s->args.mpirun, &major, name, sizeof(name), err)));
+    jobs_fill(s);
+    (void)(st || (st = launch_probe(s->args.mpirun, &major, name, sizeof(name), err)) ||
+           (st = worker_words_make(&s->jobs, 0, 1, &words, err)));
     if (st == ST_OK) {
-        launch_fill(s, program, &config);
+        jobs_config(&s->jobs, 0, &words, program, &config);
         st = launch_command_line(&config, major, &line, err);
+        worker_words_fini(&words);
     }
     if (st == ST_OK) {
-        say("%s would be started as:\n%s\n", name, line.data);
+        say("%s would be started as%s:\n%s\n", name, s->args.replicas > 1 ? " (replica 0)" : "",
+            line.data);
     }
     buf_fini(&line);
     return st;
@@ -569,13 +485,12 @@ int cli_serve(int argc, char **argv)
     if (st == ST_END) {
         return 0;
     }
-    s.plan_text = s.token = s.cert = s.key = s.client_ca = (struct buf)BUF_INIT;
+    s.token = s.cert = s.key = s.client_ca = (struct buf)BUF_INIT;
     signals_block();
     log_init(s.args.level, STDERR_FILENO);
     (void)(st || (st = serve_setup_make(&s.args, &s.setup, &err)) || (st = plan_say(&s, &err)) ||
            (st = s.args.dry_run ? dry_run(&s, &err) : serve_run(&s, &err)));
     serve_setup_fini(&s.setup);
-    buf_fini(&s.plan_text);
     buf_fini(&s.token);
     buf_fini(&s.cert);
     buf_fini(&s.key);

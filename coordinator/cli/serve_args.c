@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OWN_ROWS = 26 };
+enum { OWN_ROWS = 31 };
 
 static const char about[] =
     "Serves MODEL (a Hugging Face directory) over gRPC. Makes a plan, starts its ranks with "
@@ -64,6 +64,15 @@ static void rows_fill(struct serve_args *a, struct opt *rows)
           "name or address by which ranks on other hosts reach this one", NULL },
         { OPT_U32, "start-timeout", "SECONDS", &a->start_timeout_s, 1, 86400,
           "ranks must be ready within this (default 600)", NULL },
+        { .kind = OPT_HEADING, .help = "Replicas and failures" },
+        { OPT_U32, "replicas", "N", &a->replicas, 1, 1024,
+          "copies of the model, each an MPI job of its own (default 1)", NULL },
+        { OPT_U32, "hang-timeout", "SECONDS", &a->hang_timeout_s, 1, 86400,
+          "a rank that is silent or stuck for longer is taken for dead (default 5)", NULL },
+        { OPT_U32, "restarts", "N", &a->restarts, 0, 1 << 30,
+          "starts in a row that may fail before a lost replica is given up (default 5)", NULL },
+        { OPT_U32, "retries", "N", &a->retries, 0, 1 << 30,
+          "replicas that may be lost under one request before it fails (default 3)", NULL },
         { .kind = OPT_HEADING, .help = "Other" },
         { OPT_STRING, "run-dir", "DIR", &a->run_dir, 0, 0,
           "token, endpoint.json and mpirun.log go there (default ~/.gantry/run/HOST-PID)", NULL },
@@ -95,6 +104,10 @@ status serve_args_parse(int argc, char **argv, struct serve_args *a, struct err 
                               .queue = 256,
                               .grace_s = 10,
                               .start_timeout_s = 600,
+                              .replicas = 1,
+                              .retries = 3,
+                              .restarts = 5,
+                              .hang_timeout_s = 5,
                               .level = LOG_WARN };
     rows_fill(a, rows);
     const struct opts opts = { .usage = "gantry serve MODEL [options]",
@@ -117,6 +130,9 @@ status serve_args_parse(int argc, char **argv, struct serve_args *a, struct err 
     if (st == ST_OK && a->tls_client_ca != NULL && a->tls_cert == NULL) {
         return err_set(err, ST_ERR_ARG, "--tls-client-ca needs --tls-cert and --tls-key");
     }
+    if (st == ST_OK && a->replicas > 1 && a->external_ranks != 0) {
+        return err_set(err, ST_ERR_ARG, "--replicas and --external-ranks do not go together");
+    }
     return st;
 }
 
@@ -130,11 +146,23 @@ static status hosts_read(const struct serve_args *a, struct serve_setup *s, stru
     s->is_local = true;
     if (a->hostfile != NULL) {
         s->is_local = false;
-        return hostfile_slots(a->hostfile, &s->n_slots, &s->n_hosts, err);
+        const status st = hostfile_slots(a->hostfile, &s->n_slots, &s->n_hosts, err);
+        if (st == ST_OK && s->n_hosts < a->replicas) {
+            return err_set(err, ST_ERR_LIMIT,
+                           "%u replicas need a host each at least, hostfile %s has %u", a->replicas,
+                           a->hostfile, s->n_hosts);
+        }
+        return st;
     }
     if (nodes != NULL && strtol(nodes, NULL, 10) > 1) {
         s->is_local = false;
         s->n_hosts = (uint32_t)strtol(nodes, NULL, 10);
+        if (a->replicas > 1) {
+            return err_set(err, ST_ERR_ARG,
+                           "--replicas %u over %u hosts of an allocation needs a --hostfile that "
+                           "names them",
+                           a->replicas, s->n_hosts);
+        }
     }
     return ST_OK;
 }
@@ -149,12 +177,12 @@ static void request_complete(const struct serve_args *a, const struct serve_setu
     }
     const bool is_open = r->n_ranks == 0 && r->tp == 0 && r->pp == 0 && r->n_stage_layers == 0;
     if (is_open && !(r->device == PLAN_CUDA && s->is_local)) {
-        r->n_ranks = a->hostfile != NULL ? s->n_slots : s->n_hosts;
+        r->n_ranks = a->hostfile != NULL ? s->n_slots / a->replicas : s->n_hosts;
     }
     const bool is_here = s->is_local && (a->external_ranks == 0 || a->external_local);
     if (is_here && r->rank_memory_bytes == 0 && r->device == PLAN_CPU) {
         const uint32_t asked = MAX(r->tp, 1u) * MAX(r->pp, MAX(r->n_stage_layers, 1u));
-        r->rank_memory_bytes = cpu_memory_bytes() / MAX(asked, MAX(r->n_ranks, 1u));
+        r->rank_memory_bytes = cpu_memory_bytes() / a->replicas / MAX(asked, MAX(r->n_ranks, 1u));
     }
 }
 
@@ -172,6 +200,12 @@ static status request_device(const struct serve_args *a, const struct serve_setu
     }
     if (is_here && d->n_here == 0) {
         return err_set(err, ST_ERR_UNSUPPORTED, "--device cuda: %s", d->why);
+    }
+    if (is_here && a->replicas > 1) {
+        return err_set(err, ST_ERR_UNSUPPORTED,
+                       "--replicas %u with CUDA devices needs hosts of their own (--hostfile): the "
+                       "devices of one host are not divided between replicas",
+                       a->replicas);
     }
     if (r->rank_memory_bytes == 0 && d->memory_bytes == 0) {
         return err_set(err, ST_ERR_ARG,

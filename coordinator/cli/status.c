@@ -65,6 +65,10 @@ static void print_table(const struct msg_status *m)
                p->step_us / 1e3, p->step_kernel_us / 1e3);
         printf("  prefix cache: %" PRIu64 " hits, %" PRIu64 " tokens not computed again\n",
                p->cache_hits, p->cache_tokens);
+        if (p->losses != 0) {
+            printf("  lost %u time%s, the last: %s\n", p->losses, p->losses == 1 ? "" : "s",
+                   p->detail);
+        }
         printf("  rank stage slice  %-16s %7s  %-14s %10s %7s %10s  kernels\n", "host", "pid",
                "phase", "step", "loaded", "heard");
         for (uint32_t k = 0; k < p->n_ranks; k++) {
@@ -94,7 +98,7 @@ static json_t *replica_json(const struct msg_replica_status *p)
     }
     return json_pack(
         "{s:I, s:I, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, "
-        "s:o}",
+        "s:I, s:s, s:o}",
         "replica", (json_int_t)p->replica, "generation", (json_int_t)p->generation, "state",
         p->state, "tp", (json_int_t)p->tp, "pp", (json_int_t)p->pp, "step", (json_int_t)p->step,
         "running", (json_int_t)p->running, "waiting", (json_int_t)p->waiting, "kv_blocks_used",
@@ -102,7 +106,8 @@ static json_t *replica_json(const struct msg_replica_status *p)
         "kv_block_tokens", (json_int_t)p->kv_block_tokens, "kv_blocks_cached",
         (json_int_t)p->kv_blocks_cached, "cache_hits", (json_int_t)p->cache_hits, "cache_tokens",
         (json_int_t)p->cache_tokens, "tokens_per_second", p->tokens_per_second, "step_us",
-        p->step_us, "step_kernel_us", p->step_kernel_us, "ranks", ranks);
+        p->step_us, "step_kernel_us", p->step_kernel_us, "losses", (json_int_t)p->losses, "detail",
+        p->detail, "ranks", ranks);
 }
 
 static void print_json(const struct msg_status *m)

@@ -10,7 +10,8 @@ long=$dir/long
 mkdir "$long"
 cp "$demo"/*.json "$demo"/*.safetensors "$long"
 sed -i 's/"max_position_embeddings": [0-9]*/"max_position_embeddings": 32768/' "$long/config.json"
-four=("$long" --tp 2 --pp 2 --kv-tokens 40000)
+# Without restarts: what is lost ends the service. test_failover.py is about the others.
+four=("$long" --tp 2 --pp 2 --kv-tokens 40000 --restarts 0)
 
 stream() { # NAME: one that does not end by itself
     generate "$1" "Once upon a time" --ignore-eos --seed 1
@@ -201,6 +202,9 @@ mapfile -t ranks < <(rank_pids)
 kill -STOP "${ranks[1]}"
 within 10 grep -q "rank 1 .*has been silent for" "$log" || fail "a stopped rank is reported as silent" "$log"
 ok "a stopped rank is reported as silent"
+restarted() { has_state serving && ! all_alive "${ranks[@]}" && grep -q '^serving again' "$log"; }
+within 30 restarted || fail "its replica is ended and started again" "$log" "$run/mpirun.log"
+ok "its replica is ended and started again"
 kill -INT "$serve"
 serve_ends 15 0 "and the service ends on SIGINT"
 left_nothing "a stopped rank"

@@ -29,6 +29,7 @@ struct rank {
     uint32_t n_submits, n_cancels, n_stops, n_welcomes;
     struct msg_submit last;
     uint32_t last_stop_id;
+    uint32_t last_emitted[8]; /* of the last submit, as many as fit */
     bool is_done;
     status done_st;
     char done_text[1100];
@@ -56,6 +57,8 @@ struct world {
     struct rpc_channel *channel;
     struct rank ranks[2];
     enum coord_state states[8];
+    uint32_t n_lost, last_lost; /* on_lost, by tests that give one */
+    uint64_t last_delay_ns;
     uint32_t n_states;
     bool is_stopped;
     const bool *until;
@@ -178,6 +181,9 @@ static void rank_message(void *arg, struct rpc_call *call UNUSED, const void *da
         r->n_submits++;
         r->last = m.submit;
         r->last_stop_id = m.submit.n_stop_ids != 0 ? m.submit.stop_ids[0] : 0;
+        for (uint32_t i = 0; i < m.submit.n_emitted && i < ARRAY_LEN(r->last_emitted); i++) {
+            r->last_emitted[i] = m.submit.emitted[i];
+        }
         rank_answer(r, &m.submit);
     } else if (m.kind == MSG_CANCEL) {
         r->n_cancels++;
@@ -308,7 +314,7 @@ static void ask(struct world *w, struct client *c, const struct msg_generate *m,
     buf_fini(&bytes);
 }
 
-static void watch(struct world *w, struct client *c, const char *service)
+UNUSED static void watch(struct world *w, struct client *c, const char *service)
 {
     struct buf bytes = BUF_INIT;
 
@@ -317,7 +323,7 @@ static void watch(struct world *w, struct client *c, const char *service)
     buf_fini(&bytes);
 }
 
-static enum health_state check(struct world *w)
+UNUSED static enum health_state check(struct world *w)
 {
     struct buf bytes = BUF_INIT;
     struct client c;
@@ -348,7 +354,9 @@ static void on_stopped(void *arg)
     w->is_stopped = true;
 }
 
-static void world_open(struct world *w, uint32_t tp)
+/* `more`: what coordinator is wanted beside the usual. With two replicas ranks[i] is the leader of
+ * replica i. */
+static void world_open_as(struct world *w, uint32_t tp, const struct coord_config *more)
 {
     struct err err = ERR_INIT;
     const struct plan_request request = { .tp = tp, .pp = 1, .fmt = KERN_F32, .n_ranks = tp };
@@ -357,6 +365,11 @@ static void world_open(struct world *w, uint32_t tp)
                                          .queue_max = QUEUE,
                                          .listen = "127.0.0.1:0",
                                          .control_token = "secret",
+                                         .n_replicas = more->n_replicas,
+                                         .retries = more->retries,
+                                         .restarts = more->restarts,
+                                         .hang_ns = more->hang_ns,
+                                         .on_lost = more->on_lost,
                                          .on_change = on_change,
                                          .arg = w };
     struct coord_config full = config;
@@ -393,7 +406,8 @@ static void world_open(struct world *w, uint32_t tp)
         w->ranks[i].hello = (struct msg_hello){ .build = msg_build(),
                                                 .protocol = MSG_PROTOCOL,
                                                 .generation = 4,
-                                                .rank = i,
+                                                .replica = more->n_replicas > 1 ? i : 0,
+                                                .rank = more->n_replicas > 1 ? 0 : i,
                                                 .n_ranks = tp,
                                                 .plan_digest = w->plan->digest,
                                                 .profile = w->plan->profile,
@@ -408,7 +422,12 @@ static void world_open(struct world *w, uint32_t tp)
     assert_int_equal(rpc_channel_create(w->loop, &channel, &w->channel, &err), ST_OK);
 }
 
-static void world_serve(struct world *w)
+UNUSED static void world_open(struct world *w, uint32_t tp)
+{
+    world_open_as(w, tp, &(struct coord_config){ .listen = NULL });
+}
+
+UNUSED static void world_serve(struct world *w)
 {
     world_open(w, 1);
     rank_ready(rank_attach(w, 0));

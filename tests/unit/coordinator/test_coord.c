@@ -273,7 +273,7 @@ static void test_coord__a_fault_is_the_reason_of_the_failure(void **state UNUSED
     rank_say(&w.ranks[0],
              &(struct msg_rank){ MSG_FAULT, .fault = { ST_ERR_NOMEM, 0, "needs 9 GiB, has 8" } });
     await_count(&w, &w.n_states, 1);
-    coord_job_ended(w.coord, "mpirun has ended with exit code 1"); /* comes later, says less */
+    coord_job_ended(w.coord, 0, "mpirun has ended with exit code 1"); /* comes later, says less */
     assert_string_equal(coord_failure(w.coord, &code), "rank 0 (host here): needs 9 GiB, has 8");
     assert_int_equal(code, ST_ERR_NOMEM);
     world_close(&w);

@@ -321,6 +321,21 @@ static void test_session__a_gap_or_repetition_fails_the_stream(void **state UNUS
     }
 }
 
+static void test_session__a_recomputed_token_must_be_the_same(void **state UNUSED)
+{
+    struct world *w = world_make(false, NULL);
+
+    assert_false(say(w, "ab"));
+    w->index = 1;
+    assert_false(token(w, 'b')); /* it came again, and counts once */
+    assert_int_equal(w->entry->n_emitted, 2);
+    w->index = 1;
+    assert_true(token(w, 'x'));
+    assert_int_equal(w->sink.st, ST_ERR_INTERNAL);
+    assert_non_null(strstr(w->sink.error, "differs from the one that was sent"));
+    world_free(w);
+}
+
 static void test_session__the_leaders_sentence_reaches_the_client(void **state UNUSED)
 {
     struct world *w = world_make(false, NULL);
@@ -376,6 +391,7 @@ int main(void)
         cmocka_unit_test(test_session__the_end_waits_for_a_slow_client),
         cmocka_unit_test(test_session__a_client_that_does_not_read_loses_its_stream),
         cmocka_unit_test(test_session__a_gap_or_repetition_fails_the_stream),
+        cmocka_unit_test(test_session__a_recomputed_token_must_be_the_same),
         cmocka_unit_test(test_session__the_leaders_sentence_reaches_the_client),
         cmocka_unit_test(test_journal__holds_what_a_second_attempt_needs),
     };

@@ -109,6 +109,8 @@ static const struct msg_replica_status replicas[] = {
       .tokens_per_second = 12.5,
       .step_us = 900.5,
       .step_kernel_us = 800,
+      .losses = 2,
+      .detail = "rank 1 is gone",
       .n_ranks = 2,
       .ranks = rank_states },
 };

@@ -1,0 +1,393 @@
+/* coordinator/cli/jobs.c - see jobs.h. */
+#include "coordinator/cli/jobs.h"
+
+#include "base/cpu.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { JOB_END_S = 10, IN_ORDER_S = 2 };
+
+/* ---- the workers' command line ---- */
+
+static void add(struct worker_words *w, uint32_t *n, const char *option, const char *value)
+{
+    ASSERT(*n + 3 < JOB_WORKER_ARGS_MAX);
+    w->args[(*n)++] = option;
+    w->args[(*n)++] = value;
+    w->args[*n] = NULL;
+}
+
+static const char *number(struct worker_words *w, uint32_t i, uint32_t value)
+{
+    snprintf(w->numbers[i], sizeof(w->numbers[i]), "%u", value);
+    return w->numbers[i];
+}
+
+/* What was asked for; several replicas on this host share its cores. 0: the worker decides. */
+static uint32_t threads_of(const struct jobs *j)
+{
+    if (j->args->threads != 0 || j->n <= 1 || !j->setup->is_local) {
+        return j->args->threads;
+    }
+    return MAX(1u, cpu_count() / (j->n * j->setup->plan->n_ranks));
+}
+
+status worker_words_make(const struct jobs *j, uint32_t replica, uint32_t generation,
+                         struct worker_words *w, struct err *err)
+{
+    const struct serve_args *a = j->args;
+    const uint32_t threads = threads_of(j);
+    uint32_t n = 2, n_plan = 0;
+
+    memset(w, 0, sizeof(*w));
+    w->plan = (struct buf)BUF_INIT;
+    w->args[0] = "worker";
+    w->args[1] = j->setup->model_path;
+    const status st =
+        plan_opts_args(j->setup->plan, &w->plan, w->args + n, PLAN_OPTS_ARGS, &n_plan);
+    if (st < 0) {
+        return err_set(err, st, "no memory for the workers' command line");
+    }
+    n += n_plan;
+    if (j->setup->device_word[0] != '\0') {
+        add(w, &n, "--device", j->setup->device_word); /* the last one counts */
+    }
+    add(w, &n, "--coordinator", j->control);
+    add(w, &n, "--token-file", j->dir->token_path);
+    add(w, &n, "--replica", number(w, 0, replica));
+    add(w, &n, "--generation", number(w, 1, generation));
+    add(w, &n, "--queue", number(w, 2, a->queue));
+    if (threads != 0) {
+        add(w, &n, "--threads", number(w, 3, threads));
+    }
+    if (a->chunk != 0) {
+        add(w, &n, "--chunk", number(w, 4, a->chunk));
+    }
+    if (a->prefix_cache != NULL) {
+        add(w, &n, "--prefix-cache", a->prefix_cache);
+    }
+    if (a->cpu_mask != NULL) {
+        add(w, &n, "--cpu-mask", a->cpu_mask);
+    }
+    if (a->log_level != NULL) {
+        add(w, &n, "--log-level", a->log_level);
+    }
+    return ST_OK;
+}
+
+void worker_words_fini(struct worker_words *w)
+{
+    buf_fini(&w->plan);
+}
+
+void jobs_config(const struct jobs *j, uint32_t replica, const struct worker_words *w,
+                 const char *program, struct launch_config *c)
+{
+    const struct job *job = j->jobs != NULL ? &j->jobs[replica] : NULL;
+    const uint32_t n_ranks = j->setup->plan->n_ranks;
+
+    *c = (struct launch_config){
+        .n_ranks = n_ranks,
+        .hostfile = job != NULL && job->hostfile[0] != '\0' ? job->hostfile : j->args->hostfile,
+        .mpirun = j->args->mpirun,
+        .program = program,
+        .args = w->args,
+        .log_dir = j->dir->path,
+        .log_name = job != NULL ? job->log_name : NULL,
+        .extra = j->args->mpirun_args,
+        .oversubscribe = j->setup->is_local && n_ranks * MAX(j->n, 1u) > cpu_count(),
+    };
+}
+
+status jobs_self_path(char *path, size_t bytes, struct err *err)
+{
+    const ssize_t n = readlink("/proc/self/exe", path, bytes - 1);
+
+    if (n < 0) {
+        return err_set_errno(err, ST_ERR_IO, errno, "/proc/self/exe");
+    }
+    path[n] = '\0';
+    return ST_OK;
+}
+
+/* ---- hosts ---- */
+
+/* Lines of the hostfile that name a host: contiguous runs of them, one run per replica. */
+static status deal_hosts(struct jobs *j, struct err *err)
+{
+    const struct serve_setup *setup = j->setup;
+    struct buf all = BUF_INIT_MAX(1 << 20);
+    uint32_t i_host = 0, i_open = UINT32_MAX;
+    FILE *out = NULL;
+    status st = buf_read_file(&all, j->args->hostfile, 1 << 20, err);
+
+    for (const char *at = all.data; st == ST_OK && at != NULL && *at != '\0';) {
+        const size_t len = strcspn(at, "\n");
+        const size_t skip = strspn(at, " \t\r");
+        if (skip < len && at[skip] != '#') {
+            const uint32_t replica = (uint32_t)((uint64_t)i_host++ * j->n / setup->n_hosts);
+            struct job *job = &j->jobs[MIN(replica, j->n - 1)];
+            if (replica != i_open) {
+                if (out != NULL && fclose(out) != 0) {
+                    st = err_set_errno(err, ST_ERR_IO, errno, "a part of the hostfile");
+                }
+                snprintf(job->hostfile, sizeof(job->hostfile), "%s/hosts-%u", j->dir->path,
+                         replica);
+                out = fopen(job->hostfile, "we");
+                i_open = replica;
+            }
+            if (out == NULL || fprintf(out, "%.*s\n", (int)len, at) < 0) {
+                st = err_set_errno(err, ST_ERR_IO, errno, "%s cannot be written", job->hostfile);
+            }
+        }
+        at += len + (at[len] != '\0');
+    }
+    if (out != NULL && fclose(out) != 0 && st == ST_OK) {
+        st = err_set_errno(err, ST_ERR_IO, errno, "a part of the hostfile");
+    }
+    buf_fini(&all);
+    return st;
+}
+
+static status check_hosts(const struct jobs *j, struct err *err)
+{
+    for (uint32_t i = 0; i < j->n; i++) {
+        uint32_t n_slots = 0, n_hosts = 0;
+        const status st = hostfile_slots(j->jobs[i].hostfile, &n_slots, &n_hosts, err);
+        if (st < 0) {
+            return st;
+        }
+        if (n_slots < j->setup->plan->n_ranks) {
+            return err_set(err, ST_ERR_LIMIT,
+                           "replica %u of %u would have %u slots on %u host%s of hostfile %s, and "
+                           "it has %u ranks; add slots, or lower --replicas, --tp or --pp",
+                           i, j->n, n_slots, n_hosts, n_hosts == 1 ? "" : "s", j->args->hostfile,
+                           j->setup->plan->n_ranks);
+        }
+    }
+    return ST_OK;
+}
+
+/* ---- start ---- */
+
+static void say_started(const struct jobs *j, uint32_t replica, const struct launch_config *c)
+{
+    const struct job *job = &j->jobs[replica];
+    char which[32] = "";
+
+    if (j->n > 1) {
+        snprintf(which, sizeof(which), "replica %u: ", replica);
+    }
+    printf("%sstarting %u rank%s with mpirun (pid %d), log in %s/%s\n", which, c->n_ranks,
+           c->n_ranks == 1 ? "" : "s", launch_pid(job->launch), j->dir->path, job->log_name);
+    fflush(stdout);
+}
+
+static status job_start(struct jobs *j, uint32_t replica, uint32_t generation, struct err *err)
+{
+    struct job *job = &j->jobs[replica];
+    char program[4096];
+    struct launch_config config;
+    struct worker_words words;
+    status st = worker_words_make(j, replica, generation, &words, err);
+
+    if (st == ST_OK) {
+        st = jobs_self_path(program, sizeof(program), err);
+    }
+    if (st == ST_OK) {
+        jobs_config(j, replica, &words, program, &config);
+        st = launch_start(&config, &job->launch, err);
+    }
+    if (st == ST_OK) {
+        job->state = JOB_RUNS;
+        say_started(j, replica, &config);
+    }
+    worker_words_fini(&words);
+    return st;
+}
+
+status jobs_start(struct jobs *j, struct err *err)
+{
+    status st = ST_OK;
+
+    j->jobs = calloc(j->n, sizeof(*j->jobs));
+    if (j->jobs == NULL) {
+        return err_set(err, ST_ERR_NOMEM, "no memory for %u jobs", j->n);
+    }
+    for (uint32_t i = 0; i < j->n; i++) {
+        if (i == 0) {
+            snprintf(j->jobs[i].log_name, sizeof(j->jobs[i].log_name), "mpirun.log");
+        } else {
+            snprintf(j->jobs[i].log_name, sizeof(j->jobs[i].log_name), "mpirun-%u.log", i);
+        }
+    }
+    if (j->n > 1 && j->args->hostfile != NULL) {
+        st = deal_hosts(j, err);
+        if (st == ST_OK) {
+            st = check_hosts(j, err);
+        }
+    }
+    for (uint32_t i = 0; st == ST_OK && i < j->n; i++) {
+        st = job_start(j, i, 1, err);
+    }
+    return st;
+}
+
+/* ---- running ---- */
+
+void jobs_lost(struct jobs *j, uint32_t replica, uint64_t delay_ns)
+{
+    const uint64_t now = clock_now_ns(clock_real());
+
+    if (j->jobs == NULL) {
+        return;
+    }
+    struct job *job = &j->jobs[replica];
+    job->state = JOB_ENDING;
+    job->ended_by_ns = now;
+    job->start_at_ns = delay_ns == CLOCK_NEVER ? CLOCK_NEVER : now + delay_ns;
+    if (job->launch != NULL) {
+        launch_end(job->launch, now);
+    }
+}
+
+static void release(struct job *job)
+{
+    if (job->launch != NULL) {
+        snprintf(job->tail, sizeof(job->tail), "%s", launch_tail(job->launch));
+        launch_destroy(job->launch);
+        job->launch = NULL;
+    }
+}
+
+/* It ends by itself: the coordinator is told, and answers through jobs_lost. */
+static void look_at_running(struct jobs *j, uint32_t i)
+{
+    struct job *job = &j->jobs[i];
+    char text[ERR_TEXT_BYTES];
+    int code = 0;
+
+    if (launch_poll(job->launch, &code) == ST_END) {
+        job->state = JOB_ENDED; /* its last words may still be asked for */
+        snprintf(text, sizeof(text), "mpirun has ended with exit code %d", code);
+        coord_job_ended(j->coord, i, text);
+    }
+}
+
+static void look_at_ending(struct job *job, uint64_t now)
+{
+    int code = 0;
+
+    if (job->launch != NULL) {
+        launch_end(job->launch, now);
+        if (launch_poll(job->launch, &code) != ST_END) {
+            return;
+        }
+        release(job);
+    }
+    job->state = job->start_at_ns == CLOCK_NEVER ? JOB_OVER : JOB_START_AT;
+}
+
+static void start_again(struct jobs *j, uint32_t i)
+{
+    struct err err = ERR_INIT;
+    const uint32_t generation = coord_replica_restart(j->coord, i);
+
+    j->jobs[i].state = JOB_RUNS;
+    if (job_start(j, i, generation, &err) != ST_OK) {
+        coord_job_ended(j->coord, i, err.text);
+    }
+}
+
+bool jobs_culprit(struct jobs *j, uint32_t replica, uint32_t *rank_p, char *signal_p,
+                  size_t signal_bytes)
+{
+    struct launch *l = j->jobs != NULL ? j->jobs[replica].launch : NULL;
+
+    return l != NULL && launch_culprit(l, rank_p, signal_p, signal_bytes);
+}
+
+void jobs_tick(struct jobs *j, uint64_t now)
+{
+    for (uint32_t i = 0; j->jobs != NULL && i < j->n; i++) {
+        struct job *job = &j->jobs[i];
+        if (job->state == JOB_RUNS && job->launch != NULL) {
+            look_at_running(j, i);
+        } else if (job->state == JOB_ENDING) {
+            look_at_ending(job, now);
+        } else if (job->state == JOB_START_AT && now >= job->start_at_ns) {
+            start_again(j, i);
+        }
+    }
+}
+
+/* ---- the end ---- */
+
+static bool all_over(const struct jobs *j, uint64_t now, bool rough)
+{
+    bool over = true;
+
+    for (uint32_t i = 0; i < j->n; i++) {
+        struct launch *l = j->jobs[i].launch;
+        int code = 0;
+        if (l == NULL || launch_poll(l, &code) == ST_END) {
+            continue;
+        }
+        over = false;
+        if (rough || j->jobs[i].state == JOB_ENDING) {
+            launch_end(l, now);
+        }
+    }
+    return over;
+}
+
+/* Ranks that were told to stop are usually gone within a second; then it gets rougher. */
+void jobs_end(struct jobs *j, bool rough)
+{
+    const uint64_t start = clock_now_ns(clock_real());
+
+    for (;;) {
+        const uint64_t now = clock_now_ns(clock_real());
+        if (j->jobs == NULL || now - start > JOB_END_S * NS_PER_S ||
+            all_over(j, now, rough || now - start > IN_ORDER_S * NS_PER_S)) {
+            return; /* jobs_fini kills what is left */
+        }
+        usleep(20000);
+    }
+}
+
+static void print_tail(const struct jobs *j, uint32_t i, const char *tail)
+{
+    fprintf(stderr, "last lines of %s/%s:\n", j->dir->path, j->jobs[i].log_name);
+    while (*tail != '\0') {
+        const size_t len = strcspn(tail, "\n");
+        fprintf(stderr, "  | %.*s\n", (int)len, tail);
+        tail += len + (tail[len] == '\n');
+    }
+}
+
+void jobs_print_tails(struct jobs *j)
+{
+    for (uint32_t i = 0; j->jobs != NULL && i < j->n; i++) {
+        release(&j->jobs[i]);
+        if (j->jobs[i].tail[0] != '\0') {
+            print_tail(j, i, j->jobs[i].tail);
+        }
+    }
+}
+
+void jobs_fini(struct jobs *j)
+{
+    for (uint32_t i = 0; j->jobs != NULL && i < j->n; i++) {
+        launch_destroy(j->jobs[i].launch);
+        if (j->jobs[i].hostfile[0] != '\0') {
+            unlink(j->jobs[i].hostfile);
+        }
+    }
+    free(j->jobs);
+    j->jobs = NULL;
+}

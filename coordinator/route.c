@@ -1,0 +1,195 @@
+/* coordinator/route.c - which replica a stream runs on, and what becomes of it when that is lost.
+ *
+ *   new stream ──place──► replica with the fewest KV blocks spoken for (of equals the first)
+ *   replica lost ──evacuate──► attempt + 1, the journal's tokens with it ──place──► another one
+ *        none can take it ──► it waits here (replica -1) for one to serve, or for its deadline
+ *
+ * The load of a replica is what its streams may come to need: blocks for the prompt and max_tokens.
+ * The coordinator's own count, not the heartbeats': those are a quarter of a second old, and a
+ * burst of requests would all go to one replica.
+ *
+ * Fencing. An event counts only if it comes from the stream's replica and carries its attempt;
+ * whatever a lost replica still says is dropped (front.c, event_owner). */
+#include "coordinator/coord_impl.h"
+
+#include "base/log.h"
+
+#include <stdio.h>
+
+static bool can_take(const struct replica *r)
+{
+    const bool drains = r->state == REPLICA_DRAINING && !r->coord->ranks_are_told;
+
+    return (r->state == REPLICA_SERVING || drains) && r->n_ready == r->n_ranks &&
+           r->ranks[0].call != NULL;
+}
+
+uint32_t route_count(const struct coord *c)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < c->n_replicas; i++) {
+        n += can_take(&c->replicas[i]) ? 1 : 0;
+    }
+    return n;
+}
+
+static struct replica *pick(struct coord *c)
+{
+    struct replica *best = NULL;
+
+    for (uint32_t i = 0; i < c->n_replicas; i++) {
+        struct replica *r = &c->replicas[i];
+        if (can_take(r) && (best == NULL || r->n_blocks < best->n_blocks)) {
+            best = r;
+        }
+    }
+    return best;
+}
+
+static uint32_t blocks_of(const struct coord *c, const struct journal_entry *e)
+{
+    const struct plan *plan = c->config.plan;
+    const uint32_t per_block = plan->kv_blocks != 0 ? plan->kv_tokens / plan->kv_blocks : 1;
+
+    return (e->n_prompt + e->max_tokens + per_block - 1) / MAX(per_block, 1u);
+}
+
+void route_leave(struct coord *c, struct journal_entry *e)
+{
+    if (e->replica >= 0) {
+        struct replica *r = &c->replicas[e->replica];
+        r->n_blocks -= e->n_blocks;
+        r->n_streams--;
+        e->replica = -1;
+    }
+}
+
+/* ST_ERR_UNAVAILABLE: no replica can take it now. ST_BUSY: the chosen one takes no more now. */
+static status place(struct coord *c, struct journal_entry *e)
+{
+    const struct msg_coord m = { .kind = MSG_SUBMIT, .submit = journal_submit(e, coord_now(c)) };
+    struct replica *r = pick(c);
+
+    if (r == NULL) {
+        return ST_ERR_UNAVAILABLE;
+    }
+    const status st = replica_send_leader(r, &m);
+    if (st != ST_OK) {
+        return st == ST_BUSY ? ST_BUSY : ST_ERR_UNAVAILABLE;
+    }
+    e->replica = (int32_t)r->index;
+    e->n_blocks = blocks_of(c, e);
+    r->n_blocks += e->n_blocks;
+    r->n_streams++;
+    log_req(LOG_DEBUG, "route", e->request_id,
+            "attempt %u goes to replica %u, which then has %u streams that may need %llu blocks",
+            e->attempt, r->index, r->n_streams, (unsigned long long)r->n_blocks);
+    return ST_OK;
+}
+
+status route_submit(struct coord *c, struct journal_entry *e, struct err *err)
+{
+    const status st = place(c, e);
+
+    if (st == ST_BUSY) {
+        return err_set(err, ST_ERR_LIMIT,
+                       "the replica takes no more requests now; try again later");
+    }
+    return ST_OK; /* placed; or it waits for the verdict on what was lost just now */
+}
+
+void route_cancel(struct coord *c, const struct journal_entry *e)
+{
+    const struct msg_coord m = { .kind = MSG_CANCEL, .cancel = { e->stream, e->attempt } };
+
+    if (e->replica < 0) {
+        return;
+    }
+    /* A leader that is gone computes nothing; one whose queue of 4,096 is full is about to be. */
+    if (replica_send_leader(&c->replicas[e->replica], &m) != ST_OK) {
+        log_req(LOG_DEBUG, "stream", e->request_id, "cancel not sent, ignoring");
+    }
+}
+
+/* ---- what waits ---- */
+
+static void place_one(void *arg, struct journal_entry *e)
+{
+    struct coord *c = arg;
+
+    if (e->replica < 0 && e->owner != NULL && front_is_running(e)) {
+        (void)place(c, e); /* else it goes on waiting */
+    }
+}
+
+void route_waiting(struct coord *c)
+{
+    if (journal_count(c->journal) != 0 && route_count(c) != 0) {
+        journal_each(c->journal, place_one, c);
+    }
+}
+
+/* ---- when a replica is lost ---- */
+
+struct move {
+    struct coord *coord;
+    struct replica *from;
+    uint32_t n_moved, n_failed;
+};
+
+static void move_one(void *arg, struct journal_entry *e)
+{
+    struct move *m = arg;
+    struct coord *c = m->coord;
+    char text[ERR_TEXT_BYTES + 160];
+
+    if (e->replica != (int32_t)m->from->index) {
+        return;
+    }
+    route_leave(c, e);
+    if (!front_is_running(e)) {
+        return; /* its answer is complete, only the client has not taken all of it */
+    }
+    e->attempt++;
+    e->n_moves++;
+    if (e->lost_ns == 0) {
+        e->lost_ns = coord_now(c);
+    }
+    if (e->n_moves > c->config.retries) {
+        snprintf(text, sizeof(text),
+                 "%u replicas were lost while they ran this request, and it is moved at most %u "
+                 "times (--retries); the last: %s",
+                 e->n_moves, c->config.retries, m->from->sign.text);
+        m->n_failed++;
+        front_fail(e, ST_ERR_UNAVAILABLE, text);
+        return;
+    }
+    m->n_moved++;
+    (void)place(c, e);
+}
+
+void route_evacuate(struct replica *r)
+{
+    struct coord *c = r->coord;
+    struct move m = { .coord = c, .from = r };
+
+    journal_each(c->journal, move_one, &m);
+    ASSERT(r->n_streams == 0 && r->n_blocks == 0);
+    if (m.n_moved + m.n_failed != 0) {
+        log_info("route", "replica %u.%u: %u streams leave it for %u serving replicas, %u fail",
+                 r->index, r->generation, m.n_moved, route_count(c), m.n_failed);
+    }
+}
+
+/* A token of a stream that was moved: its client's pause is over. */
+void route_resumed(struct coord *c, struct journal_entry *e)
+{
+    if (e->lost_ns != 0) {
+        log_req(LOG_INFO, "stream", e->request_id,
+                "goes on at token %u on replica %d after a pause of %.1f ms (attempt %u)",
+                e->n_emitted, (int)e->replica, (double)(coord_now(c) - e->lost_ns) / 1e6,
+                e->attempt);
+        e->lost_ns = 0;
+    }
+}

@@ -1,0 +1,262 @@
+"""Streams that must not notice: what tests/e2e/test_failover.py and tests/bench/chaos.py share.
+
+A Service is a `gantry serve`, its status, and its log as (time, text). A Crowd is a set of clients that ask the same mixed
+requests (greedy, sampled, filtered, with stop strings, with log-probabilities) over and over and compare every answer, token by
+token and log-probability by log-probability (as floats: equal bits), with the answer of an undisturbed service. Faults
+are signals to processes of the service, chosen by a seed.
+"""
+import calendar
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+sys.path.insert(0, os.environ["GANTRY_PY"])
+import grpc  # noqa: E402
+import gantry_pb2  # noqa: E402
+import gantry_pb2_grpc  # noqa: E402
+
+GANTRY = os.environ["GANTRY"]
+START_S = 90
+
+# Prompts, sampling, ends: every way in which a stream can depend on what was before it.
+REQUESTS = [
+    dict(prompt="Once upon a time", temperature=0, max_tokens=700, ignore_eos=True, logprobs=3),
+    dict(prompt="The whale", temperature=0.9, seed=1, max_tokens=600, ignore_eos=True, logprobs=3),
+    dict(prompt="It was a dark night and", temperature=1.1, top_k=40, top_p=0.9, min_p=0.02, seed=2, max_tokens=500, ignore_eos=True,
+         logprobs=1),
+    dict(prompt="", temperature=0.8, seed=3, max_tokens=400, logprobs=0),
+    dict(prompt="He said that", temperature=1, seed=4, max_tokens=600, stop=["ing the", " and the "], logprobs=2),
+    dict(prompt="She went to the", temperature=0, max_tokens=300, ignore_eos=True, stop=["\n\n\n\n"]),
+    dict(prompt="The sea " * 40, temperature=0.7, seed=5, max_tokens=500, ignore_eos=True, logprobs=3),
+    dict(prompt="Chapter 1", temperature=1.3, top_k=200, seed=6, max_tokens=650, ignore_eos=True, logprobs=20),
+]
+
+
+class Failed(Exception):
+    pass
+
+
+def log_time(line):
+    """The time of a log line, or None."""
+    found = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.(\d{3})Z ", line)
+    return calendar.timegm(time.strptime(found[1], "%Y-%m-%dT%H:%M:%S")) + int(found[2]) / 1000 if found else None
+
+
+class Service:
+    """A `gantry serve` that lives as long as the `with` block and must end with 0."""
+
+    def __init__(self, model, options):
+        self.dir = tempfile.TemporaryDirectory(prefix="gantry-chaos-")
+        self.run_dir = pathlib.Path(self.dir.name) / "run"
+        self.log_path = pathlib.Path(self.dir.name) / "log"
+        self.command = [GANTRY, "serve", str(model), "--listen", "127.0.0.1:0", "--run-dir", str(self.run_dir), "--log-level",
+                        "info", *options]
+
+    def __enter__(self):
+        environment = dict(os.environ, XDG_CACHE_HOME=self.dir.name, TMPDIR=self.dir.name, GANTRY_CHAOS=self.dir.name,
+                           OMPI_MCA_btl_vader_backing_directory=self.dir.name)
+        with open(self.log_path, "wb") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
+        try:
+            self.wait_for(lambda: (self.run_dir / "endpoint.json").exists(), START_S, "an endpoint")
+            self.target = f"127.0.0.1:{json.loads((self.run_dir / 'endpoint.json').read_text())['port']}"
+            self.channel = grpc.insecure_channel(self.target)
+            self.cluster = gantry_pb2_grpc.ClusterStub(self.channel)
+            self.wait_for(lambda: self.status().state == "serving", START_S, "all replicas to serve")
+        except BaseException:
+            self.__exit__(Failed, None, None)
+            raise
+        return self
+
+    def __exit__(self, *failure):
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        if failure[0] is not None:
+            print(self.log()[-6000:], file=sys.stderr)
+        elif self.process.returncode != 0:
+            raise Failed(f"serve ended with {self.process.returncode}:\n{self.log()[-4000:]}")
+        marker = self.dir.name
+        self.dir.cleanup()
+        if failure[0] is None:
+            left = subprocess.run(["bash", str(pathlib.Path(__file__).with_name("no_leftovers.sh")), f"GANTRY_CHAOS={marker}"])
+            if left.returncode != 0:
+                raise Failed("processes are left behind")
+
+    def log(self):
+        return self.log_path.read_text(errors="replace")
+
+    def status(self):
+        try:
+            return self.cluster.GetStatus(gantry_pb2.GetStatusRequest(), timeout=10, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise Failed(f"no status: {error.details()}") from error
+
+    def wait_for(self, what, seconds, words):
+        end = time.monotonic() + seconds
+        while not what():
+            if self.process.poll() is not None:
+                raise Failed(f"serve has ended with {self.process.returncode} while waiting for {words}")
+            if time.monotonic() > end:
+                raise Failed(f"waited {seconds} s in vain for {words}")
+            time.sleep(0.02)
+
+    def launcher(self, replica):
+        """The pid of the newest mpirun of a replica."""
+        name = f"replica {replica}: " if len(self.status().replicas) > 1 else ""
+        return int(re.findall(rf"^{name}starting \d+ ranks? with mpirun \(pid (\d+)\)", self.log(), re.M)[-1])
+
+    def is_free(self):
+        status = self.status()
+        return status.streams == 0 and all(r.kv_blocks_used == 0 and r.running == 0 for r in status.replicas)
+
+
+def ask(stub, request, request_id, arrivals=None):
+    """(text, [(id, logprob, top...)], reason, stop) of one stream. arrivals: index of a token -> when it came."""
+    tokens, text, end = [], "", None
+    for chunk in stub.GenerateStream(gantry_pb2.GenerateRequest(request_id=request_id, **request), timeout=300):
+        text += chunk.text
+        for token in chunk.tokens:
+            if arrivals is not None:
+                arrivals[len(tokens)] = time.time()
+            tokens.append((token.id, token.logprob if token.HasField("logprob") else None,
+                           tuple((top.id, top.logprob, top.piece) for top in token.top)))
+        if chunk.HasField("finished"):
+            end = chunk.finished
+    if end is None:
+        raise Failed(f"{request_id}: the stream ended without an end")
+    return text, tokens, end.reason, end.stop
+
+
+def undisturbed(model):
+    """The answers of one rank and one thread, one request at a time."""
+    with Service(model, ["--tp", "1", "--pp", "1", "--threads", "1"]) as service:
+        stub = gantry_pb2_grpc.GenerationStub(service.channel)
+        return [ask(stub, request, f"reference-{i}") for i, request in enumerate(REQUESTS)]
+
+
+class Crowd:
+    """n clients that ask until told to end. Used as a `with` block; afterwards `differing` must be empty."""
+
+    def __init__(self, service, wanted, n):
+        self.service, self.wanted = service, wanted
+        self.n_answers, self.n_tokens, self.differing, self.failed = 0, 0, [], []
+        self.arrivals = {}  # request id -> {token index: time}
+        self.lock, self.is_over = threading.Lock(), threading.Event()
+        self.threads = [threading.Thread(target=self.client, args=(i,), daemon=True) for i in range(n)]
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *failure):
+        self.is_over.set()
+        for thread in self.threads:
+            thread.join(timeout=300)
+            if thread.is_alive() and failure[0] is None:
+                raise Failed("a stream does not end")
+
+    def client(self, i):
+        # A channel each, as clients on different machines would have.
+        stub = gantry_pb2_grpc.GenerationStub(grpc.insecure_channel(self.service.target, [("grpc.use_local_subchannel_pool", 1)]))
+        turn = 0
+        while not self.is_over.is_set():
+            which = (i + turn) % len(REQUESTS)
+            request_id, arrivals = f"c{i}-{turn}-r{which}", {}
+            with self.lock:
+                self.arrivals[request_id] = arrivals
+            turn += 1
+            try:
+                got = ask(stub, REQUESTS[which], request_id, arrivals)
+            except grpc.RpcError as error:
+                # A request that comes while nothing serves is refused, and was never accepted.
+                if "no replica serves now" in (error.details() or ""):
+                    time.sleep(0.1)
+                    continue
+                with self.lock:
+                    self.failed.append(f"{request_id}: {error.code()}: {error.details()}")
+                continue
+            except Failed as error:
+                with self.lock:
+                    self.failed.append(str(error))
+                continue
+            with self.lock:
+                self.n_answers += 1
+                self.n_tokens += len(got[1])
+                if got != self.wanted[which]:
+                    at = next((k for k, (a, b) in enumerate(zip(got[1], self.wanted[which][1])) if a != b), "the end")
+                    self.differing.append(f"{request_id}: differs at token {at}: {got[1][-1:]}")
+
+    def check(self):
+        if self.differing or self.failed:
+            raise Failed("\n".join(["streams differ or failed:"] + self.differing + self.failed))
+
+
+class Fault:
+    """One fault: who was hit, when, and what the log must say of it."""
+
+    def __init__(self, kind, replica, generation, rank, when):
+        self.kind, self.replica, self.generation, self.rank, self.when = kind, replica, generation, rank, when
+
+    def __str__(self):
+        return f"{self.kind} on replica {self.replica}.{self.generation}" + (f" rank {self.rank}" if self.rank is not None else "")
+
+    def find(self, log):
+        """(seconds from the fault to the named line, the line) or None."""
+        for line in log.splitlines():
+            if f"replica {self.replica}.{self.generation} is lost: " in line:
+                return log_time(line) - self.when, line.split("is lost: ", 1)[1]
+        return None
+
+    def is_named(self, words):
+        return self.kind == "mpirun" or words.startswith(f"rank {self.rank} (host ")
+
+
+def inject(service, kind, replica, rng):
+    """kind: rank, mpirun, stop. The replica must be serving."""
+    status = service.status().replicas[replica]
+    rank = None if kind == "mpirun" else rng.randrange(len(status.ranks))
+    pid = service.launcher(replica) if kind == "mpirun" else status.ranks[rank].pid
+    fault = Fault(kind, replica, status.generation, rank, time.time())
+    os.kill(pid, signal.SIGSTOP if kind == "stop" else signal.SIGKILL)
+    return fault
+
+
+def await_named(service, fault, seconds):
+    """The time it took, or Failed."""
+    service.wait_for(lambda: fault.find(service.log()) is not None, seconds + 10, f"{fault} to be noticed")
+    took, words = fault.find(service.log())
+    if not fault.is_named(words):
+        raise Failed(f"{fault}: not named by \"{words}\"")
+    if took > seconds:
+        raise Failed(f"{fault}: named after {took:.3f} s, the bound is {seconds} s")
+    return took
+
+
+def pauses(service, crowd):
+    """Milliseconds of every pause: (as the coordinator counts, as the client saw)."""
+    inside, outside = [], []
+    found = r"stream \S+ (\S+) goes on at token (\d+) on replica \d+ after a pause of ([\d.]+) ms"
+    for request_id, index, ms in re.findall(found, service.log()):
+        inside.append(float(ms))
+        arrivals = crowd.arrivals.get(request_id, {})
+        now, before = arrivals.get(int(index)), arrivals.get(int(index) - 1)
+        if now is not None and before is not None:
+            outside.append((now - before) * 1000)
+    return inside, outside
+
+
+def quantile(values, q):
+    values = sorted(values)
+    return values[min(len(values) - 1, int(q * len(values)))] if values else float("nan")

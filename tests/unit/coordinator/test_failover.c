@@ -1,0 +1,307 @@
+/* Several replicas behind one coordinator (coord_world.h; each is one scripted rank): routing by
+ * load, streams that move with their tokens, what fences off a lost replica, restarts, and ranks
+ * that are there and do nothing. */
+#include "unit/coordinator/coord_world.h"
+
+/* ---- two replicas ---- */
+
+static void on_lost(void *arg, uint32_t replica, uint64_t delay_ns)
+{
+    struct world *w = arg;
+
+    w->n_lost++;
+    w->last_lost = replica;
+    w->last_delay_ns = delay_ns;
+}
+
+static void open_two(struct world *w, uint32_t retries, uint32_t restarts)
+{
+    const struct coord_config more = {
+        .n_replicas = 2, .retries = retries, .restarts = restarts, .on_lost = on_lost
+    };
+
+    world_open_as(w, 1, &more);
+    rank_ready(rank_attach(w, 0));
+    await_count(w, &w->n_states, 1);
+    assert_int_equal(w->states[0], COORD_SERVING); /* one is enough */
+    rank_ready(rank_attach(w, 1));
+    await_count(w, &w->ranks[1].n_welcomes, 1);
+    settle_ms(w, 20);
+}
+
+/* What a killed leader looks like. */
+static void lose(struct world *w, uint32_t i)
+{
+    rpc_call_cancel(w->ranks[i].call);
+    await(w, &w->ranks[i].is_done);
+    w->ranks[i].call = NULL;
+}
+
+/* Another rank plays the next generation of replica i. */
+static void come_back(struct world *w, uint32_t i)
+{
+    w->ranks[i].hello.generation = coord_replica_restart(w->coord, i);
+    rank_ready(rank_attach(w, i));
+}
+
+#define WAITING REQ("wait", .has_max_tokens = true, .max_tokens = 4)
+
+/* ---- cases ---- */
+
+static void test_route__streams_go_where_the_load_is_least(void **state UNUSED)
+{
+    struct world w;
+    struct client c[3];
+
+    open_two(&w, 3, 0);
+    ask(&w, &c[0], REQ("wait", .has_max_tokens = true, .max_tokens = 50), false, CLOCK_NEVER);
+    await_count(&w, &w.ranks[0].n_submits, 1); /* of equals the first */
+    ask(&w, &c[1], WAITING, false, CLOCK_NEVER);
+    await_count(&w, &w.ranks[1].n_submits, 1);
+    ask(&w, &c[2], WAITING, false, CLOCK_NEVER);
+    await_count(&w, &w.ranks[1].n_submits, 2); /* two small ones weigh less than the large one */
+    assert_int_equal(w.ranks[0].n_submits, 1);
+    world_close(&w);
+}
+
+static void test_failover__a_stream_goes_on_where_it_was(void **state UNUSED)
+{
+    struct world w;
+    struct client c;
+
+    open_two(&w, 3, 0);
+    ask(&w, &c, WAITING, false, CLOCK_NEVER);
+    await_count(&w, &w.ranks[0].n_submits, 1);
+    rank_token(&w.ranks[0], &w.ranks[0].last, 0, 'g');
+    rank_token(&w.ranks[0], &w.ranks[0].last, 1, 'o');
+    await_count(&w, &c.n_tokens, 2);
+    const uint64_t seed = w.ranks[0].last.seed;
+    lose(&w, 0);
+    await_count(&w, &w.ranks[1].n_submits, 1);
+    const struct msg_submit *m = &w.ranks[1].last;
+    assert_int_equal(m->attempt, 2);
+    assert_int_equal(m->n_emitted, 2);
+    assert_int_equal(w.ranks[1].last_emitted[0], 'g');
+    assert_int_equal(w.ranks[1].last_emitted[1], 'o');
+    assert_true(m->seed == seed);
+    /* The first attempt's number counts no more, whoever uses it. */
+    struct msg_submit old = *m;
+    old.attempt = 1;
+    rank_token(&w.ranks[1], &old, 2, '?');
+    rank_token(&w.ranks[1], m, 2, 'o');
+    rank_token(&w.ranks[1], m, 3, 'd');
+    rank_finish(&w.ranks[1], m, FINISH_LENGTH, ST_OK, "");
+    await(&w, &c.is_done);
+    assert_int_equal(c.st, ST_OK);
+    assert_string_equal(c.text, "good");
+    assert_int_equal(c.n_tokens, 4);
+    assert_int_equal(coord_state(w.coord), COORD_SERVING);
+    world_close(&w);
+}
+
+static void test_failover__with_no_replica_streams_wait_for_the_restart(void **state UNUSED)
+{
+    struct world w;
+    struct client c, late;
+
+    open_two(&w, 3, 5);
+    ask(&w, &c, WAITING, false, CLOCK_NEVER);
+    await_count(&w, &w.ranks[0].n_submits, 1);
+    lose(&w, 1);
+    lose(&w, 0);
+    await_count(&w, &w.n_lost, 2);
+    assert_true(w.last_delay_ns == NS_PER_S);
+    assert_int_equal(coord_state(w.coord), COORD_RECOVERING);
+    ask(&w, &late, REQ("hi"), false, CLOCK_NEVER);
+    await(&w, &late.is_done);
+    assert_int_equal(late.st, ST_ERR_UNAVAILABLE);
+    assert_non_null(strstr(late.error, "no replica serves now"));
+    assert_false(c.is_done);
+    w.ranks[1].n_submits = 0;
+    come_back(&w, 1);
+    await_count(&w, &w.ranks[1].n_submits, 1);
+    assert_int_equal(w.ranks[1].last.attempt, 2);
+    assert_int_equal(coord_state(w.coord), COORD_SERVING);
+    rank_token(&w.ranks[1], &w.ranks[1].last, 0, 'k');
+    rank_finish(&w.ranks[1], &w.ranks[1].last, FINISH_LENGTH, ST_OK, "");
+    await(&w, &c.is_done);
+    assert_int_equal(c.st, ST_OK);
+    world_close(&w);
+}
+
+static void test_failover__a_request_is_moved_so_often_and_no_more(void **state UNUSED)
+{
+    struct world w;
+    struct client c;
+
+    open_two(&w, 1, 5);
+    ask(&w, &c, WAITING, false, CLOCK_NEVER);
+    await_count(&w, &w.ranks[0].n_submits, 1);
+    lose(&w, 0);
+    await_count(&w, &w.ranks[1].n_submits, 1);
+    lose(&w, 1);
+    await(&w, &c.is_done);
+    assert_int_equal(c.st, ST_ERR_UNAVAILABLE);
+    assert_non_null(strstr(c.error, "2 replicas were lost while they ran this request"));
+    assert_non_null(strstr(c.error, "rank 0 (host here, pid 101)"));
+    world_close(&w);
+}
+
+static void test_failover__a_lost_generation_never_comes_back(void **state UNUSED)
+{
+    struct world w;
+
+    open_two(&w, 3, 5);
+    lose(&w, 0);
+    await_count(&w, &w.n_lost, 1);
+    rank_attach(&w, 0); /* before the restart */
+    await(&w, &w.ranks[0].is_done);
+    assert_int_equal(w.ranks[0].done_st, ST_ERR_MISMATCH);
+    assert_int_equal(coord_replica_restart(w.coord, 0), 5);
+    rank_attach(&w, 0); /* after it */
+    await(&w, &w.ranks[0].is_done);
+    assert_non_null(strstr(w.ranks[0].done_text, "generation 4, the coordinator has 0 and 5"));
+    assert_int_equal(w.n_lost, 1); /* which says nothing against generation 5 */
+    w.ranks[0].hello.generation = 5;
+    rank_ready(rank_attach(&w, 0));
+    await_count(&w, &w.ranks[0].n_welcomes, 2);
+    world_close(&w);
+}
+
+static void test_failover__other_weights_are_refused(void **state UNUSED)
+{
+    const struct msg_ready other = { .weights_digest = { { 0xAB, 2 } }, .weight_bytes = 5 };
+    struct world w;
+
+    open_two(&w, 3, 5);
+    lose(&w, 1);
+    await_count(&w, &w.n_lost, 1);
+    w.ranks[1].hello.generation = coord_replica_restart(w.coord, 1);
+    rank_attach(&w, 1);
+    rank_say(&w.ranks[1], &(struct msg_rank){ MSG_READY, .ready = other });
+    await_count(&w, &w.n_lost, 2);
+    assert_int_equal(w.last_lost, 1);
+    assert_true(w.last_delay_ns == 2 * NS_PER_S); /* it has not served in between */
+    assert_non_null(strstr(w.ranks[1].done_text, "have the files changed?"));
+    assert_int_equal(coord_state(w.coord), COORD_SERVING);
+    world_close(&w);
+}
+
+static void test_failover__it_ends_when_nothing_can_be_started_again(void **state UNUSED)
+{
+    struct world w;
+    struct client c;
+    status code = ST_OK;
+
+    open_two(&w, 3, 0);
+    ask(&w, &c, WAITING, false, CLOCK_NEVER);
+    await_count(&w, &w.ranks[0].n_submits, 1);
+    lose(&w, 0);
+    await_count(&w, &w.n_lost, 1);
+    assert_true(w.last_delay_ns == CLOCK_NEVER);
+    assert_int_equal(coord_state(w.coord), COORD_SERVING);
+    lose(&w, 1);
+    await(&w, &c.is_done);
+    assert_non_null(
+        strstr(c.error, "all replicas were lost: replica 0: rank 0 (host here, pid 100)"));
+    assert_int_equal(coord_state(w.coord), COORD_FAILED);
+    assert_non_null(
+        strstr(coord_failure(w.coord, &code), "replica 1: rank 0 (host here, pid 101)"));
+    world_close(&w);
+}
+
+/* ---- there and idle ---- */
+
+static void heartbeat(struct rank *r, const char *phase, uint64_t step, uint64_t ticks,
+                      uint32_t running)
+{
+    const struct msg_heartbeat m = {
+        .phase = phase, .step = step, .ticks = ticks, .running = running
+    };
+    rank_say(r, &(struct msg_rank){ MSG_HEARTBEAT, .heartbeat = m });
+}
+
+/* One replica of two ranks, both ready. */
+static void open_pair(struct world *w, uint64_t hang_ms)
+{
+    const struct coord_config more = { .retries = 3, .hang_ns = hang_ms * NS_PER_MS };
+
+    world_open_as(w, 2, &more);
+    rank_ready(rank_attach(w, 0));
+    rank_ready(rank_attach(w, 1));
+    await_count(w, &w->n_states, 1);
+}
+
+static void test_detect__a_silent_rank_is_named(void **state UNUSED)
+{
+    struct world w;
+    status code = ST_OK;
+
+    open_pair(&w, 400);
+    for (int i = 0; i < 40 && w.n_states < 2; i++) {
+        heartbeat(&w.ranks[0], "idle", 7, 1, 0);
+        if (i < 4) {
+            heartbeat(&w.ranks[1], "step", 7, 1, 0);
+        }
+        settle_ms(&w, 50);
+    }
+    assert_int_equal(w.states[1], COORD_FAILED);
+    const char *why = coord_failure(w.coord, &code);
+    assert_non_null(strstr(why, "rank 1 (host here, pid 101) has been silent for 0."));
+    assert_non_null(strstr(why, "phase \"step\" at step 7"));
+    assert_int_equal(code, ST_ERR_DEADLINE);
+    world_close(&w);
+}
+
+static void test_detect__a_stuck_rank_is_named(void **state UNUSED)
+{
+    struct world w;
+    status code = ST_OK;
+
+    open_pair(&w, 400);
+    for (uint32_t i = 0; i < 40 && w.n_states < 2; i++) {
+        const uint64_t step = MIN(i, 10u); /* moves, and then no more */
+        heartbeat(&w.ranks[0], "waiting", 100 + step, 6 * step, 3);
+        heartbeat(&w.ranks[1], "step", 100 + step, 6 * step - step / 10, 0);
+        settle_ms(&w, 50);
+        assert_true(i > 12 || w.n_states == 1);
+    }
+    assert_int_equal(w.states[1], COORD_FAILED);
+    const char *why = coord_failure(w.coord, &code);
+    assert_non_null(strstr(why, "rank 1 (host here, pid 101) has been stuck for 0."));
+    assert_non_null(
+        strstr(why, "phase \"step\" at step 110, layer count 59, while 3 streams wait"));
+    world_close(&w);
+}
+
+static void test_detect__idle_ranks_are_left_alone(void **state UNUSED)
+{
+    struct world w;
+
+    open_pair(&w, 300);
+    for (uint32_t i = 0; i < 16; i++) {
+        heartbeat(&w.ranks[0], "idle", 5, 30, 0);
+        heartbeat(&w.ranks[1], "idle", 5, 30, 0);
+        settle_ms(&w, 50);
+    }
+    assert_int_equal(coord_state(w.coord), COORD_SERVING);
+    world_close(&w);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_route__streams_go_where_the_load_is_least),
+        cmocka_unit_test(test_failover__a_stream_goes_on_where_it_was),
+        cmocka_unit_test(test_failover__with_no_replica_streams_wait_for_the_restart),
+        cmocka_unit_test(test_failover__a_request_is_moved_so_often_and_no_more),
+        cmocka_unit_test(test_failover__a_lost_generation_never_comes_back),
+        cmocka_unit_test(test_failover__other_weights_are_refused),
+        cmocka_unit_test(test_failover__it_ends_when_nothing_can_be_started_again),
+        cmocka_unit_test(test_detect__a_silent_rank_is_named),
+        cmocka_unit_test(test_detect__a_stuck_rank_is_named),
+        cmocka_unit_test(test_detect__idle_ranks_are_left_alone),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
