@@ -8,11 +8,20 @@
 #             bandwidth and the peak that `kernels` measured in this run
 #   serve     start to SERVING; time to first token and tokens/s for 1 and 16 streams through gRPC
 #
+#   chaos --seed S --kills N ...   faults at random under streams that must not notice (chaos.py; not among "all")
+#
 # Without NAME all of them. BUILD is the build folder (default build); GANTRY_BENCH_DIR keeps the 2.2 GB of random weights
 # between runs (default: under TMPDIR, removed at the end). Needs mpirun; as root, says so to Open MPI.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 build=${BUILD:-build}
+if [ "${1:-}" = chaos ]; then
+    shift
+    python=python3
+    "$python" -c 'import grpc' 2> /dev/null || python=/usr/bin/python3
+    GANTRY=$(realpath "$build/gantry") GANTRY_PY=$(realpath "$build/py") GANTRY_SOURCE_DIR=$PWD PYTHONDONTWRITEBYTECODE=1 \
+        exec "$python" tests/bench/chaos.py "$@"
+fi
 gantry=$build/gantry
 threads=${THREADS:-$(nproc)}
 tmp=$(mktemp -d "${TMPDIR:-/tmp}/gantry-bench-XXXXXX")

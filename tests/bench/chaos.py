@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""Faults at random, by a seed, under streams that are compared token by token (tests/common/chaos.py).
+
+    ./run bench chaos [--seed S] [--kills N] [--streams N] [--replicas R] [--tp N] [--pp N]
+
+Kinds: SIGKILL to a random rank (60 %), to a random mpirun (15 %), SIGSTOP to a random rank (15 %), a rank of every replica at
+once (10 %, counted one by one). A fault waits until its replica serves; the others may still be starting. Prints a line per
+fault, then how many answers differ from the undisturbed ones (must be none), the time from the fault to the log line that names
+it, and the pauses that the streams had. Exit code 1 if an answer differs or fails, a fault is not named in time, or anything is
+left behind.
+"""
+import argparse
+import os
+import pathlib
+import random
+import sys
+import time
+
+SOURCE = pathlib.Path(os.environ["GANTRY_SOURCE_DIR"])
+sys.path.insert(0, str(SOURCE / "tests" / "common"))
+import chaos  # noqa: E402
+
+
+def choose(rng, n_replicas):
+    """[(kind, replica)] of the next strike."""
+    r = rng.random()
+    if r < 0.1:
+        return [("rank", i) for i in range(n_replicas)]
+    kind = "mpirun" if r < 0.25 else "stop" if r < 0.4 else "rank"
+    return [(kind, rng.randrange(n_replicas))]
+
+
+def has_work(service, replica):
+    status = service.status()
+    one = status.replicas[replica]
+    return one.state == "serving" and (one.running > 0 or all(r.running == 0 for r in status.replicas))
+
+
+def figures(words, values, unit="ms"):
+    if values:
+        print(f"{words:<44} n {len(values):5}  p50 {chaos.quantile(values, 0.5):7.0f}  p99 {chaos.quantile(values, 0.99):7.0f}  "
+              f"max {max(values):7.0f} {unit}")
+
+
+def run(args):
+    rng = random.Random(args.seed)
+    model = SOURCE / "model" / "demo"
+    bounds = {"rank": args.bound, "mpirun": args.bound, "stop": args.hang_timeout + args.bound}
+    named = {"rank": [], "mpirun": [], "stop": []}
+    wanted = chaos.undisturbed(model)
+    options = ["--replicas", str(args.replicas), "--tp", str(args.tp), "--pp", str(args.pp), "--threads", "1", "--hang-timeout",
+               str(args.hang_timeout), "--retries", "1000000", "--restarts", "1000000"]
+    begun = time.monotonic()
+    with chaos.Service(model, options) as service:
+        with chaos.Crowd(service, wanted, args.streams) as crowd:
+            n = 0
+            while n < args.kills:
+                strike = choose(rng, args.replicas)
+                for _, replica in strike:
+                    service.wait_for(lambda: has_work(service, replica), 60, f"replica {replica} to work")
+                time.sleep(rng.uniform(0, 0.5))
+                faults = [chaos.inject(service, kind, replica, rng) for kind, replica in strike]
+                for fault in faults:
+                    took = chaos.await_named(service, fault, bounds[fault.kind])
+                    named[fault.kind].append(took * 1000)
+                    n += 1
+                    print(f"{n:5} {fault}: named after {took * 1000:.0f} ms; {crowd.n_answers} answers", flush=True)
+                if crowd.differing or crowd.failed:
+                    break
+        crowd.check()
+        service.wait_for(service.is_free, 10, "all KV blocks to be free")
+        inside, outside = chaos.pauses(service, crowd)
+    print(f"\nseed {args.seed}, {args.replicas} replicas of tp {args.tp} x pp {args.pp}, {args.streams} streams, "
+          f"{time.monotonic() - begun:.0f} s: {n} faults, {crowd.n_answers} answers, {crowd.n_tokens} tokens, 0 differ, 0 failed")
+    figures("rank killed -> named log line", named["rank"])
+    figures("mpirun killed -> named log line", named["mpirun"])
+    figures(f"rank stopped -> named (--hang-timeout {args.hang_timeout})", named["stop"])
+    figures("pause of a stream, from the loss noticed", inside)
+    figures("pause of a stream, at its client", outside)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Faults at random under streams that must not notice.")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--streams", type=int, default=32)
+    parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--tp", type=int, default=2)
+    parser.add_argument("--pp", type=int, default=1)
+    parser.add_argument("--hang-timeout", type=int, default=2)
+    parser.add_argument("--bound", type=float, default=2, help="seconds until a fault must be named")
+    run(parser.parse_args())
+
+
+try:
+    main()
+except chaos.Failed as failure:
+    sys.exit(f"FAIL  {failure}")
