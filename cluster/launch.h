@@ -25,6 +25,7 @@ struct launch_config {
     const char *log_dir;     /* mpirun's own output goes to log_dir/mpirun.log; NULL: to stderr */
     const char *log_name;    /* NULL: "mpirun.log" */
     const char *extra;       /* more mpirun options, split at spaces; NULL: none */
+    const char *shm_dir;     /* for shared memory of ranks on this host; NULL: where MPI likes */
     bool oversubscribe;      /* more ranks than cores on some host */
     bool outlive;            /* the job goes on when the process that started it dies */
 };

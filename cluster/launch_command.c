@@ -8,6 +8,8 @@
  *                           an orderly end is SIGUSR1 (a drain), never SIGTERM
  *   bind-to none            a rank is a team of threads: mpirun's default ties it to one core
  *   yield_when_idle         only with more ranks than cores (factor 200); otherwise a little slower
+ *   *_backing_directory     ranks that are killed leave their shared memory behind; in a folder of the
+ *                           job's own whoever ended the job can remove it
  * The names of version 5 (PRRTE) are from its documentation and were not run by us. A knob that a
  * version does not know is ignored by it; our own heartbeats judge life and death either way. */
 #include "cluster/launch.h"
@@ -23,6 +25,7 @@ struct knobs {
     const char *always[KNOBS_MAX]; /* NULL-ended */
     const char *one_host[KNOBS_MAX];
     const char *crowded[KNOBS_MAX];
+    const char *shm[2]; /* the option and the knob whose value is a folder */
 };
 
 static const struct knobs table[] = {
@@ -31,13 +34,15 @@ static const struct knobs table[] = {
                   "--mca", "oob_tcp_keepalive_probes", "3", "--mca", "odls_base_sigkill_timeout",
                   "0" },
       .one_host = { "--oversubscribe" },
-      .crowded = { "--mca", "mpi_yield_when_idle", "1" } },
+      .crowded = { "--mca", "mpi_yield_when_idle", "1" },
+      .shm = { "--mca", "btl_vader_backing_directory" } },
     { .major = 5,
       .always = { "--prtemca", "oob_tcp_keepalive_time", "2", "--prtemca",
                   "oob_tcp_keepalive_intvl", "1", "--prtemca", "oob_tcp_keepalive_probes", "3",
                   "--prtemca", "odls_base_sigkill_timeout", "0" },
       .one_host = { "--map-by", ":OVERSUBSCRIBE" },
-      .crowded = { "--mca", "mpi_yield_when_idle", "1" } },
+      .crowded = { "--mca", "mpi_yield_when_idle", "1" },
+      .shm = { "--mca", "btl_sm_backing_directory" } },
 };
 
 /* Versions we have no row for get none of the knobs but the words that all understand. */
@@ -138,6 +143,11 @@ static void add_command(struct words *w, const struct launch_config *config, uin
     }
     if (config->oversubscribe) {
         add_all(w, k->crowded);
+    }
+    if (config->shm_dir && k->shm[0] && !user_says(config, k->shm[1])) {
+        add_str(w, k->shm[0]);
+        add_str(w, k->shm[1]);
+        add_str(w, config->shm_dir);
     }
     add_split(w, config->extra);
     add_str(w, config->program);

@@ -2,7 +2,9 @@
 #include "coordinator/cli/jobs.h"
 
 #include "base/cpu.h"
+#include "base/log.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -98,6 +100,7 @@ void jobs_config(const struct jobs *j, uint32_t replica, const struct worker_wor
         .args = w->args,
         .log_dir = j->dir->path,
         .log_name = job != NULL ? job->log_name : NULL,
+        .shm_dir = job != NULL && job->shm_dir[0] != '\0' ? job->shm_dir : NULL,
         .extra = j->args->mpirun_args,
         .oversubscribe = j->setup->is_local && n_ranks * MAX(j->n, 1u) > cpu_count(),
     };
@@ -187,6 +190,35 @@ static void say_started(const struct jobs *j, uint32_t replica, const struct lau
     fflush(stdout);
 }
 
+/* Killed ranks leave their shared memory behind, some MiB each time: it goes to a folder of the job's
+ * own, which is removed when nothing of the job is left. Not where ranks are on other hosts, which
+ * have no such folder, nor where the user chose a place. */
+static void shm_make(const struct jobs *j, struct job *job)
+{
+    job->shm_dir[0] = '\0';
+    if (j->setup->is_local && getenv("OMPI_MCA_btl_vader_backing_directory") == NULL) {
+        snprintf(job->shm_dir, sizeof(job->shm_dir), "/dev/shm/gantry-XXXXXX");
+        if (mkdtemp(job->shm_dir) == NULL) {
+            log_debug("launch", "no folder in /dev/shm (%s), ignoring", strerror(errno));
+            job->shm_dir[0] = '\0';
+        }
+    }
+}
+
+static void shm_remove(struct job *job)
+{
+    DIR *dir = job->shm_dir[0] != '\0' ? opendir(job->shm_dir) : NULL;
+
+    if (dir != NULL) {
+        for (const struct dirent *e; (e = readdir(dir)) != NULL;) {
+            unlinkat(dirfd(dir), e->d_name, 0); /* "." and ".." are folders, and stay */
+        }
+        closedir(dir);
+        rmdir(job->shm_dir);
+    }
+    job->shm_dir[0] = '\0';
+}
+
 static status job_start(struct jobs *j, uint32_t replica, uint32_t generation, struct err *err)
 {
     struct job *job = &j->jobs[replica];
@@ -199,12 +231,16 @@ static status job_start(struct jobs *j, uint32_t replica, uint32_t generation, s
         st = jobs_self_path(program, sizeof(program), err);
     }
     if (st == ST_OK) {
+        shm_make(j, job);
         jobs_config(j, replica, &words, program, &config);
         st = launch_start(&config, &job->launch, err);
     }
     if (st == ST_OK) {
         job->state = JOB_RUNS;
         say_started(j, replica, &config);
+    }
+    if (st != ST_OK) {
+        shm_remove(job);
     }
     worker_words_fini(&words);
     return st;
@@ -262,6 +298,7 @@ static void release(struct job *job)
         launch_destroy(job->launch);
         job->launch = NULL;
     }
+    shm_remove(job);
 }
 
 /* It ends by itself: the coordinator is told, and answers through jobs_lost. */
@@ -383,7 +420,7 @@ void jobs_print_tails(struct jobs *j)
 void jobs_fini(struct jobs *j)
 {
     for (uint32_t i = 0; j->jobs != NULL && i < j->n; i++) {
-        launch_destroy(j->jobs[i].launch);
+        release(&j->jobs[i]);
         if (j->jobs[i].hostfile[0] != '\0') {
             unlink(j->jobs[i].hostfile);
         }

@@ -26,6 +26,7 @@ struct job {
     uint64_t ended_by_ns;  /* ENDING: when it was begun */
     char hostfile[RUN_DIR_PATH_BYTES + 32]; /* this replica's part; "": none */
     char log_name[32];
+    char shm_dir[64]; /* of the job that runs; "": none */
     char tail[2048]; /* the last lines of the last job that ended */
 };
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Faults at random, by a seed, under streams that are compared token by token (tests/common/chaos.py).
 
-    ./run bench chaos [--seed S] [--kills N] [--streams N] [--replicas R] [--tp N] [--pp N]
+    ./run bench chaos [--seed S] [--kills N] [--streams N] [--replicas R] [--tp N] [--pp N] [--settle] [--log FILE]
 
 Kinds: SIGKILL to a random rank (60 %), to a random mpirun (15 %), SIGSTOP to a random rank (15 %), a rank of every replica at
-once (10 %, counted one by one). A fault waits until its replica serves; the others may still be starting. Prints a line per
+once (10 %, counted one by one). A fault waits until its replica serves; the others may still be
+starting, unless --settle. Prints a line per
 fault, then how many answers differ from the undisturbed ones (must be none), the time from the fault to the log line that names
 it, and the pauses that the streams had. Exit code 1 if an answer differs or fails, a fault is not named in time, or anything is
 left behind.
@@ -56,6 +57,8 @@ def run(args):
             n = 0
             while n < args.kills:
                 strike = choose(rng, args.replicas)
+                if args.settle:
+                    service.wait_for(lambda: service.status().state == "serving", 90, "every replica to serve")
                 for _, replica in strike:
                     service.wait_for(lambda: has_work(service, replica), 60, f"replica {replica} to work")
                 time.sleep(rng.uniform(0, 0.5))
@@ -70,6 +73,8 @@ def run(args):
         crowd.check()
         service.wait_for(service.is_free, 10, "all KV blocks to be free")
         inside, outside = chaos.pauses(service, crowd)
+        if args.log:
+            pathlib.Path(args.log).write_text(service.log())
     print(f"\nseed {args.seed}, {args.replicas} replicas of tp {args.tp} x pp {args.pp}, {args.streams} streams, "
           f"{time.monotonic() - begun:.0f} s: {n} faults, {crowd.n_answers} answers, {crowd.n_tokens} tokens, 0 differ, 0 failed")
     figures("rank killed -> named log line", named["rank"])
@@ -88,6 +93,8 @@ def main():
     parser.add_argument("--tp", type=int, default=2)
     parser.add_argument("--pp", type=int, default=1)
     parser.add_argument("--hang-timeout", type=int, default=2)
+    parser.add_argument("--settle", action="store_true", help="let every replica serve again before the next strike")
+    parser.add_argument("--log", help="keep the service's log there")
     parser.add_argument("--bound", type=float, default=2, help="seconds until a fault must be named")
     run(parser.parse_args())
 

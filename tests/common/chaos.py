@@ -61,8 +61,9 @@ class Service:
                         "info", *options]
 
     def __enter__(self):
-        environment = dict(os.environ, XDG_CACHE_HOME=self.dir.name, TMPDIR=self.dir.name, GANTRY_CHAOS=self.dir.name,
-                           OMPI_MCA_btl_vader_backing_directory=self.dir.name)
+        environment = dict(os.environ, XDG_CACHE_HOME=self.dir.name, TMPDIR=self.dir.name, GANTRY_CHAOS=self.dir.name)
+        environment.pop("OMPI_MCA_btl_vader_backing_directory", None)
+        self.commands = ""  # of every mpirun that was seen
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
         try:
@@ -89,9 +90,16 @@ class Service:
         marker = self.dir.name
         self.dir.cleanup()
         if failure[0] is None:
+            self.check_shm()
             left = subprocess.run(["bash", str(pathlib.Path(__file__).with_name("no_leftovers.sh")), f"GANTRY_CHAOS={marker}"])
             if left.returncode != 0:
                 raise Failed("processes are left behind")
+
+    def check_shm(self):
+        made = set(re.findall(r"/dev/shm/gantry-\w{6}", self.commands))
+        left = [folder for folder in made if pathlib.Path(folder).exists()]
+        if left:
+            raise Failed(f"shared memory is left behind: {left}")
 
     def log(self):
         return self.log_path.read_text(errors="replace")
@@ -114,7 +122,9 @@ class Service:
     def launcher(self, replica):
         """The pid of the newest mpirun of a replica."""
         name = f"replica {replica}: " if len(self.status().replicas) > 1 else ""
-        return int(re.findall(rf"^{name}starting \d+ ranks? with mpirun \(pid (\d+)\)", self.log(), re.M)[-1])
+        pid = int(re.findall(rf"^{name}starting \d+ ranks? with mpirun \(pid (\d+)\)", self.log(), re.M)[-1])
+        self.commands += pathlib.Path(f"/proc/{pid}/cmdline").read_text()
+        return pid
 
     def is_free(self):
         status = self.status()
