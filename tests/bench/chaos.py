@@ -3,8 +3,8 @@
 
     ./run bench chaos [--seed S] [--kills N] [--streams N] [--replicas R] [--tp N] [--pp N] [--settle] [--log FILE]
 
-Kinds: SIGKILL to a random rank (60 %), to a random mpirun (15 %), SIGSTOP to a random rank (15 %), a rank of every replica at
-once (10 %, counted one by one). A fault waits until its replica serves; the others may still be
+Kinds: SIGKILL to a rank of every replica at once (--both, a tenth; counted one by one), else to a random rank (67 %) or a random
+mpirun (17 %), or SIGSTOP to a random rank (16 %). A fault waits until its replica serves; the others may still be
 starting, unless --settle. Prints a line per
 fault, then how many answers differ from the undisturbed ones (must be none), the time from the fault to the log line that names
 it, and the pauses that the streams had. Exit code 1 if an answer differs or fails, a fault is not named in time, or anything is
@@ -22,12 +22,12 @@ sys.path.insert(0, str(SOURCE / "tests" / "common"))
 import chaos  # noqa: E402
 
 
-def choose(rng, n_replicas):
+def choose(rng, n_replicas, both):
     """[(kind, replica)] of the next strike."""
     r = rng.random()
-    if r < 0.1:
+    if rng.random() < both:
         return [("rank", i) for i in range(n_replicas)]
-    kind = "mpirun" if r < 0.25 else "stop" if r < 0.4 else "rank"
+    kind = "mpirun" if r < 0.17 else "stop" if r < 0.33 else "rank"
     return [(kind, rng.randrange(n_replicas))]
 
 
@@ -56,7 +56,7 @@ def run(args):
         with chaos.Crowd(service, wanted, args.streams) as crowd:
             n = 0
             while n < args.kills:
-                strike = choose(rng, args.replicas)
+                strike = choose(rng, args.replicas, args.both)
                 if args.settle:
                     service.wait_for(lambda: service.status().state == "serving", 90, "every replica to serve")
                 for _, replica in strike:
@@ -93,6 +93,7 @@ def main():
     parser.add_argument("--tp", type=int, default=2)
     parser.add_argument("--pp", type=int, default=1)
     parser.add_argument("--hang-timeout", type=int, default=2)
+    parser.add_argument("--both", type=float, default=0.1, help="share of strikes that hit every replica at once")
     parser.add_argument("--settle", action="store_true", help="let every replica serve again before the next strike")
     parser.add_argument("--log", help="keep the service's log there")
     parser.add_argument("--bound", type=float, default=2, help="seconds until a fault must be named")
