@@ -182,6 +182,7 @@ static void test_failover__other_weights_are_refused(void **state UNUSED)
     await_count(&w, &w.n_lost, 2);
     assert_int_equal(w.last_lost, 1);
     assert_true(w.last_delay_ns == 2 * NS_PER_S); /* it has not served in between */
+    await(&w, &w.ranks[1].is_done);
     assert_non_null(strstr(w.ranks[1].done_text, "have the files changed?"));
     assert_int_equal(coord_state(w.coord), COORD_SERVING);
     world_close(&w);

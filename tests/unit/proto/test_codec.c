@@ -184,7 +184,7 @@ static int samples_make(void **state UNUSED)
     sample_rank("ready of a follower", &(struct msg_rank){ MSG_READY, .ready = { .kv_bytes = 6 } });
     sample_rank("heartbeat",
                 &(struct msg_rank){ MSG_HEARTBEAT, .heartbeat = { "load", 1, 2, 3, 4, 5, 6, 7, 8, 9,
-                                                                  10, 8.5, 9.25 } });
+                                                                  10, 8.5, 9.25, 11 } });
     sample_rank("events", &(struct msg_rank){
                               MSG_EVENTS, .events = { 8, 2, 2, event_tokens, event_finishes } });
     sample_rank("no events", &(struct msg_rank){ MSG_EVENTS, .events = { .step = 8 } });
