@@ -27,7 +27,7 @@ struct job {
     char hostfile[RUN_DIR_PATH_BYTES + 32]; /* this replica's part; "": none */
     char log_name[32];
     char shm_dir[64]; /* of the job that runs; "": none */
-    char tail[2048]; /* the last lines of the last job that ended */
+    char tail[2048];  /* the last lines of the last job that ended */
 };
 
 /* The words of a worker's command line, and what backs them. */
