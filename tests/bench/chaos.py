@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Faults at random, by a seed, under streams that are compared token by token (tests/common/chaos.py).
 
-    ./run bench chaos [--seed S] [--kills N] [--streams N] [--replicas R] [--tp N] [--pp N] [--settle] [--log FILE]
+    ./run bench chaos [--seed S] [--kills N] [--streams N] [--replicas R] [--tp N] [--pp N] [--settle] [--both P]
+                      [--prompt N] [--hang-timeout S] [--log FILE]
 
 Kinds: SIGKILL to a rank of every replica at once (--both, a tenth; counted one by one), else to a random rank (67 %) or a random
 mpirun (17 %), or SIGSTOP to a random rank (16 %). A fault waits until its replica serves; the others may still be
@@ -48,6 +49,10 @@ def run(args):
     model = SOURCE / "model" / "demo"
     bounds = {"rank": args.bound, "mpirun": args.bound, "stop": args.hang_timeout + args.bound}
     named = {"rank": [], "mpirun": [], "stop": []}
+    if args.prompt:
+        ids = chaos.gantry_pb2.TokenIds(ids=[rng.randrange(10, 4000) for _ in range(args.prompt)])
+        chaos.REQUESTS[:] = [dict(prompt_ids=ids, temperature=0.8, seed=i, max_tokens=400, ignore_eos=True, logprobs=1)
+                             for i in range(args.streams)]
     wanted = chaos.undisturbed(model)
     options = ["--replicas", str(args.replicas), "--tp", str(args.tp), "--pp", str(args.pp), "--threads", "1", "--hang-timeout",
                str(args.hang_timeout), "--retries", "1000000", "--restarts", "1000000"]
@@ -95,6 +100,7 @@ def main():
     parser.add_argument("--hang-timeout", type=int, default=2)
     parser.add_argument("--both", type=float, default=0.1, help="share of strikes that hit every replica at once")
     parser.add_argument("--settle", action="store_true", help="let every replica serve again before the next strike")
+    parser.add_argument("--prompt", type=int, help="instead of the mixed requests: sampled ones with a prompt of so many tokens")
     parser.add_argument("--log", help="keep the service's log there")
     parser.add_argument("--bound", type=float, default=2, help="seconds until a fault must be named")
     run(parser.parse_args())
