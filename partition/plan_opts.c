@@ -30,7 +30,8 @@ void plan_opts_rows(struct plan_opts *o, struct opt *rows)
         { OPT_STRING, "stage-layers", "A,B,...", &o->stage_layers, 0, 0,
           "layers of each stage, e.g. 3,2 (balanced by bytes)", NULL },
         { OPT_STRING, "device", "D", &o->device, 0, 0,
-          "auto, cpu, cuda, or cuda:I for that device of each host (auto: cuda where one is)",
+          "auto, cpu, cuda, or cuda:I for that device of each host (auto: cuda where one is); "
+          "the CUDA path has not run on a device yet",
           NULL },
         { OPT_STRING, "data-plane", "P", &o->data_plane, 0, 0,
           "between devices: nccl, or mpi by way of the host (nccl)", NULL },

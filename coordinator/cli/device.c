@@ -136,7 +136,9 @@ void cli_device_say(const struct cli_device *d)
     } else if (d->n_here == 0) {
         printf("Device: %s, none on this host (%s)\n", d->word, d->why);
     } else {
-        printf("Device: %s, %u on this host, %s with %.1f GiB free\n", d->word, d->n_here, d->name,
-               (double)d->memory_bytes / (double)(1 << 30));
+        printf(
+            "Device: %s, %u on this host, %s with %.1f GiB free; this path has not run on a device "
+            "before (docs/gpu.md)\n",
+            d->word, d->n_here, d->name, (double)d->memory_bytes / (double)(1 << 30));
     }
 }

@@ -14,9 +14,8 @@ enum { OWN_ROWS = 31 };
 
 static const char about[] =
     "Serves MODEL (a Hugging Face directory) over gRPC. Makes a plan, starts its ranks with "
-    "mpirun, loads, and says \"ready\". On this machine nothing else is needed; with --hostfile, "
-    "or "
-    "inside a SLURM allocation, the ranks are spread over its hosts. Ctrl-C lets running answers "
+    "mpirun, loads, and says \"ready\". On this machine nothing else is needed; with --hostfile "
+    "the ranks are spread over its hosts. Ctrl-C lets running answers "
     "end (--grace) and leaves nothing behind; a second Ctrl-C does not wait.\n"
     "\n"
     "It listens on loopback. On any other address clients need a token: --token-file, or else the "
