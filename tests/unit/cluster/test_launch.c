@@ -321,11 +321,13 @@ static void test_launch__child_has_no_descriptor_of_ours(void **state)
     struct launch *l;
 
     assert_true(leaked > 2);
-    write_script(p, v4, "ls -l /proc/$$/fd | grep -c ' -> ' ; exec readlink /proc/self/fd/0");
+    /* No pipeline: the shell holds its ends for a moment, and a child may count them. */
+    write_script(p, v4, "set -- /proc/$$/fd/* ; echo $# ; exec readlink /proc/self/fd/0");
     l = start(p, NULL);
     assert_int_equal(run_out(l, false), 0);
-    /* 0, 1, 2, and the script itself, which the shell has open at 10 or 255 */
-    assert_string_equal(launch_tail(l), "4\n/dev/null");
+    /* 0, 1, 2, the script itself, which the shell has open at 10 or 255, and the folder while it is
+     * read */
+    assert_string_equal(launch_tail(l), "5\n/dev/null");
     launch_destroy(l);
     close(leaked);
 }
