@@ -216,27 +216,3 @@ void run_dir_close(struct run_dir *dir, bool clean)
     }
     dir->is_open = false;
 }
-
-status token_file_read(const char *path, struct buf *token, struct err *err)
-{
-    struct stat info;
-
-    if (stat(path, &info) != 0) {
-        return err_set_errno(err, ST_ERR_NOT_FOUND, errno, "token file %s", path);
-    }
-    if ((info.st_mode & 077) != 0) {
-        return err_set(err, ST_ERR_DENIED,
-                       "token file %s has mode %03o, others may read it: chmod 600", path,
-                       (unsigned)(info.st_mode & 0777));
-    }
-    const status st = buf_read_file(token, path, FILE_BYTES_MAX, err);
-    if (st < 0) {
-        return st;
-    }
-    token->len = strcspn(token->data, "\r\n");
-    if (token->len == 0) {
-        return err_set(err, ST_ERR_FORMAT, "token file %s has an empty first line", path);
-    }
-    token->data[token->len] = '\0';
-    return ST_OK;
-}

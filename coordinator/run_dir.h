@@ -39,7 +39,4 @@ status run_dir_endpoint(const struct run_dir *dir, const struct run_endpoint *e,
  */
 void run_dir_close(struct run_dir *dir, bool clean);
 
-/* The first line of a secret file. ST_ERR_DENIED: others may read it (names the mode). */
-status token_file_read(const char *path, struct buf *token, struct err *err);
-
 #endif

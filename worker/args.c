@@ -4,14 +4,13 @@
 #include "base/cpu.h"
 #include "base/log.h"
 #include "base/opts.h"
+#include "base/secret.h"
 #include "partition/plan_opts.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-
-enum { TOKEN_BYTES_MAX = 4096 };
 
 struct raw {
     struct plan_opts plan;
@@ -94,29 +93,6 @@ static status apply(const struct raw *raw, struct err *err)
     return st;
 }
 
-status worker_token_read(const char *path, struct buf *token, struct err *err)
-{
-    struct stat info;
-
-    if (stat(path, &info) != 0) {
-        return err_set_errno(err, ST_ERR_NOT_FOUND, errno, "token file %s", path);
-    }
-    if ((info.st_mode & 077) != 0) {
-        return err_set(err, ST_ERR_DENIED,
-                       "token file %s has mode %03o, others may read it: chmod 600", path,
-                       (unsigned)(info.st_mode & 0777));
-    }
-    const status st = buf_read_file(token, path, TOKEN_BYTES_MAX, err);
-    if (st == ST_OK) {
-        token->len = strcspn(token->data, "\r\n");
-        token->data[token->len] = '\0';
-    }
-    if (st == ST_OK && token->len == 0) {
-        return err_set(err, ST_ERR_FORMAT, "token file %s is empty", path);
-    }
-    return st;
-}
-
 status worker_args_parse(int argc, char **argv, struct worker_args *args_p, struct err *err)
 {
     struct worker_args a = {
@@ -137,7 +113,7 @@ status worker_args_parse(int argc, char **argv, struct worker_args *args_p, stru
     (void)((st = apply(&raw, err)) || (st = plan_opts_to_request(&raw.plan, &request, err)) ||
            (st = plan_device_word(raw.plan.device, &a.device, err)) ||
            (st = opts_switch("prefix-cache", raw.prefix_cache, &a.prefix_cache, err)) ||
-           (st = worker_token_read(raw.token_file, &a.token, err)));
+           (st = secret_read(raw.token_file, &a.token, err)));
     if (st != ST_OK) {
         buf_fini(&a.token);
         return st;

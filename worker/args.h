@@ -25,8 +25,6 @@ struct worker_args {
 /* ST_END: --help was printed. Log level and CPU mask are put in force. */
 status worker_args_parse(int argc, char **argv, struct worker_args *args_p, struct err *err);
 void worker_args_fini(struct worker_args *args);
-/* A bearer token: the file's first line. ST_ERR_DENIED: others may read the file. */
-status worker_token_read(const char *path, struct buf *token, struct err *err);
 
 /* Play a rank to its end. Returns the exit code, or ends the MPI job on failure. */
 int worker_run(const struct worker_args *args, const struct coll_mpi_world *world);

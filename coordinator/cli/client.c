@@ -1,5 +1,6 @@
 /* coordinator/cli/client.c - see client.h. */
 #include "coordinator/cli/client.h"
+#include "base/secret.h"
 
 #include "coordinator/run_dir.h"
 
@@ -46,7 +47,7 @@ static status files_read(struct client *c, const struct client_opts *o, struct e
         return err_set(err, ST_ERR_ARG, "--tls-cert needs --tls-ca: whom to trust");
     }
     if (o->token_file != NULL) {
-        st = token_file_read(o->token_file, &c->token, err);
+        st = secret_read(o->token_file, &c->token, err);
     }
     if (st == ST_OK && o->tls_ca != NULL) {
         st = pem_read(o->tls_ca, &c->ca, err);

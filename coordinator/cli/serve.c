@@ -14,6 +14,7 @@
 #include "coordinator/cli/signals.h"
 
 #include "base/cpu.h"
+#include "base/secret.h"
 #include "cluster/launch.h"
 #include "coordinator/coord.h"
 #include "coordinator/run_dir.h"
@@ -127,7 +128,7 @@ static status secrets_read(struct serve *s, struct err *err)
     status st = ST_OK;
 
     if (a->token_file != NULL) {
-        st = token_file_read(a->token_file, &s->token, err);
+        st = secret_read(a->token_file, &s->token, err);
     }
     if (st == ST_OK && a->tls_cert != NULL) {
         st = pem_read(a->tls_cert, &s->cert, err);
