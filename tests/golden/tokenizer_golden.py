@@ -13,7 +13,6 @@ deterministic, so running this again changes nothing while the libraries stay th
 import json
 import os
 import random
-import shutil
 import sys
 import tempfile
 
@@ -117,6 +116,42 @@ def piece_style(name, file, corpus, normalizer, cut):
     save(name, tok, corpus)
 
 
+def fields(data):
+    """(number, whole field, payload) of each field of a protobuf message."""
+    def varint(at):
+        value = shift = 0
+        while True:
+            value, shift, at = value | (data[at] & 127) << shift, shift + 7, at + 1
+            if data[at - 1] < 128:
+                return value, at
+    at = 0
+    while at < len(data):
+        start = at
+        key, at = varint(at)
+        if key & 7 == 2:
+            size, begin = varint(at)
+            at = begin + size
+        else:
+            begin = at
+            at = varint(at)[1] if key & 7 == 0 else at + (8 if key & 7 == 1 else 4)
+        yield key >> 3, data[start:at], data[begin:at]
+
+
+def without_paths(model):
+    """A SentencePiece model without the names of the files that it was made from (trainer_spec's input and
+    model_prefix, normalizer_spec's rule file): they tell about the machine, and nothing reads them."""
+    drop, out = {2: {1, 2}, 3: {6}}, b""
+    for number, whole, payload in fields(model):
+        if number in drop:
+            kept = b"".join(w for n, w, _ in fields(payload) if n not in drop[number])
+            size, left = b"", len(kept)
+            while left > 127:
+                size, left = size + bytes([left & 127 | 128]), left >> 7
+            whole = bytes([number << 3 | 2]) + size + bytes([left]) + kept
+        out += whole
+    return out
+
+
 def sentence_piece(name, file, corpus, **how):
     path = place(name)
     with tempfile.TemporaryDirectory() as work:
@@ -126,7 +161,8 @@ def sentence_piece(name, file, corpus, **how):
         sentencepiece.SentencePieceTrainer.train(
             input=file, model_prefix=os.path.join(work, "t"), model_type="bpe", vocab_size=700, num_threads=1,
             minloglevel=2, normalization_rule_tsv=rules, byte_fallback=True, **how)
-        shutil.copy(os.path.join(work, "t.model"), os.path.join(path, "tokenizer.model"))
+        with open(os.path.join(work, "t.model"), "rb") as made, open(os.path.join(path, "tokenizer.model"), "wb") as kept:
+            kept.write(without_paths(made.read()))
     sp = sentencepiece.SentencePieceProcessor(model_file=os.path.join(path, "tokenizer.model"))
     rows = []
     for text in texts(corpus, name, 110):
