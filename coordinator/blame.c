@@ -27,7 +27,7 @@ enum { BACKOFF_MAX_S = 30 };
 
 bool replica_is_alive(const struct replica *r)
 {
-    return r->state != REPLICA_LOST && r->state != REPLICA_FAILED;
+    return r->state != REPLICA_LOST && r->state != REPLICA_FAILED && r->state != REPLICA_GONE;
 }
 
 /* ---- the state of all of it ---- */
@@ -38,14 +38,14 @@ static void failure_tell(struct coord *c)
     char *at = c->failure;
     size_t left = sizeof(c->failure);
 
-    c->failure_code = c->replicas[0].why_code;
+    c->failure_code = c->replicas[0]->why_code;
     if (c->n_replicas == 1) {
-        snprintf(at, left, "%s", c->replicas[0].why);
+        snprintf(at, left, "%s", c->replicas[0]->why);
         return;
     }
     for (uint32_t i = 0; i < c->n_replicas; i++) {
         const int n =
-            snprintf(at, left, "%sreplica %u: %s", i == 0 ? "" : "; ", i, c->replicas[i].why);
+            snprintf(at, left, "%sreplica %u: %s", i == 0 ? "" : "; ", i, c->replicas[i]->why);
         if (n < 0 || (size_t)n >= left) {
             return;
         }
@@ -60,8 +60,8 @@ void coord_judge(struct coord *c)
     char text[ERR_TEXT_BYTES + 64];
 
     for (uint32_t i = 0; i < c->n_replicas; i++) {
-        n_serving += c->replicas[i].state == REPLICA_SERVING ? 1 : 0;
-        n_failed += c->replicas[i].state == REPLICA_FAILED ? 1 : 0;
+        n_serving += c->replicas[i]->state == REPLICA_SERVING ? 1 : 0;
+        n_failed += c->replicas[i]->state == REPLICA_FAILED ? 1 : 0;
     }
     if (n_failed == c->n_replicas) {
         if (c->state != COORD_FAILED) {
@@ -95,7 +95,7 @@ static bool may_restart(const struct replica *r)
     bool others = false;
 
     for (uint32_t i = 0; i < c->n_replicas; i++) {
-        others = others || (i != r->index && replica_is_alive(&c->replicas[i]));
+        others = others || (i != r->index && replica_is_alive(c->replicas[i]));
     }
     return c->config.on_lost != NULL && !c->is_stopping && r->n_restarts < c->config.restarts &&
            (c->has_served || others);
@@ -103,7 +103,7 @@ static bool may_restart(const struct replica *r)
 
 static void cut_off(struct replica *r)
 {
-    for (uint32_t i = 0; i < r->n_ranks; i++) {
+    for (uint32_t i = 0; i < r->shape.n_ranks; i++) {
         struct rpc_call *call = r->ranks[i].call;
         if (call != NULL) {
             struct attach *a = rpc_call_user(call);
@@ -123,7 +123,8 @@ static void ask_launcher(struct replica *r)
     uint32_t rank;
 
     if (config->culprit == NULL || sign->weight >= SIGN_OWN_FAULT ||
-        !config->culprit(config->arg, r->index, &rank, how, sizeof(how)) || rank >= r->n_ranks) {
+        !config->culprit(config->arg, r->index, &rank, how, sizeof(how)) ||
+        rank >= r->shape.n_ranks) {
         return;
     }
     const struct rank *k = &r->ranks[rank];
@@ -200,7 +201,7 @@ void blame_init(struct replica *r)
 void blame_stop(struct coord *c)
 {
     for (uint32_t i = 0; i < c->n_replicas; i++) {
-        struct replica *r = &c->replicas[i];
+        struct replica *r = c->replicas[i];
         if (r->state == REPLICA_LOST && r->has_verdict) {
             r->state = REPLICA_DRAINING;
         }
@@ -210,7 +211,7 @@ void blame_stop(struct coord *c)
 bool blame_is_pending(const struct coord *c)
 {
     for (uint32_t i = 0; i < c->n_replicas; i++) {
-        const struct replica *r = &c->replicas[i];
+        const struct replica *r = c->replicas[i];
         if (r->state == REPLICA_LOST && !r->has_verdict) {
             return true;
         }
@@ -220,10 +221,10 @@ bool blame_is_pending(const struct coord *c)
 
 uint32_t coord_replica_restart(struct coord *c, uint32_t replica)
 {
-    struct replica *r = &c->replicas[replica];
+    struct replica *r = c->replicas[replica];
 
     ASSERT(r->state == REPLICA_LOST && r->has_verdict && r->n_attached == 0);
-    memset(r->ranks, 0, r->n_ranks * sizeof(*r->ranks));
+    memset(r->ranks, 0, r->shape.n_ranks * sizeof(*r->ranks));
     memset(&r->sign, 0, sizeof(r->sign));
     r->generation++;
     r->n_ready = 0;
@@ -238,6 +239,6 @@ void coord_job_ended(struct coord *c, uint32_t replica, const char *text)
 {
     coord_enter(c);
     /* The weakest sign: what a rank said, or whose stream broke first, tells more. */
-    replica_sign(&c->replicas[replica], SIGN_JOB_ENDED, ST_ERR_PEER, text);
+    replica_sign(c->replicas[replica], SIGN_JOB_ENDED, ST_ERR_PEER, text);
     coord_leave(c);
 }

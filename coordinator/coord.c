@@ -117,7 +117,7 @@ status coord_create(struct rpc_loop *loop, const struct coord_config *config,
     c->started_ns = coord_now(c);
     st = journal_create(c->config.queue_max, &c->journal, err);
     if (st == ST_OK) {
-        st = replica_init(c, err);
+        st = table_init(c, err);
     }
     if (st == ST_OK) {
         st = detect_start(c);
@@ -144,7 +144,7 @@ void coord_destroy(struct coord *c)
     }
     rpc_timer_set(c->loop, &c->stop_timer, CLOCK_NEVER);
     detect_stop(c);
-    replica_fini(c);
+    table_fini(c);
     rpc_server_destroy(c->public_server);
     rpc_server_destroy(c->control_server);
     rpc_reflect_destroy(c->reflect);
@@ -214,11 +214,11 @@ void coord_progress(const struct coord *c, struct coord_progress *progress_p)
     struct coord_progress p = { .n_ranks = 0 };
 
     for (uint32_t i = 0; i < c->n_replicas; i++) {
-        const struct replica *r = &c->replicas[i];
-        p.n_ranks += r->n_ranks;
+        const struct replica *r = c->replicas[i];
+        p.n_ranks += r->shape.n_ranks;
         p.n_attached += r->n_attached;
         p.n_ready += r->n_ready;
-        for (uint32_t k = 0; k < r->n_ranks; k++) {
+        for (uint32_t k = 0; k < r->shape.n_ranks; k++) {
             p.loaded_bytes += r->ranks[k].heartbeat.loaded_bytes;
             p.weight_bytes += r->ranks[k].heartbeat.weight_bytes;
         }
@@ -313,8 +313,8 @@ void coord_stop(struct coord *c, uint64_t grace_ns, rpc_fn done, void *arg)
     c->on_stopped_arg = arg;
     blame_stop(c);
     for (uint32_t i = 0; i < c->n_replicas; i++) {
-        if (replica_is_alive(&c->replicas[i])) {
-            c->replicas[i].state = REPLICA_DRAINING;
+        if (replica_is_alive(c->replicas[i])) {
+            c->replicas[i]->state = REPLICA_DRAINING;
         }
     }
     coord_judge(c);

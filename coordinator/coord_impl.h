@@ -3,6 +3,7 @@
  *
  *   front.c    Generate, GenerateStream, GetModel: requests in, sessions out
  *   health.c   grpc.health.v1: Check, Watch
+ *   table.c    the slots of the replicas
  *   replica.c  Attach: ranks come, speak and go; events to sessions
  *   route.c    which replica a stream runs on; moving streams from a lost one
  *   blame.c    a replica is lost: why, and does it come back; the state of the whole
@@ -63,8 +64,9 @@ enum replica_state {
     REPLICA_LOADING,  /* all have attached, some are not Ready */
     REPLICA_SERVING,
     REPLICA_DRAINING,
-    REPLICA_LOST,  /* its streams have left; after the verdict it waits for another start */
-    REPLICA_FAILED /* and is not started again */
+    REPLICA_LOST,   /* its streams have left; after the verdict it waits for another start */
+    REPLICA_FAILED, /* and is not started again */
+    REPLICA_GONE /* a free slot; what was there had joined, and its story is kept until the next */
 };
 
 struct rank {
@@ -92,6 +94,16 @@ struct sign {
     char text[ERR_TEXT_BYTES];
 };
 
+/* What a replica is cut into and what it can hold: its own, since replicas may differ. */
+struct replica_shape {
+    uint32_t tp, pp, n_ranks; /* rank = stage * tp + slice */
+    uint32_t kv_blocks, block_tokens;
+    uint32_t ctx_max, rows_max;
+    uint64_t layer_bytes; /* weights of the heaviest layer of a rank */
+    uint64_t plan_digest;
+    char profile[64];
+};
+
 struct rate {
     uint32_t slots[RATE_SLOTS];
     uint64_t newest; /* number of the newest slot since the clock's start */
@@ -101,8 +113,9 @@ struct replica {
     struct coord *coord;
     uint32_t index, generation;
     enum replica_state state;
-    struct rank *ranks; /* [n_ranks] owned */
-    uint32_t n_ranks, n_attached, n_ready;
+    struct replica_shape shape;
+    struct rank *ranks; /* [shape.n_ranks] owned */
+    uint32_t n_attached, n_ready;
     struct rate rate;
     uint64_t n_events; /* messages with tokens or ends */
 
@@ -142,7 +155,8 @@ struct coord {
     struct arena arena;          /* of the message being read */
     struct buf out;              /* of the message being written */
     struct watcher *watchers;
-    struct replica *replicas; /* [n_replicas] owned */
+    /* Slots, owned; the first n_replicas are set, and stay where they are until the end. */
+    struct replica *replicas[REPLICAS_MAX];
     uint32_t n_replicas;
     bool has_served;
     struct hash128 digest; /* of the weights: all replicas must have the same */
@@ -188,9 +202,17 @@ void health_watch_done(void *arg, struct rpc_call *call, bool cancelled);
 void health_push(struct coord *c);
 void health_end_all(struct coord *c);
 
+/* table.c */
+void shape_of_plan(const struct plan *plan, struct replica_shape *shape_p);
+status table_init(struct coord *c, struct err *err); /* the service's own */
+void table_fini(struct coord *c);
+/* A free slot, or a new one, that is STARTING with this shape and the slot's next generation.
+ * ST_ERR_LIMIT, ST_ERR_NOMEM. */
+status table_add(struct coord *c, const struct replica_shape *shape, struct replica **replica_p,
+                 struct err *err);
+void table_remove(struct replica *r); /* no rank of it is attached; its slot is free */
+
 /* replica.c */
-status replica_init(struct coord *c, struct err *err);
-void replica_fini(struct coord *c);
 void replica_attach_open(void *arg, struct rpc_call *call, const void *data, size_t len);
 void replica_attach_message(void *arg, struct rpc_call *call, const void *data, size_t len);
 void replica_attach_done(void *arg, struct rpc_call *call, bool cancelled);
@@ -213,7 +235,7 @@ void blame_init(struct replica *r);
 void blame_stop(struct coord *c);
 bool blame_is_pending(const struct coord *c);
 void replica_sign(struct replica *r, enum sign_weight weight, status code, const char *text);
-bool replica_is_alive(const struct replica *r); /* neither LOST nor FAILED */
+bool replica_is_alive(const struct replica *r); /* neither LOST nor FAILED nor GONE */
 void coord_judge(struct coord *c);              /* the state that follows from the replicas' */
 
 /* detect.c */

@@ -22,30 +22,23 @@ enum { STALL_MS = 300 };
 
 static const double slowest_flops = 5e9;
 
-/* Longest time between two movements of a rank that computes. */
-static uint64_t layer_bound_ns(const struct plan *plan)
+/* Longest time between two movements of a rank that computes: two bytes per weight at least, two
+ * flops per weight and row. */
+static uint64_t layer_bound_ns(const struct replica_shape *s)
 {
-    double bytes = 0;
-
-    for (uint32_t i = 0; i < plan->n_ranks; i++) {
-        const struct plan_part *p = &plan->parts[i];
-        const double of_part = (double)p->weight_bytes / MAX(range_len(p->layers), 1u);
-        bytes = MAX(bytes, of_part);
-    }
-    /* Two bytes per weight at least, two flops per weight and row. */
-    return (uint64_t)(bytes * plan->rows_max / slowest_flops * 1e9);
+    return (uint64_t)((double)s->layer_bytes * s->rows_max / slowest_flops * 1e9);
 }
 
-static uint64_t hang_bound_ns(const struct coord *c)
+static uint64_t hang_bound_ns(const struct replica *r)
 {
-    return MAX(c->config.hang_ns, layer_bound_ns(c->config.plan));
+    return MAX(r->coord->config.hang_ns, layer_bound_ns(&r->shape));
 }
 
 static void check_silence(struct replica *r, uint64_t now)
 {
     const uint64_t bound = r->coord->config.hang_ns;
 
-    for (uint32_t i = 0; i < r->n_ranks && replica_is_alive(r); i++) {
+    for (uint32_t i = 0; i < r->shape.n_ranks && replica_is_alive(r); i++) {
         struct rank *k = &r->ranks[i];
         char text[ERR_TEXT_BYTES];
 
@@ -67,7 +60,7 @@ static uint64_t movement(const struct replica *r)
 {
     uint64_t sum = r->n_events;
 
-    for (uint32_t i = 0; i < r->n_ranks; i++) {
+    for (uint32_t i = 0; i < r->shape.n_ranks; i++) {
         const struct rank *k = &r->ranks[i];
         sum = sum * 31 + k->heartbeat.step * 7 + k->heartbeat.ticks + (uint64_t)k->phase[0];
     }
@@ -79,7 +72,7 @@ static uint32_t stuck_rank(const struct replica *r)
 {
     uint32_t worst = 0;
 
-    for (uint32_t i = 1; i < r->n_ranks; i++) {
+    for (uint32_t i = 1; i < r->shape.n_ranks; i++) {
         const struct rank *k = &r->ranks[i], *w = &r->ranks[worst];
         const bool is_behind = k->heartbeat.step < w->heartbeat.step;
         const bool computes =
@@ -102,7 +95,7 @@ static void check_movement(struct replica *r, uint64_t now)
         r->moved_ns = MAX(now, r->moved_ns);
         return;
     }
-    if (now - r->moved_ns <= hang_bound_ns(r->coord)) {
+    if (now - r->moved_ns <= hang_bound_ns(r)) {
         return;
     }
     const uint32_t i = stuck_rank(r);
@@ -128,7 +121,7 @@ static void check_start(struct replica *r, uint64_t now)
     }
     snprintf(text, sizeof(text),
              "%.0f s after its start %u of %u ranks have attached and %u are ready",
-             (double)(now - r->started_ns) / 1e9, r->n_attached, r->n_ranks, r->n_ready);
+             (double)(now - r->started_ns) / 1e9, r->n_attached, r->shape.n_ranks, r->n_ready);
     replica_sign(r, SIGN_JOB_ENDED, ST_ERR_DEADLINE, text);
 }
 
@@ -136,10 +129,10 @@ static void add_stall(struct coord *c, uint64_t gap)
 {
     log_debug("replica", "the coordinator stood still for %.2f s", (double)gap / 1e9);
     for (uint32_t i = 0; i < c->n_replicas; i++) {
-        struct replica *r = &c->replicas[i];
+        struct replica *r = c->replicas[i];
         r->moved_ns += gap;
         r->started_ns += gap;
-        for (uint32_t k = 0; k < r->n_ranks; k++) {
+        for (uint32_t k = 0; k < r->shape.n_ranks; k++) {
             r->ranks[k].heard_ns += gap;
         }
     }
@@ -155,7 +148,7 @@ static void tick(void *arg)
         add_stall(c, now - due);
     }
     for (uint32_t i = 0; c->config.hang_ns != 0 && i < c->n_replicas; i++) {
-        struct replica *r = &c->replicas[i];
+        struct replica *r = c->replicas[i];
         if (replica_is_alive(r)) {
             check_silence(r, now);
         }

@@ -27,6 +27,8 @@ const char *replica_state_name(enum replica_state state)
         return "lost";
     case REPLICA_FAILED:
         return "failed";
+    case REPLICA_GONE:
+        return "gone";
     }
     return "unknown";
 }
@@ -34,54 +36,6 @@ const char *replica_state_name(enum replica_state state)
 static void text_copy(char *dst, size_t bytes, const char *src)
 {
     snprintf(dst, bytes, "%s", src);
-}
-
-/* ---- life ---- */
-
-static status replica_make(struct coord *c, uint32_t index, struct err *err)
-{
-    struct replica *r = &c->replicas[index];
-
-    r->coord = c;
-    r->index = index;
-    r->generation = c->config.generation;
-    r->n_ranks = c->config.plan->n_ranks;
-    r->started_ns = coord_now(c);
-    r->ranks = calloc(r->n_ranks, sizeof(*r->ranks));
-    if (r->ranks == NULL) {
-        return err_set(err, ST_ERR_NOMEM, "no memory for %u ranks", r->n_ranks);
-    }
-    blame_init(r);
-    return ST_OK;
-}
-
-status replica_init(struct coord *c, struct err *err)
-{
-    const uint32_t n = MAX(c->config.n_replicas, 1u);
-    status st = ST_OK;
-
-    if (n > REPLICAS_MAX) {
-        return err_set(err, ST_ERR_LIMIT, "%u replicas, at most %d are allowed", n,
-                       (int)REPLICAS_MAX);
-    }
-    c->replicas = calloc(n, sizeof(*c->replicas));
-    if (c->replicas == NULL) {
-        return err_set(err, ST_ERR_NOMEM, "no memory for %u replicas", n);
-    }
-    c->n_replicas = n;
-    for (uint32_t i = 0; st == ST_OK && i < n; i++) {
-        st = replica_make(c, i, err);
-    }
-    return st;
-}
-
-void replica_fini(struct coord *c)
-{
-    for (uint32_t i = 0; i < c->n_replicas; i++) {
-        rpc_timer_set(c->loop, &c->replicas[i].verdict_timer, CLOCK_NEVER);
-        free(c->replicas[i].ranks);
-    }
-    free(c->replicas);
 }
 
 /* ---- to the ranks ---- */
@@ -109,8 +63,8 @@ void replica_stop_ranks(struct coord *c)
     const struct msg_coord m = { .kind = MSG_STOP, .stop = { .drain = false } };
 
     for (uint32_t i = 0; i < c->n_replicas; i++) {
-        struct replica *r = &c->replicas[i];
-        for (uint32_t k = 0; k < r->n_ranks; k++) {
+        struct replica *r = c->replicas[i];
+        for (uint32_t k = 0; k < r->shape.n_ranks; k++) {
             if (r->ranks[k].call != NULL && rank_send(r, k, &m) != ST_OK) {
                 log_debug("replica", "stop not sent to rank %u, ignoring", k);
             }
@@ -120,9 +74,9 @@ void replica_stop_ranks(struct coord *c)
 
 /* ---- from the ranks: hello ---- */
 
-static status hello_check_build(const struct coord *c, const struct msg_hello *h, struct err *err)
+static status hello_check_build(const struct replica *r, const struct msg_hello *h, struct err *err)
 {
-    const struct coord_config *k = &c->config;
+    const struct coord_config *k = &r->coord->config;
 
     if (h->protocol != MSG_PROTOCOL) {
         return err_set(err, ST_ERR_MISMATCH, "rank %u speaks protocol %u, the coordinator %d",
@@ -134,23 +88,23 @@ static status hello_check_build(const struct coord *c, const struct msg_hello *h
                        "gantry on every host",
                        h->rank, h->host, h->build, k->build);
     }
-    if (strcmp(h->profile, k->plan->profile) != 0) {
+    if (strcmp(h->profile, r->shape.profile) != 0) {
         return err_set(err, ST_ERR_MISMATCH,
                        "rank %u computes profile %s, the coordinator serves %s", h->rank,
-                       h->profile, k->plan->profile);
+                       h->profile, r->shape.profile);
     }
-    if (h->plan_digest != k->plan->digest) {
+    if (h->plan_digest != r->shape.plan_digest) {
         return err_set(err, ST_ERR_MISMATCH,
                        "rank %u on %s has plan %016" PRIx64 ", the coordinator %016" PRIx64
                        "; is MODEL the same directory there?",
-                       h->rank, h->host, h->plan_digest, k->plan->digest);
+                       h->rank, h->host, h->plan_digest, r->shape.plan_digest);
     }
     return ST_OK;
 }
 
 static status hello_check(const struct replica *r, const struct msg_hello *h, struct err *err)
 {
-    const status st = hello_check_build(r->coord, h, err);
+    const status st = hello_check_build(r, h, err);
 
     if (st < 0) {
         return st;
@@ -160,9 +114,9 @@ static status hello_check(const struct replica *r, const struct msg_hello *h, st
                        "rank %u belongs to replica %u generation %u, the coordinator has %u and %u",
                        h->rank, h->replica, h->generation, r->index, r->generation);
     }
-    if (h->n_ranks != r->n_ranks || h->rank >= r->n_ranks) {
+    if (h->n_ranks != r->shape.n_ranks || h->rank >= r->shape.n_ranks) {
         return err_set(err, ST_ERR_MISMATCH, "rank %u of %u, the plan has %u ranks", h->rank,
-                       h->n_ranks, r->n_ranks);
+                       h->n_ranks, r->shape.n_ranks);
     }
     const struct rank *k = &r->ranks[h->rank];
     if (k->was_attached) {
@@ -193,13 +147,13 @@ static void hello_take(struct replica *r, struct attach *a, const struct msg_hel
     text_copy(k->kernels, sizeof(k->kernels), h->kernels);
     text_copy(k->phase, sizeof(k->phase), "attached");
     r->n_attached++;
-    if (r->n_attached == r->n_ranks) {
+    if (r->n_attached == r->shape.n_ranks) {
         r->state = REPLICA_LOADING;
     }
     log_info("replica",
              "replica %u.%u: rank %u attached from %s (host %s, pid %u, kernels %s), %u of %u",
              r->index, r->generation, h->rank, rpc_call_peer(a->call), k->host, k->pid, k->kernels,
-             r->n_attached, r->n_ranks);
+             r->n_attached, r->shape.n_ranks);
     if (rank_send(r, h->rank, &welcome) != ST_OK) {
         log_warn("replica", "welcome not sent to rank %u, ignoring", h->rank);
     }
@@ -257,8 +211,8 @@ static void ready_take(struct replica *r, uint32_t rank, const struct msg_ready 
     }
     log_info("replica", "rank %u is ready: %.1f MiB of weights, %.1f MiB of KV, %u of %u", rank,
              (double)m->weight_bytes / 1048576.0, (double)m->kv_bytes / 1048576.0, r->n_ready,
-             r->n_ranks);
-    if (r->n_ready == r->n_ranks && r->state == REPLICA_LOADING) {
+             r->shape.n_ranks);
+    if (r->n_ready == r->shape.n_ranks && r->state == REPLICA_LOADING) {
         serve_begin(r);
     }
 }
@@ -294,7 +248,7 @@ static bool is_consequence(status code)
 static void fault_take(const struct attach *a, const struct msg_fault *m)
 {
     struct replica *r = a->replica;
-    const uint32_t rank = m->rank < r->n_ranks ? m->rank : (uint32_t)a->rank;
+    const uint32_t rank = m->rank < r->shape.n_ranks ? m->rank : (uint32_t)a->rank;
     char text[ERR_TEXT_BYTES];
 
     snprintf(text, sizeof(text), "rank %u (host %s): %s", rank, r->ranks[rank].host, m->text);
@@ -373,7 +327,7 @@ static void hello_read(struct coord *c, struct attach *a, const struct msg_hello
         refuse(a, ST_ERR_MISMATCH, err.text);
         return;
     }
-    struct replica *r = &c->replicas[h->replica];
+    struct replica *r = c->replicas[h->replica];
     const status st = hello_check(r, h, &err);
     if (st == ST_OK) {
         hello_take(r, a, h);

@@ -20,7 +20,7 @@ static bool can_take(const struct replica *r)
 {
     const bool drains = r->state == REPLICA_DRAINING && !r->coord->ranks_are_told;
 
-    return (r->state == REPLICA_SERVING || drains) && r->n_ready == r->n_ranks &&
+    return (r->state == REPLICA_SERVING || drains) && r->n_ready == r->shape.n_ranks &&
            r->ranks[0].call != NULL;
 }
 
@@ -29,7 +29,7 @@ uint32_t route_count(const struct coord *c)
     uint32_t n = 0;
 
     for (uint32_t i = 0; i < c->n_replicas; i++) {
-        n += can_take(&c->replicas[i]) ? 1 : 0;
+        n += can_take(c->replicas[i]) ? 1 : 0;
     }
     return n;
 }
@@ -39,7 +39,7 @@ static struct replica *pick(struct coord *c)
     struct replica *best = NULL;
 
     for (uint32_t i = 0; i < c->n_replicas; i++) {
-        struct replica *r = &c->replicas[i];
+        struct replica *r = c->replicas[i];
         if (can_take(r) && (best == NULL || r->n_blocks < best->n_blocks)) {
             best = r;
         }
@@ -47,18 +47,17 @@ static struct replica *pick(struct coord *c)
     return best;
 }
 
-static uint32_t blocks_of(const struct coord *c, const struct journal_entry *e)
+static uint32_t blocks_of(const struct replica *r, const struct journal_entry *e)
 {
-    const struct plan *plan = c->config.plan;
-    const uint32_t per_block = plan->kv_blocks != 0 ? plan->kv_tokens / plan->kv_blocks : 1;
+    const uint32_t per_block = MAX(r->shape.block_tokens, 1u);
 
-    return (e->n_prompt + e->max_tokens + per_block - 1) / MAX(per_block, 1u);
+    return (e->n_prompt + e->max_tokens + per_block - 1) / per_block;
 }
 
 void route_leave(struct coord *c, struct journal_entry *e)
 {
     if (e->replica >= 0) {
-        struct replica *r = &c->replicas[e->replica];
+        struct replica *r = c->replicas[e->replica];
         r->n_blocks -= e->n_blocks;
         r->n_streams--;
         e->replica = -1;
@@ -79,7 +78,7 @@ static status place(struct coord *c, struct journal_entry *e)
         return st == ST_BUSY ? ST_BUSY : ST_ERR_UNAVAILABLE;
     }
     e->replica = (int32_t)r->index;
-    e->n_blocks = blocks_of(c, e);
+    e->n_blocks = blocks_of(r, e);
     r->n_blocks += e->n_blocks;
     r->n_streams++;
     log_req(LOG_DEBUG, "route", e->request_id,
@@ -107,7 +106,7 @@ void route_cancel(struct coord *c, const struct journal_entry *e)
         return;
     }
     /* A leader that is gone computes nothing; one whose queue of 4,096 is full is about to be. */
-    if (replica_send_leader(&c->replicas[e->replica], &m) != ST_OK) {
+    if (replica_send_leader(c->replicas[e->replica], &m) != ST_OK) {
         log_req(LOG_DEBUG, "stream", e->request_id, "cancel not sent, ignoring");
     }
 }

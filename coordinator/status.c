@@ -63,13 +63,12 @@ static void rank_fill(const struct replica *replica, uint32_t i, uint64_t now,
                       struct msg_rank_status *m)
 {
     const struct rank *r = &replica->ranks[i];
-    const struct plan_part *part = &replica->coord->config.plan->parts[i];
     const bool was_heard = r->was_attached && now > r->heard_ns;
 
     *m = (struct msg_rank_status){
         .rank = i,
-        .stage = part->stage,
-        .slice = part->slice,
+        .stage = i / replica->shape.tp,
+        .slice = i % replica->shape.tp,
         .pid = r->pid,
         .host = r->host,
         .phase = r->call != NULL ? r->phase : (r->was_attached ? "lost" : "absent"),
@@ -83,21 +82,21 @@ static void rank_fill(const struct replica *replica, uint32_t i, uint64_t now,
 
 static status replica_fill(struct replica *r, uint64_t now, struct msg_replica_status *m)
 {
-    const struct plan *plan = r->coord->config.plan;
     const struct msg_heartbeat *leader = &r->ranks[0].heartbeat;
-    struct msg_rank_status *ranks = arena_alloc(&r->coord->arena, r->n_ranks * sizeof(*ranks));
+    struct msg_rank_status *ranks =
+        arena_alloc(&r->coord->arena, r->shape.n_ranks * sizeof(*ranks));
 
     if (ranks == NULL) {
         return ST_ERR_NOMEM;
     }
-    for (uint32_t i = 0; i < r->n_ranks; i++) {
+    for (uint32_t i = 0; i < r->shape.n_ranks; i++) {
         rank_fill(r, i, now, &ranks[i]);
     }
     *m = (struct msg_replica_status){
         .replica = r->index,
         .generation = r->generation,
-        .tp = plan->tp,
-        .pp = plan->pp,
+        .tp = r->shape.tp,
+        .pp = r->shape.pp,
         .state = replica_state_name(r->state),
         .step = leader->step,
         .running = leader->running,
@@ -107,13 +106,13 @@ static status replica_fill(struct replica *r, uint64_t now, struct msg_replica_s
         .kv_blocks_cached = leader->kv_blocks_cached,
         .cache_hits = leader->cache_hits,
         .cache_tokens = leader->cache_tokens,
-        .kv_block_tokens = plan->kv_blocks != 0 ? plan->kv_tokens / plan->kv_blocks : 0,
+        .kv_block_tokens = r->shape.block_tokens,
         .tokens_per_second = status_tokens_per_second(r),
         .step_us = leader->step_us,
         .step_kernel_us = leader->step_kernel_us,
         .losses = r->n_losses,
         .detail = r->why,
-        .n_ranks = r->n_ranks,
+        .n_ranks = r->shape.n_ranks,
         .ranks = ranks,
     };
     return ST_OK;
@@ -134,7 +133,7 @@ static status status_fill(struct coord *c, struct msg_status *m)
     status st = replicas != NULL ? ST_OK : ST_ERR_NOMEM;
 
     for (uint32_t i = 0; st == ST_OK && i < c->n_replicas; i++) {
-        st = replica_fill(&c->replicas[i], now, &replicas[i]);
+        st = replica_fill(c->replicas[i], now, &replicas[i]);
     }
     *m = (struct msg_status){ .state = state_word(c),
                               .model = c->desc->name,

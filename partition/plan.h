@@ -132,6 +132,9 @@ uint64_t plan_kv_bytes(const struct plan *plan, const struct plan_part *part);
  * and plan_coll_bytes. */
 uint64_t plan_scratch_bytes(const struct plan *plan, const struct plan_part *part);
 
+/* Weights of the heaviest layer of any rank, what a stage has at its ends spread over its layers. */
+uint64_t plan_layer_bytes(const struct plan *plan);
+
 /* Partial sums of the other slices on the device (PLAN_PLANE_NCCL and tp above 1, else 0). */
 uint64_t plan_coll_bytes(const struct plan *plan);
 

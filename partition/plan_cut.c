@@ -223,6 +223,17 @@ uint64_t plan_kv_bytes(const struct plan *plan, const struct plan_part *part)
     return 2 * aligned(kern_ops_ref()->kv_bytes(&kv)) * range_len(part->layers);
 }
 
+uint64_t plan_layer_bytes(const struct plan *plan)
+{
+    uint64_t bytes = 0;
+
+    for (uint32_t i = 0; i < plan->n_ranks; i++) {
+        const struct plan_part *p = &plan->parts[i];
+        bytes = MAX(bytes, p->weight_bytes / MAX(range_len(p->layers), 1u));
+    }
+    return bytes;
+}
+
 /* Room for every slice's vector of a decode step (up to COLL_SMALL_BYTES each), or for one vector of
  * a prompt's rows (up to COLL_LARGE_BYTES; longer ones go in blocks). */
 uint64_t plan_coll_bytes(const struct plan *plan)
