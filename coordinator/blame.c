@@ -226,6 +226,9 @@ uint32_t coord_replica_restart(struct coord *c, uint32_t replica)
     ASSERT(r->state == REPLICA_LOST && r->has_verdict && r->n_attached == 0);
     memset(r->ranks, 0, r->shape.n_ranks * sizeof(*r->ranks));
     memset(&r->sign, 0, sizeof(r->sign));
+    if (r->kept != NULL) {
+        prefix_map_clear(r->kept);
+    }
     r->generation++;
     r->n_ready = 0;
     r->has_verdict = false;

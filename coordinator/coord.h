@@ -41,6 +41,7 @@ struct coord_config {
     uint64_t hang_ns;            /* a rank that is silent or stuck for longer is lost; 0: never */
     uint64_t start_ns;           /* a restart that takes longer has failed; 0: never */
     uint32_t queue_max;          /* streams open at a time; 0: 256 */
+    bool prefix_cache;           /* replicas keep KV blocks: streams go where their beginning is */
 
     const char *listen; /* of the public server */
     const char *token;  /* bearer token asked of clients; NULL: none */

@@ -19,6 +19,7 @@
 
 #include "coordinator/coord.h"
 #include "coordinator/journal.h"
+#include "coordinator/prefix_map.h"
 #include "coordinator/session.h"
 
 enum {
@@ -122,6 +123,7 @@ struct replica {
     /* route.c: what its streams may come to need */
     uint32_t n_streams;
     uint64_t n_blocks;
+    struct prefix_map *kept; /* owned; NULL: prefixes are not cached */
 
     /* blame.c */
     struct sign sign;
@@ -164,7 +166,10 @@ struct coord {
     struct rpc_timer watch_timer;
     uint64_t watch_due_ns;
     struct front_call *dirty, *dead;
-    uint32_t depth; /* of callbacks */
+    uint64_t
+        *keys; /* [n_keys_max] of the stream being placed; owned; NULL: prefixes are not cached */
+    uint32_t n_keys_max, key_tokens; /* tokens per key: of a KV block */
+    uint32_t depth;                  /* of callbacks */
     uint64_t n_request_ids;
 
     /* stopping */
@@ -221,6 +226,7 @@ void replica_stop_ranks(struct coord *c);
 const char *replica_state_name(enum replica_state state);
 
 /* route.c */
+status route_init(struct coord *c, struct err *err);
 /* Place a new stream. ST_ERR_LIMIT: the replica takes no more now. */
 status route_submit(struct coord *c, struct journal_entry *e, struct err *err);
 void route_cancel(struct coord *c, const struct journal_entry *e);

@@ -1,12 +1,18 @@
 /* coordinator/route.c - which replica a stream runs on, and what becomes of it when that is lost.
  *
- *   new stream ──place──► replica with the fewest KV blocks spoken for (of equals the first)
+ *   new stream ──place──► the replica of the lowest score
  *   replica lost ──evacuate──► attempt + 1, the journal's tokens with it ──place──► another one
  *        none can take it ──► it waits here (replica -1) for one to serve, or for its deadline
  *
  * The load of a replica is what its streams may come to need: blocks for the prompt and max_tokens.
  * The coordinator's own count, not the heartbeats': those are a quarter of a second old, and a
  * burst of requests would all go to one replica.
+ *
+ * The score, in KV blocks: load - KEPT_WEIGHT * (blocks of this prompt that are probably kept there,
+ * prefix_map.h). A replica that could not hold the stream beside what it has comes after all that
+ * can. So a prompt of n kept blocks goes to its replica while that is at most KEPT_WEIGHT * n blocks
+ * ahead of the idlest one: a popular beginning fills one replica, spills over to the next and is
+ * then kept there too; none starves, and none is ever ahead by more than what the cache saves it.
  *
  * Fencing. An event counts only if it comes from the stream's replica and carries its attempt;
  * whatever a lost replica still says is dropped (front.c, event_owner). */
@@ -15,6 +21,7 @@
 #include "base/log.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 
 static bool can_take(const struct replica *r)
 {
@@ -34,17 +41,19 @@ uint32_t route_count(const struct coord *c)
     return n;
 }
 
-static struct replica *pick(struct coord *c)
+/* Room for the keys of the longest stream. */
+status route_init(struct coord *c, struct err *err)
 {
-    struct replica *best = NULL;
+    struct replica_shape shape;
 
-    for (uint32_t i = 0; i < c->n_replicas; i++) {
-        struct replica *r = c->replicas[i];
-        if (can_take(r) && (best == NULL || r->n_blocks < best->n_blocks)) {
-            best = r;
-        }
+    if (!c->config.prefix_cache) {
+        return ST_OK;
     }
-    return best;
+    shape_of_plan(c->config.plan, &shape);
+    c->key_tokens = shape.block_tokens;
+    c->n_keys_max = shape.ctx_max / shape.block_tokens + 1;
+    c->keys = malloc(c->n_keys_max * sizeof(*c->keys));
+    return c->keys != NULL ? ST_OK : err_set(err, ST_ERR_NOMEM, "no memory for the router");
 }
 
 static uint32_t blocks_of(const struct replica *r, const struct journal_entry *e)
@@ -54,10 +63,65 @@ static uint32_t blocks_of(const struct replica *r, const struct journal_entry *e
     return (e->n_prompt + e->max_tokens + per_block - 1) / per_block;
 }
 
+/* ---- the choice ---- */
+
+enum { KEPT_WEIGHT = 2 };
+
+/* Why this replica: for the log. */
+struct choice {
+    struct replica *replica; /* NULL: none takes streams */
+    uint32_t n_kept, n_keys;
+    bool is_full;
+    int64_t score;
+};
+
+/* The keys of an entry's known tokens, in c->keys. */
+static uint32_t keys_of(struct coord *c, const struct journal_entry *e)
+{
+    if (c->keys == NULL) {
+        return 0;
+    }
+    return prefix_keys(e->cache_scope, e->prompt, e->n_prompt, e->emitted, e->n_emitted,
+                       c->key_tokens, c->keys, c->n_keys_max);
+}
+
+static struct choice pick(struct coord *c, const struct journal_entry *e)
+{
+    const uint32_t n_keys = keys_of(c, e);
+    struct choice best = { .n_keys = n_keys };
+
+    for (uint32_t i = 0; i < c->n_replicas; i++) {
+        struct replica *r = c->replicas[i];
+        if (!can_take(r)) {
+            continue;
+        }
+        struct choice now = { .replica = r, .n_keys = n_keys };
+        now.n_kept = n_keys != 0 ? prefix_map_match(r->kept, c->keys, n_keys) : 0;
+        now.is_full = r->n_blocks + blocks_of(r, e) > r->shape.kv_blocks;
+        now.score = (int64_t)r->n_blocks - (int64_t)KEPT_WEIGHT * now.n_kept;
+        const bool is_better = now.is_full != best.is_full ? best.is_full : now.score < best.score;
+        if (best.replica == NULL || is_better) {
+            best = now;
+        }
+    }
+    return best;
+}
+
+/* The answer's blocks stay behind as well: the next turn of a conversation begins with them. */
+static void note_answer(struct coord *c, struct replica *r, const struct journal_entry *e)
+{
+    const uint32_t n_keys = e->n_emitted >= r->shape.block_tokens ? keys_of(c, e) : 0;
+
+    if (n_keys != 0 && replica_is_alive(r)) {
+        prefix_map_note(r->kept, c->keys, n_keys);
+    }
+}
+
 void route_leave(struct coord *c, struct journal_entry *e)
 {
     if (e->replica >= 0) {
         struct replica *r = c->replicas[e->replica];
+        note_answer(c, r, e);
         r->n_blocks -= e->n_blocks;
         r->n_streams--;
         e->replica = -1;
@@ -68,7 +132,8 @@ void route_leave(struct coord *c, struct journal_entry *e)
 static status place(struct coord *c, struct journal_entry *e)
 {
     const struct msg_coord m = { .kind = MSG_SUBMIT, .submit = journal_submit(e, coord_now(c)) };
-    struct replica *r = pick(c);
+    const struct choice choice = pick(c, e);
+    struct replica *r = choice.replica;
 
     if (r == NULL) {
         return ST_ERR_UNAVAILABLE;
@@ -81,9 +146,15 @@ static status place(struct coord *c, struct journal_entry *e)
     e->n_blocks = blocks_of(r, e);
     r->n_blocks += e->n_blocks;
     r->n_streams++;
-    log_req(LOG_DEBUG, "route", e->request_id,
-            "attempt %u goes to replica %u, which then has %u streams that may need %llu blocks",
-            e->attempt, r->index, r->n_streams, (unsigned long long)r->n_blocks);
+    if (choice.n_keys != 0) {
+        prefix_map_note(r->kept, c->keys, choice.n_keys);
+    }
+    log_req(
+        LOG_DEBUG, "route", e->request_id,
+        "attempt %u goes to replica %u (score %lld: %u of %u blocks may be kept there%s), which "
+        "then has %u streams that may need %llu blocks",
+        e->attempt, r->index, (long long)choice.score, choice.n_kept, choice.n_keys,
+        choice.is_full ? "; all are full" : "", r->n_streams, (unsigned long long)r->n_blocks);
     return ST_OK;
 }
 

@@ -58,27 +58,34 @@ status table_add(struct coord *c, const struct replica_shape *shape, struct repl
                  struct err *err)
 {
     struct rank *ranks = calloc(shape->n_ranks, sizeof(*ranks));
+    struct prefix_map *kept = NULL;
     struct replica *r = NULL;
     status st = ranks != NULL
                     ? ST_OK
                     : err_set(err, ST_ERR_NOMEM, "no memory for %u ranks", shape->n_ranks);
 
+    if (st == ST_OK && c->config.prefix_cache) {
+        st = prefix_map_create(shape->kv_blocks, &kept, err);
+    }
     if (st == ST_OK) {
         st = slot_take(c, &r, err);
     }
     if (st != ST_OK) {
+        prefix_map_destroy(kept);
         free(ranks);
         return st;
     }
     const uint32_t index = r->index, generation = r->generation;
     ASSERT(r->n_streams == 0 && r->n_blocks == 0 && r->n_attached == 0);
     free(r->ranks);
+    prefix_map_destroy(r->kept);
     memset(r, 0, sizeof(*r));
     r->coord = c;
     r->index = index;
     r->generation = generation + 1;
     r->shape = *shape;
     r->ranks = ranks;
+    r->kept = kept;
     r->started_ns = coord_now(c);
     blame_init(r);
     *replica_p = r;
@@ -103,6 +110,7 @@ status table_init(struct coord *c, struct err *err)
         return err_set(err, ST_ERR_LIMIT, "%u replicas, at most %d are allowed", n,
                        (int)REPLICAS_MAX);
     }
+    st = route_init(c, err);
     shape_of_plan(c->config.plan, &shape);
     for (uint32_t i = 0; st == ST_OK && i < n; i++) {
         st = table_add(c, &shape, &r, err);
@@ -114,7 +122,9 @@ void table_fini(struct coord *c)
 {
     for (uint32_t i = 0; i < c->n_replicas; i++) {
         rpc_timer_set(c->loop, &c->replicas[i]->verdict_timer, CLOCK_NEVER);
+        prefix_map_destroy(c->replicas[i]->kept);
         free(c->replicas[i]->ranks);
         free(c->replicas[i]);
     }
+    free(c->keys);
 }

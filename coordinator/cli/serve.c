@@ -165,6 +165,8 @@ static status coord_open(struct serve *s, struct err *err)
                                    .hang_ns = s->args.hang_timeout_s * NS_PER_S,
                                    .start_ns = s->args.start_timeout_s * NS_PER_S,
                                    .queue_max = s->args.queue,
+                                   .prefix_cache = s->args.prefix_cache == NULL ||
+                                                   strcmp(s->args.prefix_cache, "on") == 0,
                                    .listen = s->args.listen,
                                    .token = token,
                                    .tls_cert_pem = content(&s->cert),

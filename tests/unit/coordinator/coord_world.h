@@ -369,6 +369,7 @@ static void world_open_as(struct world *w, uint32_t tp, const struct coord_confi
                                          .retries = more->retries,
                                          .restarts = more->restarts,
                                          .hang_ns = more->hang_ns,
+                                         .prefix_cache = more->prefix_cache,
                                          .on_lost = more->on_lost,
                                          .on_change = on_change,
                                          .arg = w };

@@ -64,6 +64,61 @@ static void test_route__streams_go_where_the_load_is_least(void **state UNUSED)
     world_close(&w);
 }
 
+static void test_route__streams_go_where_their_beginning_is_kept(void **state UNUSED)
+{
+    const struct coord_config more = { .n_replicas = 2, .prefix_cache = true };
+    static const char prompt[] = "hello, this is a beginning of more than a block";
+    static const char other[] = "hello, that is a beginning of more than a block";
+    struct msg_generate m = *REQ("", .has_max_tokens = true, .max_tokens = 4);
+    struct world w;
+    struct client c, blocker;
+
+    world_open_as(&w, 1, &more);
+    rank_ready(rank_attach(&w, 0));
+    rank_ready(rank_attach(&w, 1));
+    await_count(&w, &w.n_states, 1);
+    settle_ms(&w, 20);
+    ask(&w, &blocker, WAITING, false, CLOCK_NEVER);
+    await_count(&w, &w.ranks[0].n_submits, 1);
+    m.prompt = (struct msg_str){ prompt, sizeof(prompt) - 1 };
+    ask(&w, &c, &m, true, CLOCK_NEVER); /* the idler one */
+    await(&w, &c.is_done);
+    assert_int_equal(w.ranks[1].n_submits, 1);
+    rpc_call_cancel(blocker.call);
+    await(&w, &blocker.is_done);
+    await_count(&w, &w.ranks[0].n_cancels, 1);
+    ask(&w, &c, &m, true, CLOCK_NEVER); /* both are idle: of equals it would be the first */
+    await(&w, &c.is_done);
+    assert_int_equal(w.ranks[1].n_submits, 2);
+    m.prompt.data = other;
+    ask(&w, &c, &m, true, CLOCK_NEVER);
+    await(&w, &c.is_done);
+    assert_int_equal(w.ranks[0].n_submits, 2);
+    world_close(&w);
+}
+
+/* One kept block outweighs two of load, not three. */
+static void test_route__a_kept_beginning_overloads_nobody(void **state UNUSED)
+{
+    const struct coord_config more = { .n_replicas = 2, .prefix_cache = true };
+    static const char prompt[] = "wait, this is a beginning of more than a block";
+    struct msg_generate m = *REQ("", .has_max_tokens = true, .max_tokens = 4);
+    struct world w;
+    struct client c[3];
+
+    world_open_as(&w, 1, &more);
+    rank_ready(rank_attach(&w, 0));
+    rank_ready(rank_attach(&w, 1));
+    await_count(&w, &w.n_states, 1);
+    settle_ms(&w, 20);
+    m.prompt = (struct msg_str){ prompt, sizeof(prompt) - 1 };
+    for (uint32_t i = 0; i < 3; i++) {
+        ask(&w, &c[i], &m, false, CLOCK_NEVER);
+        await_count(&w, i < 2 ? &w.ranks[0].n_submits : &w.ranks[1].n_submits, i < 2 ? i + 1 : 1);
+    }
+    world_close(&w);
+}
+
 static void test_failover__a_stream_goes_on_where_it_was(void **state UNUSED)
 {
     struct world w;
@@ -293,6 +348,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_route__streams_go_where_the_load_is_least),
+        cmocka_unit_test(test_route__streams_go_where_their_beginning_is_kept),
+        cmocka_unit_test(test_route__a_kept_beginning_overloads_nobody),
         cmocka_unit_test(test_failover__a_stream_goes_on_where_it_was),
         cmocka_unit_test(test_failover__with_no_replica_streams_wait_for_the_restart),
         cmocka_unit_test(test_failover__a_request_is_moved_so_often_and_no_more),
