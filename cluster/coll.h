@@ -20,6 +20,7 @@
 
 #include "base/clock.h"
 #include "base/err.h"
+#include "cluster/coll_watch.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -93,6 +94,7 @@ struct coll {
     size_t split_bytes;
     const _Atomic bool
         *abort; /* borrowed, may be NULL: when true every wait ends with ST_ERR_CANCELLED */
+    struct coll_watch *watch; /* borrowed, may be NULL: told what this rank is in */
 };
 
 struct coll_shape {

@@ -91,6 +91,17 @@ static status absent(struct coll_local *l, const struct coll_meet *m, const stru
                    (double)l->base.timeout_ns / (double)NS_PER_S);
 }
 
+/* The first rank that is not here; the meet is locked. */
+static uint32_t first_absent(const struct coll_meet *m, uint64_t round)
+{
+    for (uint32_t i = 0; i < m->n; i++) {
+        if (m->posts[i].round != round) {
+            return m->first_rank + i;
+        }
+    }
+    return COLL_PEER_NONE;
+}
+
 static status meet_open(struct coll_local *l, struct coll_meet *m, uint32_t i,
                         const struct coll_post *post, struct err *err)
 {
@@ -109,15 +120,22 @@ static status meet_open(struct coll_local *l, struct coll_meet *m, uint32_t i,
         atomic_store(&m->n_inside, m->n);
         atomic_store(&m->opened, post->round);
     }
+    const uint32_t peer = first_absent(m, post->round);
     pthread_mutex_unlock(&m->lock);
     if (atomic_load(&m->opened) >= post->round) {
         meet_ring(hub, m);
         return ST_OK;
     }
     coll_waiter_init(&w, &l->base, hub->spin_ns, &hub->bells[l->base.rank]);
+    w.peer = peer;
     while (atomic_load(&m->opened) < post->round) {
         st = atomic_load(&hub->failed) ? ST_ERR_PEER : coll_waiter_step(&w);
         if (st == ST_OK) {
+            if (w.is_told) { /* whom it waited for may have come, and another one not */
+                pthread_mutex_lock(&m->lock);
+                coll_watch_wait(l->base.watch, first_absent(m, post->round), w.begin_ns);
+                pthread_mutex_unlock(&m->lock);
+            }
             continue;
         }
         pthread_mutex_lock(&m->lock);
@@ -193,6 +211,7 @@ static status meet(struct coll_local *l, bool world, struct coll_post *post, mee
     status st;
 
     post->round = world ? ++l->round_world : ++l->round_stage;
+    coll_watch_begin(l->base.watch, post->kind, post->round);
     st = meet_open(l, m, i, post, err);
     if (st != ST_OK) {
         return st;
@@ -202,6 +221,7 @@ static status meet(struct coll_local *l, bool world, struct coll_post *post, mee
         work(m, i, post);
     }
     meet_close(l, m, post->round);
+    coll_watch_end(l->base.watch);
     if (st != ST_OK) {
         coll_hub_fail(hub, differs.text);
         err_set(err, st, "%s", differs.text);
@@ -237,9 +257,12 @@ static void work_reduce(const struct coll_meet *m, uint32_t i, const struct coll
 static status local_all_reduce_tree(struct coll *c, struct kern_stream *s, float *x, size_t n,
                                     uint64_t stamp, struct err *err)
 {
-    struct coll_post post = {
-        .op = "all_reduce_tree", .stamp = stamp, .bytes = n * sizeof(float), .in = x, .out = x
-    };
+    struct coll_post post = { .op = "all_reduce_tree",
+                              .kind = COLL_OP_SUM,
+                              .stamp = stamp,
+                              .bytes = n * sizeof(float),
+                              .in = x,
+                              .out = x };
 
     (void)s;
     return meet(coll_local_of(c), false, &post, c->tp > 1 ? work_reduce : NULL, err);
@@ -260,9 +283,12 @@ static void work_gather(const struct coll_meet *m, uint32_t i, const struct coll
 static status local_all_gather(struct coll *c, struct kern_stream *s, const void *mine,
                                size_t bytes, void *all, uint64_t stamp, struct err *err)
 {
-    struct coll_post post = {
-        .op = "all_gather", .stamp = stamp, .bytes = bytes, .in = mine, .out = all
-    };
+    struct coll_post post = { .op = "all_gather",
+                              .kind = COLL_OP_GATHER,
+                              .stamp = stamp,
+                              .bytes = bytes,
+                              .in = mine,
+                              .out = all };
 
     (void)s;
     return meet(coll_local_of(c), false, &post, work_gather, err);
@@ -270,7 +296,7 @@ static status local_all_gather(struct coll *c, struct kern_stream *s, const void
 
 static status local_barrier(struct coll *c, struct err *err)
 {
-    struct coll_post post = { .op = "barrier" };
+    struct coll_post post = { .op = "barrier", .kind = COLL_OP_BARRIER };
 
     return meet(coll_local_of(c), true, &post, NULL, err);
 }
@@ -285,7 +311,7 @@ static void work_bcast(const struct coll_meet *m, uint32_t i, const struct coll_
 static status local_bcast(struct coll *c, void *data, size_t bytes, uint32_t root, struct err *err)
 {
     struct coll_post post = {
-        .op = "bcast", .bytes = bytes, .root = root, .in = data, .out = data
+        .op = "bcast", .kind = COLL_OP_BCAST, .bytes = bytes, .root = root, .in = data, .out = data
     };
 
     if (root >= c->n_ranks) {

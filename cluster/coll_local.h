@@ -16,6 +16,7 @@
 /* What a rank brings to a meeting. */
 struct coll_post {
     const char *op; /* static */
+    enum coll_op kind;
     uint64_t round; /* the meeting this post is for */
     uint64_t stamp;
     size_t bytes;
@@ -72,6 +73,7 @@ struct coll_local {
     struct coll base;
     struct coll_hub *hub; /* borrowed */
     uint64_t round_stage, round_world;
+    uint64_t n_waits; /* for sends and receives */
     struct coll_mail slots[COLL_REQS_MAX];
 };
 

@@ -161,13 +161,15 @@ static status wait_failed(struct coll_local *l, const struct coll_mail *m, statu
                    m->tag, peer, (double)l->base.timeout_ns / (double)NS_PER_S);
 }
 
-status coll_local_wait(struct coll *c, struct coll_req req, struct err *err)
+static status wait_slot(struct coll *c, struct coll_req req, struct err *err)
 {
     struct coll_local *l = coll_local_of(c);
+    const struct coll_mail *m = &l->slots[req.slot];
     struct coll_waiter w;
     status st;
 
     coll_waiter_init(&w, c, l->hub->spin_ns, &l->hub->bells[c->rank]);
+    w.peer = m->is_send ? m->to : m->from;
     while ((st = coll_local_test(c, req, err)) == ST_BUSY) {
         if (atomic_load(&l->hub->failed)) {
             return coll_hub_failure(l->hub, "send or receive", err);
@@ -176,6 +178,20 @@ status coll_local_wait(struct coll *c, struct coll_req req, struct err *err)
         if (st != ST_OK) {
             return wait_failed(l, &l->slots[req.slot], st, err);
         }
+    }
+    return st;
+}
+
+status coll_local_wait(struct coll *c, struct coll_req req, struct err *err)
+{
+    struct coll_local *l = coll_local_of(c);
+
+    ASSERT(req.slot < COLL_REQS_MAX);
+    coll_watch_begin(c->watch, l->slots[req.slot].is_send ? COLL_OP_SEND : COLL_OP_RECV,
+                     ++l->n_waits);
+    const status st = wait_slot(c, req, err);
+    if (st == ST_OK) { /* else the last exchange is of interest */
+        coll_watch_end(c->watch);
     }
     return st;
 }

@@ -179,6 +179,7 @@ status coll_mpi_wait(struct coll_mpi *m, MPI_Request *request, const char *what,
     int done = 0;
 
     coll_waiter_init(&w, &m->base, m->spin_ns, NULL);
+    w.peer = peer;
     for (;;) {
         const int code = MPI_Test(request, &done, &result);
         status st;
@@ -307,13 +308,14 @@ static status mpi_test(struct coll *c, struct coll_req req, struct err *err)
     return (size_t)n == slot->bytes ? ST_OK : short_message(slot, n, err);
 }
 
-static status mpi_wait(struct coll *c, struct coll_req req, struct err *err)
+static status wait_slot(struct coll *c, struct coll_req req, struct err *err)
 {
     struct coll_mpi *m = coll_mpi_of(c);
     struct coll_waiter w;
     status st;
 
     coll_waiter_init(&w, c, m->spin_ns, NULL);
+    w.peer = m->slots[req.slot].peer;
     while ((st = mpi_test(c, req, err)) == ST_BUSY) {
         const struct coll_slot *slot = &m->slots[req.slot];
         const char *what = slot->is_send ? "send to" : "receive from";
@@ -328,6 +330,20 @@ static status mpi_wait(struct coll *c, struct coll_req req, struct err *err)
                            slot->peer, slot->tag, slot->peer,
                            (double)c->timeout_ns / (double)NS_PER_S);
         }
+    }
+    return st;
+}
+
+static status mpi_wait(struct coll *c, struct coll_req req, struct err *err)
+{
+    struct coll_mpi *m = coll_mpi_of(c);
+
+    ASSERT(req.slot < COLL_REQS_MAX && m->slots[req.slot].used);
+    coll_watch_begin(c->watch, m->slots[req.slot].is_send ? COLL_OP_SEND : COLL_OP_RECV,
+                     ++m->n_waits);
+    const status st = wait_slot(c, req, err);
+    if (st == ST_OK) { /* else the last exchange is of interest */
+        coll_watch_end(c->watch);
     }
     return st;
 }

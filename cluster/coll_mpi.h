@@ -52,6 +52,7 @@ struct coll_mpi {
     MPI_Comm mail;  /* all ranks: send and receive, the user's tags */
     uint64_t spin_ns;
     uint64_t round_group, round_world;
+    uint64_t n_waits; /* for sends and receives */
     struct coll_slot slots[COLL_REQS_MAX];
 
     struct coll_lane *lanes;    /* [max(tp, n_ranks)], owned; by rank of the communicator in use */

@@ -170,6 +170,15 @@ static status send_finish(struct coll_mpi *m, struct group g, struct coll_lane *
 
 /* ---- begin and end of every collective ---- */
 
+/* Tell whoever watches. On failure nothing is told any more: the last exchange is of interest. */
+static void tell(const struct coll_mpi *m, const struct coll_head *head)
+{
+    static const enum coll_op ops[] = { COLL_OP_NONE, COLL_OP_SUM, COLL_OP_GATHER, COLL_OP_BCAST,
+                                        COLL_OP_BARRIER };
+
+    coll_watch_begin(m->base.watch, ops[head->op], head->round);
+}
+
 static status begin(const struct coll_mpi *m, uint32_t op, struct err *err)
 {
     if (m->broken) {
@@ -183,6 +192,7 @@ static status begin(const struct coll_mpi *m, uint32_t op, struct err *err)
 static status end(struct coll_mpi *m, status st, struct err *err)
 {
     if (st == ST_OK) {
+        coll_watch_end(m->base.watch);
         return ST_OK;
     }
     m->broken = true;
@@ -346,6 +356,7 @@ status coll_mpi_all_reduce_tree(struct coll *c, struct kern_stream *s, float *x,
         .op = COLL_REDUCE, .stamp = stamp, .bytes = n * sizeof(float), .round = ++m->round_group
     };
 
+    tell(m, &head);
     for (size_t at = 0; st == ST_OK && at < MAX(n, (size_t)1); at += BLOCK_FLOATS) {
         const size_t len = MIN(n - at, (size_t)BLOCK_FLOATS);
 
@@ -417,6 +428,7 @@ status coll_mpi_all_gather(struct coll *c, struct kern_stream *s, const void *mi
         .op = COLL_GATHER, .stamp = stamp, .bytes = bytes, .round = ++m->round_group
     };
 
+    tell(m, &head);
     return end(m, gather(m, &head, (char *)all + c->slice * bytes, bytes, all, err), err);
 }
 
@@ -483,6 +495,7 @@ status coll_mpi_group_bcast(struct coll *c, void *data, size_t bytes, uint32_t r
         .op = COLL_BCAST, .root = root, .bytes = bytes, .round = ++m->round_world
     };
 
+    tell(m, &head);
     return end(m, bcast_tree(m, &head, data, bytes, err), err);
 }
 
@@ -567,5 +580,6 @@ status coll_mpi_barrier(struct coll *c, struct err *err)
     }
     struct coll_head head = { .op = COLL_BARRIER, .round = ++m->round_world };
 
+    tell(m, &head);
     return end(m, c->rank == 0 ? barrier_root(m, &head, err) : barrier_leaf(m, &head, err), err);
 }

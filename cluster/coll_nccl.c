@@ -204,6 +204,7 @@ static status nccl_sync(struct coll *c, struct kern_stream *s, struct err *err)
         return st != ST_OK ? st : d->dev.sync(s, err);
     }
     coll_waiter_init(&w, c, 0, NULL);
+    coll_watch_begin(c->watch, COLL_OP_DEVICE, ++d->n_syncs);
     while ((st = d->dev.poll(s, err)) == ST_BUSY) {
         st = look(d, err);
         if (st != ST_OK) {
@@ -214,6 +215,7 @@ static status nccl_sync(struct coll *c, struct kern_stream *s, struct err *err)
             return waited(d, "waiting for the device", st, err);
         }
     }
+    coll_watch_end(c->watch);
     return st == ST_OK ? look(d, err) : give_up(d, st, err);
 }
 

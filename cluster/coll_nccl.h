@@ -52,6 +52,7 @@ struct coll_nccl {
     void *group;       /* the slices of this stage, by position; NULL: tp is 1 */
     void *column;      /* this slice's ranks, by stage; NULL: pp is 1 */
     uint32_t position; /* of this slice in `group` */
+    uint64_t n_syncs;
     bool broken;
     char broken_text[256];
 };

@@ -51,7 +51,7 @@ static void bell_sleep(struct coll_bell *bell, uint32_t epoch)
 void coll_waiter_init(struct coll_waiter *w, const struct coll *c, uint64_t spin_ns,
                       struct coll_bell *bell)
 {
-    *w = (struct coll_waiter){ .c = c, .bell = bell, .spin_ns = spin_ns };
+    *w = (struct coll_waiter){ .c = c, .bell = bell, .spin_ns = spin_ns, .peer = COLL_PEER_NONE };
     if (bell) {
         w->epoch = atomic_load(&bell->epoch);
     }
@@ -89,6 +89,10 @@ status coll_waiter_step(struct coll_waiter *w)
     }
     if (timeout_ns != 0 && timeout_ns != CLOCK_NEVER && w->now_ns - w->begin_ns >= timeout_ns) {
         return ST_ERR_DEADLINE;
+    }
+    if (!w->is_told && w->now_ns - w->begin_ns >= w->spin_ns) {
+        w->is_told = true;
+        coll_watch_wait(w->c->watch, w->peer, w->begin_ns);
     }
     pass_time(w);
     if (w->bell) {

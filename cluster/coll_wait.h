@@ -30,6 +30,8 @@ struct coll_waiter {
     uint64_t spin_ns;
     uint64_t begin_ns, now_ns;
     uint32_t n_steps, epoch;
+    uint32_t peer; /* whom c->watch is told of; COLL_PEER_NONE from coll_waiter_init */
+    bool is_told;
 };
 
 void coll_waiter_init(struct coll_waiter *w, const struct coll *c, uint64_t spin_ns,

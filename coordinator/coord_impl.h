@@ -8,6 +8,7 @@
  *   route.c    which replica a stream runs on; moving streams from a lost one
  *   blame.c    a replica is lost: why, and does it come back; the state of the whole
  *   detect.c   ranks that are silent, stuck or overdue
+ *   waits.c    who waits for whom, and so whom to name
  *   status.c   GetStatus
  *   coord.c    life, state, stopping
  *
@@ -21,6 +22,7 @@
 #include "coordinator/journal.h"
 #include "coordinator/prefix_map.h"
 #include "coordinator/session.h"
+#include "coordinator/waits.h"
 
 enum {
     COORD_QUEUE_DEFAULT = 256,
@@ -136,7 +138,9 @@ struct replica {
     char why[ERR_TEXT_BYTES];
 
     /* detect.c */
-    uint64_t mark, moved_ns; /* what its ranks had done, and when that changed last */
+    uint64_t mark, moved_ns;    /* what its ranks had done, and when that changed last */
+    bool is_load_told;          /* that loading stands still */
+    char waits[ERR_TEXT_BYTES]; /* who waited for whom when it was found silent or stuck last */
 };
 
 /* ---- all of it ---- */

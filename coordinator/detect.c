@@ -4,7 +4,10 @@
  *              thread that waits for nothing, so the process is stopped or its link is cut
  *   stuck      the leader has streams and no rank has moved (phase, step, layers) for the larger of
  *              --hang-timeout and what the longest layer of a full step may take
+ *   loading    no rank has read or hashed anything for 12 times --hang-timeout: named, not ended
  *   overdue    a restarted replica that is not ready within --start-timeout
+ *
+ * Who is named follows from who waits for whom (waits.h).
  *
  * All of them are judged by our own clock, and that stops with us (suspend, a busy machine): a tick
  * that comes late adds its delay to every deadline, because what we did not read may be waiting.
@@ -17,8 +20,13 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
-enum { STALL_MS = 300 };
+enum {
+    STALL_MS = 300,
+    LOAD_FACTOR = 12 /* of --hang-timeout: a rank that loads may wait for a disk */
+};
 
 static const double slowest_flops = 5e9;
 
@@ -34,26 +42,92 @@ static uint64_t hang_bound_ns(const struct replica *r)
     return MAX(r->coord->config.hang_ns, layer_bound_ns(&r->shape));
 }
 
+/* ---- who waits for whom ---- */
+
+/* The ranks as they were last heard. NULL: no memory. */
+static struct wait_rank *ranks_heard(const struct replica *r, uint64_t now, uint64_t bound)
+{
+    struct wait_rank *ranks = calloc(r->shape.n_ranks, sizeof(*ranks));
+
+    for (uint32_t i = 0; ranks != NULL && i < r->shape.n_ranks; i++) {
+        const struct rank *k = &r->ranks[i];
+        const struct msg_heartbeat *h = &k->heartbeat;
+        const uint64_t age = now > k->heard_ns ? now - k->heard_ns : 0;
+        ranks[i] = (struct wait_rank){ .host = k->host,
+                                       .phase = k->phase,
+                                       .is_silent = k->call != NULL && age > bound,
+                                       .silent_ns = age,
+                                       .step = h->step,
+                                       .digest = h->digest,
+                                       .ticks = h->ticks,
+                                       .op = h->op,
+                                       .op_seq = h->op_seq,
+                                       .peer = h->op_peer != 0 ? h->op_peer - 1 : COLL_PEER_NONE,
+                                       .waited_ns =
+                                           h->waited_us != 0 ? h->waited_us * NS_PER_US + age : 0 };
+    }
+    return ranks;
+}
+
+/* Name whom the others wait for: *v_p, `why` as a sentence, and who waits for whom in r->waits and
+ * on the log. */
+static void judge(struct replica *r, uint64_t now, uint64_t bound, struct waits_verdict *v_p,
+                  struct err *why)
+{
+    struct wait_rank *ranks = ranks_heard(r, now, bound);
+
+    *v_p = (struct waits_verdict){ WAITS_BUSY, 0, 0 };
+    why->text[0] = r->waits[0] = '\0';
+    if (ranks == NULL) {
+        return; /* the leader is named, without reasons */
+    }
+    waits_judge(ranks, r->shape.n_ranks, v_p);
+    waits_text(ranks, r->shape.n_ranks, v_p, why->text, sizeof(why->text));
+    waits_list_text(ranks, r->shape.n_ranks, v_p, r->waits, sizeof(r->waits));
+    if (r->waits[0] != '\0') {
+        log_warn("replica", "replica %u.%u: %s", r->index, r->generation, r->waits);
+    }
+    free(ranks);
+}
+
+/* ---- silent ---- */
+
+static void blame_silent(struct replica *r, uint64_t now, uint32_t n_silent)
+{
+    struct waits_verdict v;
+    struct err text, why = ERR_INIT;
+    char more[64] = "";
+
+    judge(r, now, r->coord->config.hang_ns, &v, &why);
+    const struct rank *k = &r->ranks[v.rank];
+    if (n_silent > 1) {
+        snprintf(more, sizeof(more), ", as have %u more ranks", n_silent - 1);
+    }
+    err_set(&text, ST_ERR_DEADLINE,
+            "rank %u (host %s, pid %u) has been silent for %.1f s (--hang-timeout)%s, last in "
+            "phase \"%s\" at step %" PRIu64 "%s%.*s",
+            v.rank, k->host, k->pid, (double)(now - k->heard_ns) / 1e9, more, k->phase,
+            k->heartbeat.step, r->waits[0] != '\0' ? "; " : "", (int)strcspn(r->waits, ";"),
+            r->waits); /* the first: who waits for this one */
+    log_warn("replica", "replica %u.%u: %s", r->index, r->generation, text.text);
+    replica_sign(r, SIGN_OWN_FAULT, ST_ERR_DEADLINE, text.text);
+}
+
 static void check_silence(struct replica *r, uint64_t now)
 {
-    const uint64_t bound = r->coord->config.hang_ns;
+    uint32_t n_silent = 0;
 
-    for (uint32_t i = 0; i < r->shape.n_ranks && replica_is_alive(r); i++) {
-        struct rank *k = &r->ranks[i];
-        char text[ERR_TEXT_BYTES];
-
-        if (k->call == NULL || now < k->heard_ns || now - k->heard_ns <= bound) {
-            continue;
-        }
-        snprintf(text, sizeof(text),
-                 "rank %u (host %s, pid %u) has been silent for %.1f s (--hang-timeout), last in "
-                 "phase \"%s\" at step %" PRIu64,
-                 i, k->host, k->pid, (double)(now - k->heard_ns) / 1e9, k->phase,
-                 k->heartbeat.step);
-        log_warn("replica", "replica %u.%u: %s", r->index, r->generation, text);
-        replica_sign(r, SIGN_OWN_FAULT, ST_ERR_DEADLINE, text);
+    for (uint32_t i = 0; i < r->shape.n_ranks; i++) {
+        const struct rank *k = &r->ranks[i];
+        const bool is_late = now > k->heard_ns && now - k->heard_ns > r->coord->config.hang_ns;
+        n_silent += k->call != NULL && is_late ? 1 : 0;
+    }
+    if (n_silent != 0) {
+        blame_silent(r, now, n_silent);
     }
 }
+
+/* ---- stuck ---- */
 
 /* Anything that a rank of this replica has done since the last look changes this number. */
 static uint64_t movement(const struct replica *r)
@@ -62,33 +136,39 @@ static uint64_t movement(const struct replica *r)
 
     for (uint32_t i = 0; i < r->shape.n_ranks; i++) {
         const struct rank *k = &r->ranks[i];
-        sum = sum * 31 + k->heartbeat.step * 7 + k->heartbeat.ticks + (uint64_t)k->phase[0];
+        sum = sum * 31 + k->heartbeat.step * 7 + k->heartbeat.ticks + (uint64_t)k->phase[0] +
+              k->heartbeat.loaded_bytes;
     }
     return sum;
 }
 
-/* Of ranks that all stand still the one to name: furthest behind; of equals one that computes. */
-static uint32_t stuck_rank(const struct replica *r)
+/* "rank 2 (host b, pid 7) has been stuck for 5.1 s in phase ...: why". */
+static void stuck_text(const struct replica *r, uint64_t now, const struct waits_verdict *v,
+                       const char *why, struct err *text)
 {
-    uint32_t worst = 0;
+    const struct msg_heartbeat *leader = &r->ranks[0].heartbeat;
+    const struct rank *k = &r->ranks[v->rank];
+    const double s = (double)(now - r->moved_ns) / 1e9;
 
-    for (uint32_t i = 1; i < r->shape.n_ranks; i++) {
-        const struct rank *k = &r->ranks[i], *w = &r->ranks[worst];
-        const bool is_behind = k->heartbeat.step < w->heartbeat.step;
-        const bool computes =
-            k->heartbeat.step == w->heartbeat.step && k->heartbeat.ticks < w->heartbeat.ticks;
-        if (is_behind || computes) {
-            worst = i;
-        }
+    if (v->kind == WAITS_LINK || v->kind == WAITS_RING || v->kind == WAITS_DISAGREE) {
+        err_set(text, ST_ERR_DEADLINE, "nothing has moved for %.1f s at step %" PRIu64 ": %s", s,
+                k->heartbeat.step, why);
+        return;
     }
-    return worst;
+    err_set(text, ST_ERR_DEADLINE,
+            "rank %u (host %s, pid %u) has been stuck for %.1f s in phase \"%s\" at step %" PRIu64
+            ", layer count %" PRIu64 ", while %u streams wait (the leader is at step %" PRIu64
+            ", phase \"%s\"); %s",
+            v->rank, k->host, k->pid, s, k->phase, k->heartbeat.step, k->heartbeat.ticks,
+            leader->running + leader->waiting, leader->step, r->ranks[0].phase, why);
 }
 
 static void check_movement(struct replica *r, uint64_t now)
 {
     const struct msg_heartbeat *leader = &r->ranks[0].heartbeat;
     const uint64_t mark = movement(r);
-    char text[ERR_TEXT_BYTES];
+    struct waits_verdict v;
+    struct err text, why = ERR_INIT;
 
     if (mark != r->mark || leader->running + leader->waiting == 0 || now < r->moved_ns) {
         r->mark = mark;
@@ -98,31 +178,56 @@ static void check_movement(struct replica *r, uint64_t now)
     if (now - r->moved_ns <= hang_bound_ns(r)) {
         return;
     }
-    const uint32_t i = stuck_rank(r);
-    const struct rank *k = &r->ranks[i];
-    snprintf(text, sizeof(text),
-             "rank %u (host %s, pid %u) has been stuck for %.1f s in phase \"%s\" at step %" PRIu64
-             ", layer count %" PRIu64 ", while %u streams wait (the leader is at step %" PRIu64
-             ", phase \"%s\")",
-             i, k->host, k->pid, (double)(now - r->moved_ns) / 1e9, k->phase, k->heartbeat.step,
-             k->heartbeat.ticks, leader->running + leader->waiting, leader->step,
-             r->ranks[0].phase);
-    log_warn("replica", "replica %u.%u: %s", r->index, r->generation, text);
-    replica_sign(r, SIGN_OWN_FAULT, ST_ERR_DEADLINE, text);
+    judge(r, now, r->coord->config.hang_ns, &v, &why);
+    stuck_text(r, now, &v, why.text, &text);
+    log_warn("replica", "replica %u.%u: %s", r->index, r->generation, text.text);
+    replica_sign(r, SIGN_OWN_FAULT, ST_ERR_DEADLINE, text.text);
+}
+
+/* ---- starting ---- */
+
+/* Loading is judged by bytes and chunks, not by time: a shard of a large model on a slow file system
+ * may take its time. Where none moves at all somebody is named, and nothing is ended: that is
+ * --start-timeout's. */
+static void check_loading(struct replica *r, uint64_t now)
+{
+    const uint64_t mark = movement(r), bound = LOAD_FACTOR * r->coord->config.hang_ns;
+    struct waits_verdict v;
+    struct err why = ERR_INIT;
+
+    if (mark != r->mark || r->state == REPLICA_STARTING || now < r->moved_ns) {
+        r->mark = mark;
+        r->moved_ns = MAX(now, r->moved_ns);
+        r->is_load_told = false;
+        return;
+    }
+    if (r->is_load_told || now - r->moved_ns <= bound) {
+        return;
+    }
+    judge(r, now, r->coord->config.hang_ns, &v, &why);
+    r->is_load_told = true;
+    snprintf(r->why, sizeof(r->why), "%s", why.text);
+    log_warn(
+        "replica",
+        "replica %u.%u: loading has not moved for %.1f s, going on to wait: %s; it has %" PRIu64
+        " of %" PRIu64 " bytes",
+        r->index, r->generation, (double)(now - r->moved_ns) / 1e9, why.text,
+        r->ranks[v.rank].heartbeat.loaded_bytes, r->ranks[v.rank].heartbeat.weight_bytes);
 }
 
 static void check_start(struct replica *r, uint64_t now)
 {
     const uint64_t bound = r->coord->config.start_ns;
-    char text[ERR_TEXT_BYTES];
+    struct err text;
 
     if (bound == 0 || r->n_losses == 0 || now - r->started_ns <= bound) {
         return; /* the first start is judged by whoever started it */
     }
-    snprintf(text, sizeof(text),
-             "%.0f s after its start %u of %u ranks have attached and %u are ready",
-             (double)(now - r->started_ns) / 1e9, r->n_attached, r->shape.n_ranks, r->n_ready);
-    replica_sign(r, SIGN_JOB_ENDED, ST_ERR_DEADLINE, text);
+    err_set(&text, ST_ERR_DEADLINE,
+            "%.0f s after its start %u of %u ranks have attached and %u are ready%s%s",
+            (double)(now - r->started_ns) / 1e9, r->n_attached, r->shape.n_ranks, r->n_ready,
+            r->is_load_told ? "; loading stands still: " : "", r->is_load_told ? r->why : "");
+    replica_sign(r, SIGN_JOB_ENDED, ST_ERR_DEADLINE, text.text);
 }
 
 static void add_stall(struct coord *c, uint64_t gap)
@@ -156,6 +261,7 @@ static void tick(void *arg)
             check_movement(r, now);
         }
         if (r->state == REPLICA_STARTING || r->state == REPLICA_LOADING) {
+            check_loading(r, now);
             check_start(r, now);
         }
     }

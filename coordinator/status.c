@@ -77,6 +77,11 @@ static void rank_fill(const struct replica *replica, uint32_t i, uint64_t now,
         .heartbeat_age_us = was_heard ? (now - r->heard_ns) / NS_PER_US : 0,
         .loaded_bytes = r->heartbeat.loaded_bytes,
         .weight_bytes = r->heartbeat.weight_bytes,
+        .op = r->heartbeat.op != COLL_OP_NONE ? coll_op_name(r->heartbeat.op) : "",
+        .op_seq = r->heartbeat.op_seq,
+        .waits_for = r->heartbeat.op_peer,
+        .waited_us = r->heartbeat.waited_us,
+        .step_digest = r->heartbeat.digest,
     };
 }
 
@@ -112,6 +117,7 @@ static status replica_fill(struct replica *r, uint64_t now, struct msg_replica_s
         .step_kernel_us = leader->step_kernel_us,
         .losses = r->n_losses,
         .detail = r->why,
+        .waits = r->waits,
         .n_ranks = r->shape.n_ranks,
         .ranks = ranks,
     };

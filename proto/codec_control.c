@@ -98,6 +98,11 @@ static void heartbeat_fill(const struct msg_heartbeat *m, Gantry__Control__V1__H
     h->step_us = m->step_us;
     h->step_kernel_us = m->step_kernel_us;
     h->ticks = m->ticks;
+    h->op = m->op;
+    h->op_seq = m->op_seq;
+    h->op_peer = m->op_peer;
+    h->waited_us = m->waited_us;
+    h->digest = m->digest;
 }
 
 /* `digest` is the copy that the message points to: it must outlive the packing. */
@@ -287,7 +292,12 @@ static void heartbeat_read(const Gantry__Control__V1__Heartbeat *in, struct msg_
                                  .cache_tokens = in->cache_tokens,
                                  .step_us = in->step_us,
                                  .step_kernel_us = in->step_kernel_us,
-                                 .ticks = in->ticks };
+                                 .ticks = in->ticks,
+                                 .op = in->op,
+                                 .op_peer = in->op_peer,
+                                 .op_seq = in->op_seq,
+                                 .waited_us = in->waited_us,
+                                 .digest = in->digest };
 }
 
 static status rank_read(const Gantry__Control__V1__RankMessage *in, struct arena *arena,

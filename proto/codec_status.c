@@ -68,6 +68,11 @@ static void rank_fill(const struct msg_rank_status *m, Gantry__V1__RankStatus *r
     r->loaded_bytes = m->loaded_bytes;
     r->weight_bytes = m->weight_bytes;
     r->kernels = pb_text(m->kernels);
+    r->op = pb_text(m->op);
+    r->op_seq = m->op_seq;
+    r->waits_for = m->waits_for;
+    r->waited_us = m->waited_us;
+    r->step_digest = m->step_digest;
 }
 
 static status replica_fill(const struct msg_replica_status *m, struct arena *arena,
@@ -93,6 +98,7 @@ static status replica_fill(const struct msg_replica_status *m, struct arena *are
     r->step_kernel_us = m->step_kernel_us;
     r->losses = m->losses;
     r->detail = pb_text(m->detail);
+    r->waits = pb_text(m->waits);
     r->ranks = (void *)pb_objects(arena, m->n_ranks, sizeof(Gantry__V1__RankStatus));
     if (r->ranks == NULL) {
         return ST_ERR_NOMEM;
@@ -155,7 +161,12 @@ static status replica_read(const Gantry__V1__ReplicaStatus *r, struct arena *are
                                              .step = in->step,
                                              .heartbeat_age_us = in->heartbeat_age_us,
                                              .loaded_bytes = in->loaded_bytes,
-                                             .weight_bytes = in->weight_bytes };
+                                             .weight_bytes = in->weight_bytes,
+                                             .op = in->op,
+                                             .op_seq = in->op_seq,
+                                             .waits_for = in->waits_for,
+                                             .waited_us = in->waited_us,
+                                             .step_digest = in->step_digest };
     }
     *m = (struct msg_replica_status){ .replica = r->replica,
                                       .generation = r->generation,
@@ -176,6 +187,7 @@ static status replica_read(const Gantry__V1__ReplicaStatus *r, struct arena *are
                                       .step_kernel_us = r->step_kernel_us,
                                       .losses = r->losses,
                                       .detail = r->detail,
+                                      .waits = r->waits,
                                       .n_ranks = (uint32_t)r->n_ranks, /* < MSG_BYTES_MAX */
                                       .ranks = ranks };
     return ST_OK;

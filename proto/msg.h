@@ -67,6 +67,8 @@ struct msg_heartbeat {
     uint64_t cache_hits, cache_tokens;
     double step_us, step_kernel_us;
     uint64_t ticks;
+    uint32_t op, op_peer; /* enum coll_op; rank waited for + 1, 0: nobody */
+    uint64_t op_seq, waited_us, digest;
 };
 
 struct msg_logprob {
@@ -228,6 +230,11 @@ struct msg_rank_status {
     uint32_t rank, stage, slice, pid;
     const char *host, *phase, *kernels;
     uint64_t step, heartbeat_age_us, loaded_bytes, weight_bytes;
+    const char *op;       /* the exchange it is in; "": none */
+    uint64_t op_seq;      /* which one of its kind */
+    uint32_t waits_for;   /* rank + 1; 0: nobody */
+    uint64_t waited_us;   /* 0: does not wait */
+    uint64_t step_digest; /* of the plan of `step` */
 };
 
 struct msg_replica_status {
@@ -240,6 +247,7 @@ struct msg_replica_status {
     double tokens_per_second, step_us, step_kernel_us;
     uint32_t losses;
     const char *detail;
+    const char *waits; /* of the last loss: who waited for whom */
     uint32_t n_ranks;
     const struct msg_rank_status *ranks;
 };

@@ -89,31 +89,47 @@ static void lose(struct ctrl *c, status code, const char *text)
     }
 }
 
+/* What the rank is in. Its fields may be of two moments (coll_watch.h). */
+static void note_watch(const struct coll_watch *w, struct msg_heartbeat *h)
+{
+    const uint64_t now = clock_now_ns(clock_real());
+    const uint64_t since = atomic_load_explicit(&w->since_ns, memory_order_relaxed);
+    const uint32_t peer = atomic_load_explicit(&w->peer, memory_order_relaxed);
+
+    h->op = atomic_load_explicit(&w->op, memory_order_relaxed);
+    h->op_seq = atomic_load_explicit(&w->seq, memory_order_relaxed);
+    if (h->op != COLL_OP_NONE && since != 0) {
+        h->waited_us = MAX(now - MIN(now, since), (uint64_t)NS_PER_US) / NS_PER_US;
+        h->op_peer = peer == COLL_PEER_NONE ? 0 : peer + 1;
+    }
+}
+
 static void send_heartbeat(void *arg)
 {
     struct ctrl *c = arg;
     struct rank_progress *p = c->config.progress;
-    const struct msg_rank m = {
-        .kind = MSG_HEARTBEAT,
-        .heartbeat = { .phase = rank_phase_name((enum rank_phase)atomic_load(&p->phase)),
-                       .step = atomic_load(&p->step),
-                       .loaded_bytes = atomic_load(&p->loaded_bytes),
-                       .weight_bytes = atomic_load(&p->file_bytes),
-                       .running = atomic_load(&p->running),
-                       .waiting = atomic_load(&p->waiting),
-                       .kv_blocks_used = atomic_load(&p->kv_used),
-                       .kv_blocks_total = atomic_load(&p->kv_total),
-                       .kv_blocks_cached = atomic_load(&p->kv_cached),
-                       .cache_hits = atomic_load(&p->cache_hits),
-                       .cache_tokens = atomic_load(&p->cache_tokens),
-                       .step_us = (double)atomic_load(&p->step_ns) / 1e3,
-                       .step_kernel_us = (double)atomic_load(&p->kernel_ns) / 1e3,
-                       .ticks = atomic_load(&p->ticks) }
-    };
+    struct msg_rank m = { .kind = MSG_HEARTBEAT,
+                          .heartbeat = {
+                              .phase = rank_phase_name((enum rank_phase)atomic_load(&p->phase)),
+                              .step = atomic_load(&p->step),
+                              .loaded_bytes = atomic_load(&p->loaded_bytes),
+                              .weight_bytes = atomic_load(&p->file_bytes),
+                              .running = atomic_load(&p->running),
+                              .waiting = atomic_load(&p->waiting),
+                              .kv_blocks_used = atomic_load(&p->kv_used),
+                              .kv_blocks_total = atomic_load(&p->kv_total),
+                              .kv_blocks_cached = atomic_load(&p->kv_cached),
+                              .cache_hits = atomic_load(&p->cache_hits),
+                              .cache_tokens = atomic_load(&p->cache_tokens),
+                              .step_us = (double)atomic_load(&p->step_ns) / 1e3,
+                              .step_kernel_us = (double)atomic_load(&p->kernel_ns) / 1e3,
+                              .ticks = atomic_load(&p->ticks),
+                              .digest = atomic_load(&p->digest) } };
 
     if (c->call == NULL) {
         return;
     }
+    note_watch(&p->watch, &m.heartbeat);
     buf_reset(&c->beat);
     if (msg_rank_pack(&m, &c->beat) == ST_OK) {
         /* Full queue: the next one says the same and more. */

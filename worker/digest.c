@@ -15,6 +15,7 @@ static status hash_mine(struct rank *r, const struct weights *w, struct hash128 
 
     for (uint32_t i = r->rank; i < weights_chunk_count(w) && st == ST_OK; i += r->plan->n_ranks) {
         st = weights_chunk_hash(w, i, &hashes[n++], err);
+        atomic_fetch_add(&r->progress->ticks, 1); /* whoever watches sees that it moves */
     }
     *n_p = n;
     return st;

@@ -94,6 +94,7 @@ static status begin_step(struct leader *l, struct err *err)
         return st;
     }
     const uint32_t i = l->i_plan;
+    coll_watch_end(&r->progress->watch);
     l->began_ns[i] = clock_now_ns(clock_real());
     l->i_plan = (i + 1) % r->n_plans;
     l->n_out++;
@@ -151,6 +152,21 @@ static status turn(struct leader *l, struct err *err)
     return st;
 }
 
+/* Nothing to do: whoever watches is told what this rank waits for. */
+static void note_wait(struct leader *l, uint64_t since_ns)
+{
+    struct rank *r = l->r;
+
+    if (l->n_out == 0) {
+        coll_watch_end(&r->progress->watch);
+        atomic_store(&r->progress->phase, RANK_IDLE);
+        return;
+    }
+    coll_watch_begin(&r->progress->watch, COLL_OP_RESULT, rank_plan(r, l->i_oldest)->id);
+    coll_watch_wait(&r->progress->watch, (r->plan->pp - 1) * r->plan->tp, since_ns);
+    atomic_store(&r->progress->phase, RANK_WAITING);
+}
+
 static status loop(struct leader *l, struct err *err)
 {
     uint64_t since = clock_now_ns(clock_real());
@@ -172,7 +188,7 @@ static status loop(struct leader *l, struct err *err)
             since = clock_now_ns(clock_real());
             continue;
         }
-        atomic_store(&l->r->progress->phase, l->n_out != 0 ? RANK_WAITING : RANK_IDLE);
+        note_wait(l, since);
         if (l->n_out != 0) {
             rank_pause(l->r, since);
         } else {

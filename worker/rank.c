@@ -136,6 +136,7 @@ status rank_create(const struct rank_config *config, struct rank **rank_p, struc
     r->coll = config->coll;
     r->progress = config->progress;
     r->rank = config->coll->rank;
+    config->coll->watch = &config->progress->watch;
     r->limits = (struct step_limits){ .seqs_max = plan->seqs_max,
                                       .rows_max = plan->rows_max,
                                       .tables_max = plan->kv_blocks };
@@ -347,6 +348,7 @@ static void note_times(struct rank *r)
 status rank_run_stage(struct rank *r, const struct step_head *plan, uint32_t i_x, struct err *err)
 {
     atomic_store(&r->progress->step, plan->id);
+    atomic_store(&r->progress->digest, plan->digest);
     atomic_store(&r->progress->phase, RANK_STEP);
     const status st = exec_step(r->exec, plan, r->x[i_x], r->results, err);
     if (st != ST_OK) {
@@ -377,6 +379,8 @@ static status await_plan(struct rank *r, struct step_head *plan, struct err *err
     status st;
 
     atomic_store(&r->progress->phase, RANK_IDLE);
+    coll_watch_begin(&r->progress->watch, COLL_OP_PLAN, atomic_load(&r->progress->step) + 1);
+    coll_watch_wait(&r->progress->watch, parent, since);
     while ((st = r->coll->ops->probe(r->coll, parent, RANK_TAG_PLAN, &bytes, err)) == ST_BUSY) {
         if (r->config.abort != NULL && *r->config.abort) {
             return err_set(err, ST_ERR_CANCELLED, "rank %u was told to end", r->rank);

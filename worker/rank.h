@@ -23,8 +23,10 @@ const char *rank_phase_name(enum rank_phase phase);
 
 /* What other threads may see of a rank. */
 struct rank_progress {
-    _Atomic uint32_t phase; /* enum rank_phase */
-    _Atomic uint64_t step;  /* last plan begun */
+    _Atomic uint32_t phase;  /* enum rank_phase */
+    _Atomic uint64_t step;   /* last plan begun */
+    _Atomic uint64_t digest; /* its digest */
+    struct coll_watch watch; /* which exchange it is in, and for whom it waits there */
     _Atomic uint64_t ticks; /* goes up with every layer: what stands still inside a step is stuck */
     _Atomic uint64_t loaded_bytes, file_bytes;
     _Atomic uint32_t running, waiting, kv_used, kv_total; /* leader, as the next two */

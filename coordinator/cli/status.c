@@ -35,17 +35,26 @@ static const char about[] =
 
 /* ---- table ---- */
 
+enum { WAIT_SHOWN_US = 1000 * 1000 };
+
 static void print_rank(const struct msg_rank_status *r)
 {
-    char loaded[32] = "-";
+    char loaded[32] = "-", waits[96] = "";
 
     if (r->weight_bytes != 0) {
         snprintf(loaded, sizeof(loaded), "%.0f%%",
                  100.0 * (double)MIN(r->loaded_bytes, r->weight_bytes) / (double)r->weight_bytes);
     }
-    printf("  %4u %5u %5u  %-16s %7u  %-14s %10" PRIu64 " %7s %9.2fs  %s\n", r->rank, r->stage,
+    if (r->waited_us >= WAIT_SHOWN_US && strcmp(r->phase, "idle") != 0) {
+        const int n = snprintf(waits, sizeof(waits), "  waits %.1f s in %s #%" PRIu64,
+                               (double)r->waited_us / 1e6, r->op, r->op_seq);
+        if (n > 0 && (size_t)n < sizeof(waits) && r->waits_for != 0) {
+            snprintf(waits + n, sizeof(waits) - (size_t)n, " for rank %u", r->waits_for - 1);
+        }
+    }
+    printf("  %4u %5u %5u  %-16s %7u  %-14s %10" PRIu64 " %7s %9.2fs  %s%s\n", r->rank, r->stage,
            r->slice, r->host, r->pid, r->phase, r->step, loaded, (double)r->heartbeat_age_us / 1e6,
-           r->kernels);
+           r->kernels, waits);
 }
 
 static void print_table(const struct msg_status *m)
@@ -68,6 +77,9 @@ static void print_table(const struct msg_status *m)
         if (p->losses != 0) {
             printf("  lost %u time%s, the last: %s\n", p->losses, p->losses == 1 ? "" : "s",
                    p->detail);
+            if (p->waits[0] != '\0') {
+                printf("  who waited for whom: %s\n", p->waits);
+            }
         }
         printf("  rank stage slice  %-16s %7s  %-14s %10s %7s %10s  kernels\n", "host", "pid",
                "phase", "step", "loaded", "heard");
@@ -81,12 +93,18 @@ static void print_table(const struct msg_status *m)
 
 static json_t *rank_json(const struct msg_rank_status *r)
 {
-    return json_pack("{s:I, s:I, s:I, s:s, s:I, s:s, s:I, s:I, s:I, s:I, s:s}", "rank",
-                     (json_int_t)r->rank, "stage", (json_int_t)r->stage, "slice",
-                     (json_int_t)r->slice, "host", r->host, "pid", (json_int_t)r->pid, "phase",
-                     r->phase, "step", (json_int_t)r->step, "heartbeat_age_us",
-                     (json_int_t)r->heartbeat_age_us, "loaded_bytes", (json_int_t)r->loaded_bytes,
-                     "weight_bytes", (json_int_t)r->weight_bytes, "kernels", r->kernels);
+    char digest[24];
+
+    snprintf(digest, sizeof(digest), "%016" PRIx64, r->step_digest);
+    return json_pack(
+        "{s:I, s:I, s:I, s:s, s:I, s:s, s:I, s:I, s:I, s:I, s:s, s:s, s:I, s:I, s:I, "
+        "s:s}",
+        "rank", (json_int_t)r->rank, "stage", (json_int_t)r->stage, "slice", (json_int_t)r->slice,
+        "host", r->host, "pid", (json_int_t)r->pid, "phase", r->phase, "step", (json_int_t)r->step,
+        "heartbeat_age_us", (json_int_t)r->heartbeat_age_us, "loaded_bytes",
+        (json_int_t)r->loaded_bytes, "weight_bytes", (json_int_t)r->weight_bytes, "kernels",
+        r->kernels, "op", r->op, "op_seq", (json_int_t)r->op_seq, "waits_for",
+        (json_int_t)r->waits_for - 1, "waited_us", (json_int_t)r->waited_us, "step_digest", digest);
 }
 
 static json_t *replica_json(const struct msg_replica_status *p)
@@ -98,7 +116,7 @@ static json_t *replica_json(const struct msg_replica_status *p)
     }
     return json_pack(
         "{s:I, s:I, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, "
-        "s:I, s:s, s:o}",
+        "s:I, s:s, s:s, s:o}",
         "replica", (json_int_t)p->replica, "generation", (json_int_t)p->generation, "state",
         p->state, "tp", (json_int_t)p->tp, "pp", (json_int_t)p->pp, "step", (json_int_t)p->step,
         "running", (json_int_t)p->running, "waiting", (json_int_t)p->waiting, "kv_blocks_used",
@@ -107,7 +125,7 @@ static json_t *replica_json(const struct msg_replica_status *p)
         (json_int_t)p->kv_blocks_cached, "cache_hits", (json_int_t)p->cache_hits, "cache_tokens",
         (json_int_t)p->cache_tokens, "tokens_per_second", p->tokens_per_second, "step_us",
         p->step_us, "step_kernel_us", p->step_kernel_us, "losses", (json_int_t)p->losses, "detail",
-        p->detail, "ranks", ranks);
+        p->detail, "waits", p->waits, "ranks", ranks);
 }
 
 static void print_json(const struct msg_status *m)

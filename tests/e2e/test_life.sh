@@ -209,6 +209,19 @@ kill -INT "$serve"
 serve_ends 15 0 "and the service ends on SIGINT"
 left_nothing "a stopped rank"
 
+# In mid-step: who waits for whom. Rank 3 is in the last stage with rank 2.
+serve waits "${four[@]}" --hang-timeout 3
+ready
+mapfile -t ranks < <(rank_pids)
+stream waits
+kill -STOP "${ranks[3]}"
+within 15 grep -qE "rank 2 \(host [^)]*\) waits [0-9.]+ s in (sum|gather) #[0-9]+ for rank 3 \(host [^)]*\), which is silent since [0-9.]+ s" "$log" ||
+    fail "the rank that waits for the stopped one is named, with its exchange" "$log"
+grep -qE "rank 3 \(host [^)]*, pid ${ranks[3]}\) has been silent for" "$log" || fail "the stopped rank is named" "$log"
+client_ends waits "$client" 10 6 "rank 3 (host" "a rank stopped in mid-step: the client is told, and who waited for whom"
+serve_ends 15 8 "a rank stopped in mid-step: the service ends"
+left_nothing "a rank stopped in mid-step"
+
 # ---- as one MPI job ----
 
 if ! command -v mpirun > /dev/null; then

@@ -3,6 +3,8 @@
  * that are there and do nothing. */
 #include "unit/coordinator/coord_world.h"
 
+#include "cluster/coll_watch.h"
+
 /* ---- two replicas ---- */
 
 static void on_lost(void *arg, uint32_t replica, uint64_t delay_ns)
@@ -330,6 +332,58 @@ static void test_detect__a_stuck_rank_is_named(void **state UNUSED)
     world_close(&w);
 }
 
+/* Both stand still; the one that computes is not the one that is furthest behind. */
+static void test_detect__a_stuck_rank_is_the_one_that_others_wait_for(void **state UNUSED)
+{
+    const struct msg_heartbeat waits = {
+        .phase = "step", .step = 8, .running = 2, .op = COLL_OP_SUM, .op_seq = 812, .op_peer = 2
+    };
+    struct world w;
+    status code = ST_OK;
+
+    open_pair(&w, 400);
+    for (uint32_t i = 0; i < 40 && w.n_states < 2; i++) {
+        struct msg_heartbeat m = waits;
+        m.waited_us = 50000 * (i + 1);
+        rank_say(&w.ranks[0], &(struct msg_rank){ MSG_HEARTBEAT, .heartbeat = m });
+        heartbeat(&w.ranks[1], "step", 9, 70, 0);
+        settle_ms(&w, 50);
+    }
+    assert_int_equal(w.states[1], COORD_FAILED);
+    const char *why = coord_failure(w.coord, &code);
+    assert_non_null(strstr(why, "rank 1 (host here, pid 101) has been stuck for 0."));
+    assert_non_null(strstr(why,
+                           "; rank 1 (host here) does not wait (phase \"step\", step 9), and 1 "
+                           "of 2 ranks wait for it"));
+    world_close(&w);
+}
+
+static void test_detect__two_that_wait_for_each_other_name_their_link(void **state UNUSED)
+{
+    struct world w;
+    status code = ST_OK;
+
+    open_pair(&w, 400);
+    for (uint32_t i = 0; i < 40 && w.n_states < 2; i++) {
+        for (uint32_t k = 0; k < 2; k++) {
+            const struct msg_heartbeat m = { .phase = "step",
+                                             .step = 8,
+                                             .running = 2,
+                                             .op = COLL_OP_SUM,
+                                             .op_seq = 812,
+                                             .op_peer = 2 - k,
+                                             .waited_us = 50000 * (i + 1) };
+            rank_say(&w.ranks[k], &(struct msg_rank){ MSG_HEARTBEAT, .heartbeat = m });
+        }
+        settle_ms(&w, 50);
+    }
+    assert_int_equal(w.states[1], COORD_FAILED);
+    const char *why = coord_failure(w.coord, &code);
+    assert_non_null(strstr(why, "at step 8: the link between rank 0 (host here) and rank 1 (host "
+                                "here) carries nothing"));
+    world_close(&w);
+}
+
 static void test_detect__idle_ranks_are_left_alone(void **state UNUSED)
 {
     struct world w;
@@ -358,6 +412,8 @@ int main(void)
         cmocka_unit_test(test_failover__it_ends_when_nothing_can_be_started_again),
         cmocka_unit_test(test_detect__a_silent_rank_is_named),
         cmocka_unit_test(test_detect__a_stuck_rank_is_named),
+        cmocka_unit_test(test_detect__a_stuck_rank_is_the_one_that_others_wait_for),
+        cmocka_unit_test(test_detect__two_that_wait_for_each_other_name_their_link),
         cmocka_unit_test(test_detect__idle_ranks_are_left_alone),
     };
 

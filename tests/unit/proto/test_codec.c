@@ -89,7 +89,12 @@ static const struct msg_rank_status rank_states[] = {
       .kernels = "",
       .heartbeat_age_us = 250000,
       .loaded_bytes = 1ull << 41,
-      .weight_bytes = 1ull << 42 },
+      .weight_bytes = 1ull << 42,
+      .op = "sum",
+      .op_seq = 1ull << 43,
+      .waits_for = 1,
+      .waited_us = 5100000,
+      .step_digest = UINT64_MAX },
 };
 static const struct msg_replica_status replicas[] = {
     { .replica = 0,
@@ -112,6 +117,7 @@ static const struct msg_replica_status replicas[] = {
       .losses = 2,
       .detail = "rank 1 is gone",
       .n_ranks = 2,
+      .waits = "rank 1 (host b) waits",
       .ranks = rank_states },
 };
 
@@ -183,8 +189,9 @@ static int samples_make(void **state UNUSED)
     sample_rank("ready", &(struct msg_rank){ MSG_READY, .ready = { { { 1, 0, 255 } }, 5, 6 } });
     sample_rank("ready of a follower", &(struct msg_rank){ MSG_READY, .ready = { .kv_bytes = 6 } });
     sample_rank("heartbeat",
-                &(struct msg_rank){ MSG_HEARTBEAT, .heartbeat = { "load", 1, 2, 3, 4, 5, 6, 7, 8, 9,
-                                                                  10, 8.5, 9.25, 11 } });
+                &(struct msg_rank){ MSG_HEARTBEAT,
+                                    .heartbeat = { "load", 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 8.5, 9.25,
+                                                   11, 12, 13, 14, 15, UINT64_MAX } });
     sample_rank("events", &(struct msg_rank){
                               MSG_EVENTS, .events = { 8, 2, 2, event_tokens, event_finishes } });
     sample_rank("no events", &(struct msg_rank){ MSG_EVENTS, .events = { .step = 8 } });
