@@ -21,6 +21,8 @@ static const struct command {
     { "serve", serve_main, "serve a model: start its ranks and answer requests" },
     { "generate", cli_generate, "ask a running service to go on from a prompt" },
     { "status", cli_status, "what a running service does now" },
+    { "drain", cli_drain,
+      "empty a replica, or start all again one by one, without losing a stream" },
     { "worker", worker_main, "one rank (serve starts these)" },
     { "version", version_main, "print version and build" },
     { "help", help_main, "this text, or help of a command" },

@@ -27,7 +27,8 @@ enum { BACKOFF_MAX_S = 30 };
 
 bool replica_is_alive(const struct replica *r)
 {
-    return r->state != REPLICA_LOST && r->state != REPLICA_FAILED && r->state != REPLICA_GONE;
+    return r->state != REPLICA_LOST && r->state != REPLICA_FAILED && r->state != REPLICA_DRAINED &&
+           r->state != REPLICA_GONE;
 }
 
 /* ---- the state of all of it ---- */
@@ -61,7 +62,9 @@ void coord_judge(struct coord *c)
 
     for (uint32_t i = 0; i < c->n_replicas; i++) {
         n_serving += c->replicas[i]->state == REPLICA_SERVING ? 1 : 0;
-        n_failed += c->replicas[i]->state == REPLICA_FAILED ? 1 : 0;
+        const struct replica *r = c->replicas[i];
+        const bool is_down = r->state == REPLICA_DRAINED && drain_keeps_down(r);
+        n_failed += r->state == REPLICA_FAILED || is_down ? 1 : 0;
     }
     if (n_failed == c->n_replicas) {
         if (c->state != COORD_FAILED) {
@@ -97,11 +100,11 @@ static bool may_restart(const struct replica *r)
     for (uint32_t i = 0; i < c->n_replicas; i++) {
         others = others || (i != r->index && replica_is_alive(c->replicas[i]));
     }
-    return c->config.on_lost != NULL && !c->is_stopping && r->n_restarts < c->config.restarts &&
-           (c->has_served || others);
+    return !drain_keeps_down(r) && c->config.on_lost != NULL && !c->is_stopping &&
+           r->n_restarts < c->config.restarts && (c->has_served || others);
 }
 
-static void cut_off(struct replica *r)
+void replica_cut_off(struct replica *r)
 {
     for (uint32_t i = 0; i < r->shape.n_ranks; i++) {
         struct rpc_call *call = r->ranks[i].call;
@@ -147,15 +150,19 @@ static void verdict(void *arg)
     snprintf(r->why, sizeof(r->why), "%s", r->sign.text);
     r->why_code = r->sign.code;
     log_error("replica", "replica %u.%u is lost: %s", r->index, r->generation, r->why);
-    cut_off(r);
+    replica_cut_off(r);
     if (may_restart(r)) {
         const uint64_t s = r->n_restarts < 5 ? 1u << r->n_restarts : BACKOFF_MAX_S;
         delay_ns = MIN(s, (uint64_t)BACKOFF_MAX_S) * NS_PER_S;
         r->n_restarts++;
         log_info("replica", "replica %u is started again in %llu s", r->index,
                  (unsigned long long)(delay_ns / NS_PER_S));
+    } else if (drain_keeps_down(r)) {
+        r->state = REPLICA_DRAINED;
+        drain_over(r);
     } else {
         r->state = REPLICA_FAILED;
+        drain_over(r);
         if (c->n_replicas > 1) {
             log_error("replica", "replica %u is not started again", r->index);
         }
@@ -172,7 +179,9 @@ void replica_sign(struct replica *r, enum sign_weight weight, status code, const
     struct coord *c = r->coord;
 
     /* Ranks that were told to stop go; while streams drain, one that goes takes them along. */
-    if ((r->state == REPLICA_DRAINING && c->ranks_are_told) || r->has_verdict) {
+    const bool are_told = c->ranks_are_told || r->drain.ranks_are_told;
+
+    if ((r->state == REPLICA_DRAINING && are_told) || r->has_verdict) {
         log_debug("replica", "%s", text);
         return;
     }
@@ -202,7 +211,7 @@ void blame_stop(struct coord *c)
 {
     for (uint32_t i = 0; i < c->n_replicas; i++) {
         struct replica *r = c->replicas[i];
-        if (r->state == REPLICA_LOST && r->has_verdict) {
+        if ((r->state == REPLICA_LOST || r->state == REPLICA_DRAINED) && r->has_verdict) {
             r->state = REPLICA_DRAINING;
         }
     }
@@ -223,7 +232,8 @@ uint32_t coord_replica_restart(struct coord *c, uint32_t replica)
 {
     struct replica *r = c->replicas[replica];
 
-    ASSERT(r->state == REPLICA_LOST && r->has_verdict && r->n_attached == 0);
+    ASSERT(r->state == REPLICA_LOST || r->state == REPLICA_DRAINED);
+    ASSERT(r->has_verdict && r->n_attached == 0);
     memset(r->ranks, 0, r->shape.n_ranks * sizeof(*r->ranks));
     memset(&r->sign, 0, sizeof(r->sign));
     if (r->kept != NULL) {
@@ -232,6 +242,7 @@ uint32_t coord_replica_restart(struct coord *c, uint32_t replica)
     r->generation++;
     r->n_ready = 0;
     r->has_verdict = false;
+    r->drain.ranks_are_told = false;
     r->state = REPLICA_STARTING;
     r->started_ns = coord_now(c);
     log_info("replica", "replica %u.%u is starting", r->index, r->generation);

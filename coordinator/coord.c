@@ -65,6 +65,10 @@ static const struct rpc_method control_methods[] = {
       .on_request = replica_attach_open,
       .on_message = replica_attach_message,
       .on_done = replica_attach_done },
+    { .path = "/gantry.control.v1.Control/Drain",
+      .kind = RPC_SERVER_STREAM,
+      .on_request = drain_call,
+      .on_done = drain_call_done },
 };
 
 /* ---- life ---- */
@@ -312,6 +316,7 @@ void coord_stop(struct coord *c, uint64_t grace_ns, rpc_fn done, void *arg)
     c->on_stopped = done;
     c->on_stopped_arg = arg;
     blame_stop(c);
+    drain_end_all(c);
     for (uint32_t i = 0; i < c->n_replicas; i++) {
         if (replica_is_alive(c->replicas[i])) {
             c->replicas[i]->state = REPLICA_DRAINING;

@@ -9,6 +9,7 @@
  *   blame.c    a replica is lost: why, and does it come back; the state of the whole
  *   detect.c   ranks that are silent, stuck or overdue
  *   waits.c    who waits for whom, and so whom to name
+ *   drain.c    one replica is emptied on purpose
  *   status.c   GetStatus
  *   coord.c    life, state, stopping
  *
@@ -66,9 +67,10 @@ enum replica_state {
     REPLICA_STARTING, /* waits for ranks to attach */
     REPLICA_LOADING,  /* all have attached, some are not Ready */
     REPLICA_SERVING,
-    REPLICA_DRAINING,
-    REPLICA_LOST,   /* its streams have left; after the verdict it waits for another start */
-    REPLICA_FAILED, /* and is not started again */
+    REPLICA_DRAINING, /* all of the service, or this one (drain.is_on) */
+    REPLICA_DRAINED,  /* down on purpose */
+    REPLICA_LOST,     /* its streams have left; after the verdict it waits for another start */
+    REPLICA_FAILED,   /* and is not started again */
     REPLICA_GONE /* a free slot; what was there had joined, and its story is kept until the next */
 };
 
@@ -107,6 +109,15 @@ struct replica_shape {
     char profile[64];
 };
 
+struct drain { /* drain.c */
+    bool is_on, restart;
+    bool ranks_are_told;
+    uint64_t by_ns;        /* the grace's end; then the ranks' */
+    struct rpc_call *call; /* the operator's; NULL: nobody listens */
+    enum replica_state said_state;
+    uint32_t said_streams;
+};
+
 struct rate {
     uint32_t slots[RATE_SLOTS];
     uint64_t newest; /* number of the newest slot since the clock's start */
@@ -126,6 +137,8 @@ struct replica {
     uint32_t n_streams;
     uint64_t n_blocks;
     struct prefix_map *kept; /* owned; NULL: prefixes are not cached */
+
+    struct drain drain;
 
     /* blame.c */
     struct sign sign;
@@ -163,7 +176,8 @@ struct coord {
     struct watcher *watchers;
     /* Slots, owned; the first n_replicas are set, and stay where they are until the end. */
     struct replica *replicas[REPLICAS_MAX];
-    uint32_t n_replicas;
+    uint32_t n_replicas,
+        n_own; /* own: the first of them, started by whoever made the coordinator */
     bool has_served;
     struct hash128 digest; /* of the weights: all replicas must have the same */
     char digest_hex[HASH_HEX_BYTES];
@@ -226,7 +240,9 @@ void replica_attach_open(void *arg, struct rpc_call *call, const void *data, siz
 void replica_attach_message(void *arg, struct rpc_call *call, const void *data, size_t len);
 void replica_attach_done(void *arg, struct rpc_call *call, bool cancelled);
 status replica_send_leader(struct replica *r, const struct msg_coord *m);
+void replica_stop(struct replica *r); /* tell its ranks */
 void replica_stop_ranks(struct coord *c);
+bool replica_has_joined(const struct replica *r); /* others have started it */
 const char *replica_state_name(enum replica_state state);
 
 /* route.c */
@@ -245,12 +261,21 @@ void blame_init(struct replica *r);
 void blame_stop(struct coord *c);
 bool blame_is_pending(const struct coord *c);
 void replica_sign(struct replica *r, enum sign_weight weight, status code, const char *text);
-bool replica_is_alive(const struct replica *r); /* neither LOST nor FAILED nor GONE */
+bool replica_is_alive(const struct replica *r); /* it has ranks, or waits for its first */
+void replica_cut_off(struct replica *r);        /* end its ranks' streams, saying `why` */
 void coord_judge(struct coord *c);              /* the state that follows from the replicas' */
 
 /* detect.c */
 status detect_start(struct coord *c);
 void detect_stop(struct coord *c);
+
+/* drain.c */
+void drain_call(void *arg, struct rpc_call *call, const void *data, size_t len);
+void drain_call_done(void *arg, struct rpc_call *call, bool cancelled);
+void drain_tick(struct coord *c, uint64_t now);
+void drain_over(struct replica *r); /* its state says how */
+void drain_end_all(struct coord *c);
+bool drain_keeps_down(const struct replica *r); /* it is not to be started again */
 
 /* status.c */
 void status_get(void *arg, struct rpc_call *call, const void *data, size_t len);

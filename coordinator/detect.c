@@ -265,6 +265,7 @@ static void tick(void *arg)
             check_start(r, now);
         }
     }
+    drain_tick(c, now);
     route_waiting(c); /* what found a full queue */
     c->watch_due_ns = now + WATCH_MS * NS_PER_MS;
     rpc_timer_set(c->loop, &c->watch_timer, c->watch_due_ns);

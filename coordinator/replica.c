@@ -23,6 +23,8 @@ const char *replica_state_name(enum replica_state state)
         return "serving";
     case REPLICA_DRAINING:
         return "draining";
+    case REPLICA_DRAINED:
+        return "drained";
     case REPLICA_LOST:
         return "lost";
     case REPLICA_FAILED:
@@ -58,18 +60,27 @@ status replica_send_leader(struct replica *r, const struct msg_coord *m)
     return rank_send(r, 0, m);
 }
 
-void replica_stop_ranks(struct coord *c)
+void replica_stop(struct replica *r)
 {
     const struct msg_coord m = { .kind = MSG_STOP, .stop = { .drain = false } };
 
-    for (uint32_t i = 0; i < c->n_replicas; i++) {
-        struct replica *r = c->replicas[i];
-        for (uint32_t k = 0; k < r->shape.n_ranks; k++) {
-            if (r->ranks[k].call != NULL && rank_send(r, k, &m) != ST_OK) {
-                log_debug("replica", "stop not sent to rank %u, ignoring", k);
-            }
+    for (uint32_t k = 0; k < r->shape.n_ranks; k++) {
+        if (r->ranks[k].call != NULL && rank_send(r, k, &m) != ST_OK) {
+            log_debug("replica", "stop not sent to rank %u, ignoring", k);
         }
     }
+}
+
+void replica_stop_ranks(struct coord *c)
+{
+    for (uint32_t i = 0; i < c->n_replicas; i++) {
+        replica_stop(c->replicas[i]);
+    }
+}
+
+bool replica_has_joined(const struct replica *r)
+{
+    return r->index >= r->coord->n_own;
 }
 
 /* ---- from the ranks: hello ---- */
@@ -193,6 +204,7 @@ static void serve_begin(struct replica *r)
     r->moved_ns = coord_now(c);
     log_info("replica", "replica %u.%u serves, %.1f s after its start", r->index, r->generation,
              (double)(coord_now(c) - r->started_ns) / 1e9);
+    drain_over(r);
     coord_judge(c);
     route_waiting(c);
 }

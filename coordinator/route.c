@@ -25,7 +25,9 @@
 
 static bool can_take(const struct replica *r)
 {
-    const bool drains = r->state == REPLICA_DRAINING && !r->coord->ranks_are_told;
+    /* Of a service that ends; one that is drained alone takes nothing more. */
+    const bool drains =
+        r->state == REPLICA_DRAINING && !r->coord->ranks_are_told && !r->drain.is_on;
 
     return (r->state == REPLICA_SERVING || drains) && r->n_ready == r->shape.n_ranks &&
            r->ranks[0].call != NULL;
@@ -222,7 +224,7 @@ static void move_one(void *arg, struct journal_entry *e)
         return; /* its answer is complete, only the client has not taken all of it */
     }
     e->attempt++;
-    e->n_moves++;
+    e->n_moves += m->from->state == REPLICA_LOST ? 1 : 0; /* a drain is nobody's fault */
     if (e->lost_ns == 0) {
         e->lost_ns = coord_now(c);
     }

@@ -173,11 +173,11 @@ status run_dir_endpoint(const struct run_dir *dir, const struct run_endpoint *e,
     char file[RUN_DIR_PATH_BYTES + 16], temp[RUN_DIR_PATH_BYTES + 32], host[256] = "";
 
     gethostname(host, sizeof(host) - 1);
-    json_t *root =
-        json_pack("{s:s, s:i, s:i, s:i, s:s, s:s, s:s, s:s, s:s, s:s}", "host", e->host, "port",
-                  (int)e->port, "control_port", (int)e->control_port, "pid", (int)getpid(),
-                  "run_host", host, "state", e->state, "model", e->model, "profile", e->profile,
-                  "weights_digest", e->weights_digest, "token_file", dir->token_path);
+    json_t *root = json_pack("{s:s, s:i, s:s, s:i, s:i, s:s, s:s, s:s, s:s, s:s, s:s}", "host",
+                             e->host, "port", (int)e->port, "control", e->control, "control_port",
+                             (int)e->control_port, "pid", (int)getpid(), "run_host", host, "state",
+                             e->state, "model", e->model, "profile", e->profile, "weights_digest",
+                             e->weights_digest, "token_file", dir->token_path);
     char *text = root != NULL ? json_dumps(root, JSON_INDENT(2)) : NULL;
     json_decref(root);
     if (text == NULL) {

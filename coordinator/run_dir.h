@@ -2,7 +2,7 @@
  *
  *   ~/.gantry/run/<host>-<pid>/   mode 0700
  *     token           mode 0600: 64 hex digits, asked of every rank
- *     endpoint.json   host, port, control_port, pid, profile, model, weights_digest
+ *     endpoint.json   host, port, control, control_port, pid, profile, model, weights_digest
  *     mpirun.log      what mpirun and the ranks said; stays when the service failed
  *
  * endpoint.json is replaced by rename, so a reader sees all of it or none. One owner thread. */
@@ -27,6 +27,7 @@ struct run_dir {
 struct run_endpoint {
     const char *host;
     uint16_t port, control_port;
+    const char *control; /* HOST:PORT that ranks and operators dial */
     const char *profile, *model, *weights_digest, *state;
 };
 

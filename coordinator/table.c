@@ -111,6 +111,7 @@ status table_init(struct coord *c, struct err *err)
                        (int)REPLICAS_MAX);
     }
     st = route_init(c, err);
+    c->n_own = n;
     shape_of_plan(c->config.plan, &shape);
     for (uint32_t i = 0; st == ST_OK && i < n; i++) {
         st = table_add(c, &shape, &r, err);

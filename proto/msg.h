@@ -167,6 +167,24 @@ status msg_rank_unpack(const void *data, size_t len, struct arena *arena, struct
 status msg_coord_unpack(const void *data, size_t len, struct arena *arena, struct msg_coord *m_p,
                         struct err *err);
 
+struct msg_drain {
+    uint32_t replica;
+    bool restart;
+    uint64_t grace_us;
+};
+
+struct msg_drain_progress {
+    const char *state;
+    uint32_t streams, generation;
+};
+
+status msg_drain_pack(const struct msg_drain *m, struct buf *out);
+status msg_drain_unpack(const void *data, size_t len, struct arena *arena, struct msg_drain *m_p,
+                        struct err *err);
+status msg_drain_progress_pack(const struct msg_drain_progress *m, struct buf *out);
+status msg_drain_progress_unpack(const void *data, size_t len, struct arena *arena,
+                                 struct msg_drain_progress *m_p, struct err *err);
+
 /* ---- gantry.v1 ---- */
 
 struct msg_generate {

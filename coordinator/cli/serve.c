@@ -198,6 +198,7 @@ static status endpoint_write(struct serve *s, const char *state, struct err *err
     const struct run_endpoint e = { .host = s->host,
                                     .port = coord_port(s->coord),
                                     .control_port = coord_control_port(s->coord),
+                                    .control = s->control,
                                     .profile = s->setup.plan->profile,
                                     .model = s->setup.plan->desc.name,
                                     .weights_digest = coord_weights_digest(s->coord),

@@ -30,6 +30,8 @@ AGAIN(again_generate, msg_generate, msg_generate_unpack, msg_generate_pack)
 AGAIN(again_chunk, msg_chunk, msg_chunk_unpack, msg_chunk_pack)
 AGAIN(again_model, msg_model, msg_model_unpack, msg_model_pack)
 AGAIN(again_status, msg_status, msg_status_unpack, msg_status_pack)
+AGAIN(again_drain, msg_drain, msg_drain_unpack, msg_drain_pack)
+AGAIN(again_drain_progress, msg_drain_progress, msg_drain_progress_unpack, msg_drain_progress_pack)
 
 static status again_health_request(const void *data, size_t len, struct arena *arena,
                                    struct buf *out, struct err *err)
@@ -233,6 +235,11 @@ static int samples_make(void **state UNUSED)
         "serving", "demo", "p", "0.1", "00", 5000000, 2, 256, 1, replicas
     };
     assert_int_equal(msg_status_pack(&st, sample_add("status", again_status)), 0);
+    const struct msg_drain drain = { 3, true, 1ull << 40 };
+    assert_int_equal(msg_drain_pack(&drain, sample_add("drain", again_drain)), 0);
+    const struct msg_drain_progress progress = { "draining", 7, 2 };
+    assert_int_equal(
+        msg_drain_progress_pack(&progress, sample_add("drain progress", again_drain_progress)), 0);
     assert_int_equal(msg_health_request_pack("gantry.v1.Generation",
                                              sample_add("health request", again_health_request)),
                      0);
