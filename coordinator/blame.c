@@ -40,11 +40,11 @@ static void failure_tell(struct coord *c)
     size_t left = sizeof(c->failure);
 
     c->failure_code = c->replicas[0]->why_code;
-    if (c->n_replicas == 1) {
+    if (c->n_own == 1) {
         snprintf(at, left, "%s", c->replicas[0]->why);
         return;
     }
-    for (uint32_t i = 0; i < c->n_replicas; i++) {
+    for (uint32_t i = 0; i < c->n_own; i++) {
         const int n =
             snprintf(at, left, "%sreplica %u: %s", i == 0 ? "" : "; ", i, c->replicas[i]->why);
         if (n < 0 || (size_t)n >= left) {
@@ -55,22 +55,26 @@ static void failure_tell(struct coord *c)
     }
 }
 
+static bool is_over(const struct replica *r)
+{
+    return r->state == REPLICA_FAILED || r->state == REPLICA_GONE ||
+           (r->state == REPLICA_DRAINED && drain_keeps_down(r));
+}
+
 void coord_judge(struct coord *c)
 {
-    uint32_t n_serving = 0, n_failed = 0;
+    uint32_t n_serving = 0, n_over = 0;
     char text[ERR_TEXT_BYTES + 64];
 
     for (uint32_t i = 0; i < c->n_replicas; i++) {
         n_serving += c->replicas[i]->state == REPLICA_SERVING ? 1 : 0;
-        const struct replica *r = c->replicas[i];
-        const bool is_down = r->state == REPLICA_DRAINED && drain_keeps_down(r);
-        n_failed += r->state == REPLICA_FAILED || is_down ? 1 : 0;
+        n_over += is_over(c->replicas[i]) ? 1 : 0;
     }
-    if (n_failed == c->n_replicas) {
+    if (n_over == c->n_replicas && !c->config.external_only) { /* joined ones have left as well */
         if (c->state != COORD_FAILED) {
             failure_tell(c);
             snprintf(text, sizeof(text), "%s lost: %s",
-                     c->n_replicas == 1 ? "the replica was" : "all replicas were", c->failure);
+                     c->n_own == 1 ? "the replica was" : "all replicas were", c->failure);
             front_fail_all(c, ST_ERR_UNAVAILABLE, text);
             coord_set_state(c, COORD_FAILED);
         }
@@ -89,6 +93,14 @@ void coord_judge(struct coord *c)
 }
 
 /* ---- the verdict ---- */
+
+/* Someone else has started it, and may do so again: here its slot is free. */
+static void let_go(struct replica *r)
+{
+    log_error("replica", "replica %u had joined and is gone; whoever started it may start it again",
+              r->index);
+    table_remove(r);
+}
 
 /* Another start makes sense: there is somebody to do it, it has not failed too often in a row, and
  * the service has shown that it can work, or another replica still may. */
@@ -125,7 +137,7 @@ static void ask_launcher(struct replica *r)
     char how[64];
     uint32_t rank;
 
-    if (config->culprit == NULL || sign->weight >= SIGN_OWN_FAULT ||
+    if (config->culprit == NULL || replica_has_joined(r) || sign->weight >= SIGN_OWN_FAULT ||
         !config->culprit(config->arg, r->index, &rank, how, sizeof(how)) ||
         rank >= r->shape.n_ranks) {
         return;
@@ -151,7 +163,10 @@ static void verdict(void *arg)
     r->why_code = r->sign.code;
     log_error("replica", "replica %u.%u is lost: %s", r->index, r->generation, r->why);
     replica_cut_off(r);
-    if (may_restart(r)) {
+    if (replica_has_joined(r)) {
+        let_go(r);
+        drain_over(r);
+    } else if (may_restart(r)) {
         const uint64_t s = r->n_restarts < 5 ? 1u << r->n_restarts : BACKOFF_MAX_S;
         delay_ns = MIN(s, (uint64_t)BACKOFF_MAX_S) * NS_PER_S;
         r->n_restarts++;
@@ -163,12 +178,13 @@ static void verdict(void *arg)
     } else {
         r->state = REPLICA_FAILED;
         drain_over(r);
-        if (c->n_replicas > 1) {
+        if (c->n_own > 1) {
             log_error("replica", "replica %u is not started again", r->index);
         }
+        replica_digest_settle(c);
     }
     coord_judge(c);
-    if (c->config.on_lost != NULL) {
+    if (!replica_has_joined(r) && c->config.on_lost != NULL) {
         c->config.on_lost(c->config.arg, r->index, delay_ns);
     }
     coord_leave(c);

@@ -219,6 +219,9 @@ void coord_progress(const struct coord *c, struct coord_progress *progress_p)
 
     for (uint32_t i = 0; i < c->n_replicas; i++) {
         const struct replica *r = c->replicas[i];
+        if (r->state == REPLICA_GONE) {
+            continue;
+        }
         p.n_ranks += r->shape.n_ranks;
         p.n_attached += r->n_attached;
         p.n_ready += r->n_ready;

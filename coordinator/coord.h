@@ -34,7 +34,9 @@ struct coord_config {
     const struct tokenizer *tok; /* borrowed */
     const struct clock *clock;   /* NULL: clock_real() */
     const char *build;           /* NULL: msg_build(); what a rank's Hello must carry */
-    uint32_t n_replicas;         /* 0: 1 */
+    uint32_t n_replicas;         /* that on_lost starts again; 0: 1 */
+    bool external_only;          /* none of them: all have to join */
+    uint32_t join_max;           /* replicas that others started, at a time; 0: none may join */
     uint32_t generation;         /* of their first starts */
     uint32_t retries;            /* replicas that may be lost under one request */
     uint32_t restarts;           /* of one replica in a row, without serving in between */
@@ -55,7 +57,7 @@ struct coord_config {
      * ended first? signal_p takes the words ("signal 9 (Killed)"). */
     bool (*culprit)(void *arg, uint32_t replica, uint32_t *rank_p, char *signal_p,
                     size_t signal_bytes);
-    /* A replica is lost: end its job wholly, and after delay_ns (CLOCK_NEVER: not again) call
+    /* One of the service's own is lost: end its job wholly, and after delay_ns (CLOCK_NEVER: not again) call
      * coord_replica_restart and start another. NULL: nobody can, what is lost stays lost. */
     void (*on_lost)(void *arg, uint32_t replica, uint64_t delay_ns);
     void *arg;
@@ -75,6 +77,10 @@ status coord_create(struct rpc_loop *loop, const struct coord_config *config,
                     struct coord **coord_p, struct err *err);
 /* After coord_stop's `done`, or before the loop ran. NULL is fine. */
 void coord_destroy(struct coord *c);
+
+/* The digest of the weights that every replica must have, where it is known beforehand; else the
+ * first replica says it, one of the service's own where it has any. */
+void coord_expect_digest(struct coord *c, const struct hash128 *digest);
 
 uint16_t coord_port(const struct coord *c);
 uint16_t coord_control_port(const struct coord *c);

@@ -4,6 +4,7 @@
  *   front.c    Generate, GenerateStream, GetModel: requests in, sessions out
  *   health.c   grpc.health.v1: Check, Watch
  *   table.c    the slots of the replicas
+ *   join.c     replicas that someone else has started
  *   replica.c  Attach: ranks come, speak and go; events to sessions
  *   route.c    which replica a stream runs on; moving streams from a lost one
  *   blame.c    a replica is lost: why, and does it come back; the state of the whole
@@ -106,6 +107,7 @@ struct replica_shape {
     uint32_t ctx_max, rows_max;
     uint64_t layer_bytes; /* weights of the heaviest layer of a rank */
     uint64_t plan_digest;
+    uint64_t model_digest;
     char profile[64];
 };
 
@@ -128,6 +130,9 @@ struct replica {
     uint32_t index, generation;
     enum replica_state state;
     struct replica_shape shape;
+    uint8_t job[MSG_JOB_BYTES];
+    bool has_digest; /* a joined one's weights, until the service's own are known */
+    struct hash128 digest;
     struct rank *ranks; /* [shape.n_ranks] owned */
     uint32_t n_attached, n_ready;
     struct rate rate;
@@ -234,6 +239,15 @@ void table_fini(struct coord *c);
 status table_add(struct coord *c, const struct replica_shape *shape, struct replica **replica_p,
                  struct err *err);
 void table_remove(struct replica *r); /* no rank of it is attached; its slot is free */
+uint32_t table_count_joined(const struct coord *c);
+
+/* join.c */
+/* The replica of a rank that brings its own: the one of its job, or a new one. ST_ERR_MISMATCH,
+ * ST_ERR_UNAVAILABLE (names the limit): it may not join. */
+status join_take(struct coord *c, const struct msg_hello *h, struct replica **replica_p,
+                 struct err *err);
+/* "" of one that has not joined. */
+void join_job_hex(const struct replica *r, char hex_p[2 * MSG_JOB_BYTES + 1]);
 
 /* replica.c */
 void replica_attach_open(void *arg, struct rpc_call *call, const void *data, size_t len);
@@ -243,6 +257,8 @@ status replica_send_leader(struct replica *r, const struct msg_coord *m);
 void replica_stop(struct replica *r); /* tell its ranks */
 void replica_stop_ranks(struct coord *c);
 bool replica_has_joined(const struct replica *r); /* others have started it */
+/* Nothing of the service's own can say any more what the weights are. */
+void replica_digest_settle(struct coord *c);
 const char *replica_state_name(enum replica_state state);
 
 /* route.c */
@@ -254,6 +270,8 @@ void route_leave(struct coord *c, struct journal_entry *e); /* it counts nowhere
 void route_waiting(struct coord *c);                        /* place what waits */
 void route_evacuate(struct replica *r);
 void route_resumed(struct coord *c, struct journal_entry *e);
+uint32_t route_kv_tokens(const struct coord *c);
+bool route_can_take(const struct replica *r);
 uint32_t route_count(const struct coord *c); /* replicas that take streams */
 
 /* blame.c */

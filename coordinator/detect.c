@@ -220,7 +220,8 @@ static void check_start(struct replica *r, uint64_t now)
     const uint64_t bound = r->coord->config.start_ns;
     struct err text;
 
-    if (bound == 0 || r->n_losses == 0 || now - r->started_ns <= bound) {
+    if (bound == 0 || (!replica_has_joined(r) && r->n_losses == 0) ||
+        now - r->started_ns <= bound) {
         return; /* the first start is judged by whoever started it */
     }
     err_set(&text, ST_ERR_DEADLINE,

@@ -93,7 +93,7 @@ static status room_check(const struct coord *c, const struct msg_generate *m, ui
                          uint32_t *max_tokens_p, struct err *err)
 {
     const struct plan *plan = c->config.plan;
-    const uint32_t room = MIN(plan->ctx_max, plan->kv_tokens);
+    const uint32_t room = MIN(plan->ctx_max, route_kv_tokens(c));
 
     if (m->has_max_tokens && m->max_tokens > plan->ctx_max) {
         return err_set(err, ST_ERR_ARG, "max_tokens is %u; 1 .. %u (the context) is allowed",

@@ -85,9 +85,10 @@ bool replica_has_joined(const struct replica *r)
 
 /* ---- from the ranks: hello ---- */
 
-static status hello_check_build(const struct replica *r, const struct msg_hello *h, struct err *err)
+/* Who speaks another protocol may mean something else by all that follows. */
+static status hello_check_build(const struct coord *c, const struct msg_hello *h, struct err *err)
 {
-    const struct coord_config *k = &r->coord->config;
+    const struct coord_config *k = &c->config;
 
     if (h->protocol != MSG_PROTOCOL) {
         return err_set(err, ST_ERR_MISMATCH, "rank %u speaks protocol %u, the coordinator %d",
@@ -99,6 +100,11 @@ static status hello_check_build(const struct replica *r, const struct msg_hello 
                        "gantry on every host",
                        h->rank, h->host, h->build, k->build);
     }
+    return ST_OK;
+}
+
+static status hello_check_plan(const struct replica *r, const struct msg_hello *h, struct err *err)
+{
     if (strcmp(h->profile, r->shape.profile) != 0) {
         return err_set(err, ST_ERR_MISMATCH,
                        "rank %u computes profile %s, the coordinator serves %s", h->rank,
@@ -115,12 +121,12 @@ static status hello_check_build(const struct replica *r, const struct msg_hello 
 
 static status hello_check(const struct replica *r, const struct msg_hello *h, struct err *err)
 {
-    const status st = hello_check_build(r, h, err);
+    const status st = hello_check_plan(r, h, err);
 
     if (st < 0) {
         return st;
     }
-    if (h->generation != r->generation) {
+    if (!replica_has_joined(r) && h->generation != r->generation) {
         return err_set(err, ST_ERR_MISMATCH,
                        "rank %u belongs to replica %u generation %u, the coordinator has %u and %u",
                        h->rank, h->replica, h->generation, r->index, r->generation);
@@ -146,7 +152,8 @@ static void hello_take(struct replica *r, struct attach *a, const struct msg_hel
 {
     struct coord *c = r->coord;
     struct rank *k = &r->ranks[h->rank];
-    const struct msg_coord welcome = { .kind = MSG_WELCOME, .welcome = { c->config.build } };
+    const struct msg_coord welcome = { .kind = MSG_WELCOME,
+                                       .welcome = { c->config.build, r->index, r->generation } };
 
     a->rank = (int32_t)h->rank;
     a->replica = r;
@@ -172,29 +179,6 @@ static void hello_take(struct replica *r, struct attach *a, const struct msg_hel
 
 /* ---- from the ranks: the rest ---- */
 
-/* What the first leader says is what all replicas must have. */
-static void digest_take(struct replica *r, const struct hash128 *digest)
-{
-    static const struct hash128 zero;
-    struct coord *c = r->coord;
-    char theirs[HASH_HEX_BYTES], text[ERR_TEXT_BYTES];
-
-    if (memcmp(digest, &zero, sizeof(zero)) == 0) {
-        return;
-    }
-    if (c->digest_hex[0] == '\0') {
-        c->digest = *digest;
-        hash128_hex(&c->digest, c->digest_hex);
-    } else if (memcmp(digest, &c->digest, sizeof(*digest)) != 0) {
-        hash128_hex(digest, theirs);
-        snprintf(text, sizeof(text),
-                 "replica %u has loaded weights with digest %s, the service has %s: have the files "
-                 "changed?",
-                 r->index, theirs, c->digest_hex);
-        replica_sign(r, SIGN_OWN_FAULT, ST_ERR_MISMATCH, text);
-    }
-}
-
 static void serve_begin(struct replica *r)
 {
     struct coord *c = r->coord;
@@ -207,6 +191,96 @@ static void serve_begin(struct replica *r)
     drain_over(r);
     coord_judge(c);
     route_waiting(c);
+}
+
+static bool digest_is_known(const struct coord *c)
+{
+    return c->digest_hex[0] != '\0';
+}
+
+static void serve_if_ready(struct replica *r)
+{
+    const bool is_proven = !replica_has_joined(r) || (r->has_digest && digest_is_known(r->coord));
+
+    if (r->n_ready == r->shape.n_ranks && r->state == REPLICA_LOADING && is_proven) {
+        serve_begin(r);
+    }
+}
+
+static void digest_compare(struct replica *r, const struct hash128 *digest)
+{
+    char theirs[HASH_HEX_BYTES], text[ERR_TEXT_BYTES];
+
+    if (memcmp(digest, &r->coord->digest, sizeof(*digest)) == 0) {
+        return;
+    }
+    hash128_hex(digest, theirs);
+    snprintf(text, sizeof(text),
+             "replica %u has loaded weights with digest %s, the service has %s: have the files "
+             "changed?",
+             r->index, theirs, r->coord->digest_hex);
+    replica_sign(r, SIGN_OWN_FAULT, ST_ERR_MISMATCH, text);
+}
+
+/* From here on all replicas must have it; those that have joined and waited for it are judged. */
+static void digest_set(struct coord *c, const struct hash128 *digest)
+{
+    c->digest = *digest;
+    hash128_hex(&c->digest, c->digest_hex);
+    for (uint32_t i = c->n_own; i < c->n_replicas; i++) {
+        struct replica *r = c->replicas[i];
+        if (r->has_digest && replica_is_alive(r)) {
+            digest_compare(r, &r->digest);
+            serve_if_ready(r);
+        }
+    }
+}
+
+static bool own_may_say(const struct coord *c)
+{
+    for (uint32_t i = 0; i < c->n_own; i++) {
+        if (c->replicas[i]->state != REPLICA_FAILED) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The first leader's is what all must have, but a replica from elsewhere shall not decide what the
+ * service's own have to be. */
+void replica_digest_settle(struct coord *c)
+{
+    for (uint32_t i = c->n_own; i < c->n_replicas; i++) {
+        struct replica *r = c->replicas[i];
+        if (!digest_is_known(c) && !own_may_say(c) && r->has_digest && replica_is_alive(r)) {
+            digest_set(c, &r->digest);
+        }
+    }
+}
+
+static void digest_take(struct replica *r, const struct hash128 *digest)
+{
+    static const struct hash128 zero;
+    struct coord *c = r->coord;
+    const bool is_zero = memcmp(digest, &zero, sizeof(zero)) == 0;
+
+    if (replica_has_joined(r) && is_zero) {
+        replica_sign(r, SIGN_OWN_FAULT, ST_ERR_MISMATCH,
+                     "the replica does not say which weights it has loaded");
+        return;
+    }
+    if (is_zero) {
+        return;
+    }
+    r->digest = *digest;
+    r->has_digest = true;
+    if (digest_is_known(c)) {
+        digest_compare(r, digest);
+    } else if (!replica_has_joined(r)) {
+        digest_set(c, digest);
+    } else {
+        replica_digest_settle(c);
+    }
 }
 
 static void ready_take(struct replica *r, uint32_t rank, const struct msg_ready *m)
@@ -224,9 +298,13 @@ static void ready_take(struct replica *r, uint32_t rank, const struct msg_ready 
     log_info("replica", "rank %u is ready: %.1f MiB of weights, %.1f MiB of KV, %u of %u", rank,
              (double)m->weight_bytes / 1048576.0, (double)m->kv_bytes / 1048576.0, r->n_ready,
              r->shape.n_ranks);
-    if (r->n_ready == r->shape.n_ranks && r->state == REPLICA_LOADING) {
-        serve_begin(r);
-    }
+    serve_if_ready(r);
+}
+
+void coord_expect_digest(struct coord *c, const struct hash128 *digest)
+{
+    ASSERT(!digest_is_known(c));
+    digest_set(c, digest);
 }
 
 static void heartbeat_take(struct rank *r, const struct msg_heartbeat *m)
@@ -329,24 +407,34 @@ static void mismatch_sign(struct replica *r, const struct msg_hello *h, const ch
     }
 }
 
+static status hello_find(struct coord *c, const struct msg_hello *h, struct replica **replica_p,
+                         struct err *err)
+{
+    if (h->has_join) {
+        return join_take(c, h, replica_p, err);
+    }
+    if (h->replica >= c->n_own) {
+        return err_set(err, ST_ERR_MISMATCH,
+                       "rank %u belongs to replica %u, the coordinator has %u", h->rank, h->replica,
+                       c->n_own);
+    }
+    *replica_p = c->replicas[h->replica];
+    return ST_OK;
+}
+
 static void hello_read(struct coord *c, struct attach *a, const struct msg_hello *h)
 {
     struct err err = ERR_INIT;
+    struct replica *r = !h->has_join && h->replica < c->n_own ? c->replicas[h->replica] : NULL;
+    status st = hello_check_build(c, h, &err);
 
-    if (h->replica >= c->n_replicas) {
-        err_set(&err, ST_ERR_MISMATCH, "rank %u belongs to replica %u, the coordinator has %u",
-                h->rank, h->replica, c->n_replicas);
-        refuse(a, ST_ERR_MISMATCH, err.text);
-        return;
-    }
-    struct replica *r = c->replicas[h->replica];
-    const status st = hello_check(r, h, &err);
+    (void)(st || (st = hello_find(c, h, &r, &err)) || (st = hello_check(r, h, &err)));
     if (st == ST_OK) {
         hello_take(r, a, h);
         return;
     }
     refuse(a, st, err.text);
-    if (st == ST_ERR_MISMATCH) {
+    if (st == ST_ERR_MISMATCH && r != NULL && !replica_has_joined(r)) {
         mismatch_sign(r, h, err.text);
     }
 }

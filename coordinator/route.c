@@ -23,7 +23,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static bool can_take(const struct replica *r)
+bool route_can_take(const struct replica *r)
 {
     /* Of a service that ends; one that is drained alone takes nothing more. */
     const bool drains =
@@ -38,7 +38,7 @@ uint32_t route_count(const struct coord *c)
     uint32_t n = 0;
 
     for (uint32_t i = 0; i < c->n_replicas; i++) {
-        n += can_take(c->replicas[i]) ? 1 : 0;
+        n += route_can_take(c->replicas[i]) ? 1 : 0;
     }
     return n;
 }
@@ -56,6 +56,20 @@ status route_init(struct coord *c, struct err *err)
     c->n_keys_max = shape.ctx_max / shape.block_tokens + 1;
     c->keys = malloc(c->n_keys_max * sizeof(*c->keys));
     return c->keys != NULL ? ST_OK : err_set(err, ST_ERR_NOMEM, "no memory for the router");
+}
+
+/* What the largest replica can hold: those that join may have more or less than our own. */
+uint32_t route_kv_tokens(const struct coord *c)
+{
+    uint64_t most = 0;
+
+    for (uint32_t i = 0; i < c->n_replicas; i++) {
+        const struct replica *r = c->replicas[i];
+        if (r->state != REPLICA_GONE && r->state != REPLICA_FAILED) {
+            most = MAX(most, (uint64_t)r->shape.kv_blocks * r->shape.block_tokens);
+        }
+    }
+    return (uint32_t)MIN(most, UINT32_MAX);
 }
 
 static uint32_t blocks_of(const struct replica *r, const struct journal_entry *e)
@@ -94,7 +108,7 @@ static struct choice pick(struct coord *c, const struct journal_entry *e)
 
     for (uint32_t i = 0; i < c->n_replicas; i++) {
         struct replica *r = c->replicas[i];
-        if (!can_take(r)) {
+        if (!route_can_take(r) || blocks_of(r, e) > r->shape.kv_blocks) {
             continue;
         }
         struct choice now = { .replica = r, .n_keys = n_keys };

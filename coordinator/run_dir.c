@@ -132,6 +132,16 @@ static status token_make(struct run_dir *d, struct err *err)
     return file_write(d->token_path, d->token, strlen(d->token), err);
 }
 
+status run_dir_token(struct run_dir *dir, const char *token, struct err *err)
+{
+    if (strlen(token) >= sizeof(dir->token)) {
+        return err_set(err, ST_ERR_LIMIT, "the secret has %zu bytes, at most %zu are allowed",
+                       strlen(token), sizeof(dir->token) - 1);
+    }
+    snprintf(dir->token, sizeof(dir->token), "%s", token);
+    return file_write(dir->token_path, dir->token, strlen(dir->token), err);
+}
+
 status run_dir_open(const char *path, struct run_dir *dir_p, struct err *err)
 {
     struct run_dir d;

@@ -1,7 +1,7 @@
 /* coordinator/run_dir.h - where a running service can be found: token, endpoint, log.
  *
  *   ~/.gantry/run/<host>-<pid>/   mode 0700
- *     token           mode 0600: 64 hex digits, asked of every rank
+ *     token           mode 0600: 64 hex digits, or what was given; asked of every rank
  *     endpoint.json   host, port, control, control_port, pid, profile, model, weights_digest
  *     mpirun.log      what mpirun and the ranks said; stays when the service failed
  *
@@ -14,7 +14,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { RUN_DIR_PATH_BYTES = 768, RUN_DIR_TOKEN_BYTES = 65 };
+enum { RUN_DIR_PATH_BYTES = 768, RUN_DIR_TOKEN_BYTES = 1025 };
 
 struct run_dir {
     char path[RUN_DIR_PATH_BYTES];
@@ -35,6 +35,8 @@ struct run_endpoint {
  * ST_ERR_IO, ST_ERR_DENIED (others may write there), ST_ERR_EXISTS (a service that runs uses it;
  * names its pid). */
 status run_dir_open(const char *path, struct run_dir *dir_p, struct err *err);
+/* Another token in place of the fresh one. ST_ERR_LIMIT: more than 1,024 bytes. */
+status run_dir_token(struct run_dir *dir, const char *token, struct err *err);
 status run_dir_endpoint(const struct run_dir *dir, const struct run_endpoint *e, struct err *err);
 /* Token and endpoint go; the log too, and a default directory, if `clean`. Zeroed storage is fine.
  */

@@ -91,9 +91,12 @@ static status replica_fill(struct replica *r, uint64_t now, struct msg_replica_s
     struct msg_rank_status *ranks =
         arena_alloc(&r->coord->arena, r->shape.n_ranks * sizeof(*ranks));
 
-    if (ranks == NULL) {
+    char *job = arena_alloc(&r->coord->arena, 2 * MSG_JOB_BYTES + 1);
+
+    if (ranks == NULL || job == NULL) {
         return ST_ERR_NOMEM;
     }
+    join_job_hex(r, job);
     for (uint32_t i = 0; i < r->shape.n_ranks; i++) {
         rank_fill(r, i, now, &ranks[i]);
     }
@@ -118,16 +121,24 @@ static status replica_fill(struct replica *r, uint64_t now, struct msg_replica_s
         .losses = r->n_losses,
         .detail = r->why,
         .waits = r->waits,
+        .joined = replica_has_joined(r),
+        .profile = r->shape.profile,
+        .job = job,
         .n_ranks = r->shape.n_ranks,
         .ranks = ranks,
     };
     return ST_OK;
 }
 
-/* "degraded": it serves, with fewer replicas than it should. */
+/* "degraded": it serves, with fewer replicas of its own than it should. How many may join is not
+ * ours to expect. */
 static const char *state_word(const struct coord *c)
 {
-    const bool is_whole = route_count(c) == c->n_replicas;
+    bool is_whole = true;
+
+    for (uint32_t i = 0; i < c->n_own; i++) {
+        is_whole = is_whole && route_can_take(c->replicas[i]);
+    }
 
     return c->state == COORD_SERVING && !is_whole ? "degraded" : coord_state_name(c->state);
 }

@@ -24,6 +24,7 @@ void shape_of_plan(const struct plan *plan, struct replica_shape *shape_p)
         .rows_max = plan->rows_max,
         .layer_bytes = plan_layer_bytes(plan),
         .plan_digest = plan->digest,
+        .model_digest = plan_model_digest(plan),
     };
     snprintf(shape_p->profile, sizeof(shape_p->profile), "%s", plan->profile);
 }
@@ -101,7 +102,7 @@ void table_remove(struct replica *r)
 
 status table_init(struct coord *c, struct err *err)
 {
-    const uint32_t n = MAX(c->config.n_replicas, 1u);
+    const uint32_t n = c->config.external_only ? 0 : MAX(c->config.n_replicas, 1u);
     struct replica_shape shape;
     struct replica *r;
     status st = ST_OK;
@@ -117,6 +118,16 @@ status table_init(struct coord *c, struct err *err)
         st = table_add(c, &shape, &r, err);
     }
     return st;
+}
+
+uint32_t table_count_joined(const struct coord *c)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = c->n_own; i < c->n_replicas; i++) {
+        n += c->replicas[i]->state != REPLICA_GONE ? 1 : 0;
+    }
+    return n;
 }
 
 void table_fini(struct coord *c)

@@ -132,6 +132,8 @@ uint64_t plan_kv_bytes(const struct plan *plan, const struct plan_part *part);
  * and plan_coll_bytes. */
 uint64_t plan_scratch_bytes(const struct plan *plan, const struct plan_part *part);
 
+/* Of the model's description alone: equal for all plans of one model, however it is cut. */
+uint64_t plan_model_digest(const struct plan *plan);
 /* Weights of the heaviest layer of any rank, what a stage has at its ends spread over its layers. */
 uint64_t plan_layer_bytes(const struct plan *plan);
 

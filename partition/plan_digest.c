@@ -96,3 +96,10 @@ uint64_t plan_digest_of(const struct plan *plan)
     }
     return digest;
 }
+
+uint64_t plan_model_digest(const struct plan *plan)
+{
+    const struct plan bare = { .desc = plan->desc };
+
+    return plan_digest_of(&bare);
+}

@@ -65,8 +65,34 @@ static status events_fill(const struct msg_events *m, struct arena *arena,
     return ST_OK;
 }
 
-static void hello_fill(const struct msg_hello *m, Gantry__Control__V1__Hello *h)
+struct hello_parts {
+    Gantry__Control__V1__Hello hello;
+    Gantry__Control__V1__Join join;
+    uint8_t job[MSG_JOB_BYTES];
+};
+
+static void join_fill(const struct msg_join *m, struct hello_parts *parts)
 {
+    Gantry__Control__V1__Join *j = &parts->join;
+
+    gantry__control__v1__join__init(j);
+    memcpy(parts->job, m->job, sizeof(parts->job));
+    j->job.data = parts->job;
+    j->job.len = sizeof(parts->job);
+    j->tp = m->tp;
+    j->pp = m->pp;
+    j->kv_blocks = m->kv_blocks;
+    j->block_tokens = m->block_tokens;
+    j->ctx_max = m->ctx_max;
+    j->rows_max = m->rows_max;
+    j->layer_bytes = m->layer_bytes;
+    j->model_digest = m->model_digest;
+}
+
+static void hello_fill(const struct msg_hello *m, struct hello_parts *parts)
+{
+    Gantry__Control__V1__Hello *h = &parts->hello;
+
     gantry__control__v1__hello__init(h);
     h->build = pb_text(m->build);
     h->protocol = m->protocol;
@@ -79,6 +105,10 @@ static void hello_fill(const struct msg_hello *m, Gantry__Control__V1__Hello *h)
     h->host = pb_text(m->host);
     h->pid = m->pid;
     h->kernels = pb_text(m->kernels);
+    if (m->has_join) {
+        join_fill(&m->join, parts);
+        h->join = &parts->join;
+    }
 }
 
 static void heartbeat_fill(const struct msg_heartbeat *m, Gantry__Control__V1__Heartbeat *h)
@@ -126,7 +156,7 @@ status msg_rank_pack(const struct msg_rank *m, struct buf *out)
     struct arena arena = PB_SCRATCH;
     struct hash128 digest;
     union {
-        Gantry__Control__V1__Hello hello;
+        struct hello_parts hello; /* begins with the message */
         Gantry__Control__V1__Ready ready;
         Gantry__Control__V1__Heartbeat heartbeat;
         Gantry__Control__V1__Events events;
@@ -262,7 +292,25 @@ static status ready_read(const Gantry__Control__V1__Ready *in, struct msg_ready 
     return ST_OK;
 }
 
-static void hello_read(const Gantry__Control__V1__Hello *in, struct msg_hello *m)
+static status join_read(const Gantry__Control__V1__Join *in, struct msg_join *m, struct err *err)
+{
+    if (in->job.len != MSG_JOB_BYTES) {
+        return err_set(err, ST_ERR_PROTO, "Join.job has %zu bytes (%d)", in->job.len,
+                       (int)MSG_JOB_BYTES);
+    }
+    memcpy(m->job, in->job.data, MSG_JOB_BYTES);
+    m->tp = in->tp;
+    m->pp = in->pp;
+    m->kv_blocks = in->kv_blocks;
+    m->block_tokens = in->block_tokens;
+    m->ctx_max = in->ctx_max;
+    m->rows_max = in->rows_max;
+    m->layer_bytes = in->layer_bytes;
+    m->model_digest = in->model_digest;
+    return ST_OK;
+}
+
+static status hello_read(const Gantry__Control__V1__Hello *in, struct msg_hello *m, struct err *err)
 {
     *m = (struct msg_hello){ .build = in->build,
                              .protocol = in->protocol,
@@ -274,7 +322,9 @@ static void hello_read(const Gantry__Control__V1__Hello *in, struct msg_hello *m
                              .profile = in->profile,
                              .host = in->host,
                              .kernels = in->kernels,
-                             .pid = in->pid };
+                             .pid = in->pid,
+                             .has_join = in->join != NULL };
+    return in->join != NULL ? join_read(in->join, &m->join, err) : ST_OK;
 }
 
 static void heartbeat_read(const Gantry__Control__V1__Heartbeat *in, struct msg_heartbeat *m)
@@ -309,8 +359,7 @@ static status rank_read(const Gantry__Control__V1__RankMessage *in, struct arena
     m->kind = (enum msg_rank_kind)in->body_case;
     switch (in->body_case) {
     case GANTRY__CONTROL__V1__RANK_MESSAGE__BODY_HELLO:
-        hello_read(in->hello, &m->hello);
-        return ST_OK;
+        return hello_read(in->hello, &m->hello, err);
     case GANTRY__CONTROL__V1__RANK_MESSAGE__BODY_READY:
         return ready_read(in->ready, &m->ready, err);
     case GANTRY__CONTROL__V1__RANK_MESSAGE__BODY_HEARTBEAT:

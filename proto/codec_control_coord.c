@@ -56,6 +56,8 @@ status msg_coord_pack(const struct msg_coord *m, struct buf *out)
     case MSG_WELCOME:
         gantry__control__v1__welcome__init(&u.welcome);
         u.welcome.build = pb_text(m->welcome.build);
+        u.welcome.replica = m->welcome.replica;
+        u.welcome.generation = m->welcome.generation;
         break;
     case MSG_SUBMIT:
         submit_fill(&m->submit, &u.submit);
@@ -125,6 +127,8 @@ status msg_coord_unpack(const void *data, size_t len, struct arena *arena, struc
     switch (in->body_case) {
     case GANTRY__CONTROL__V1__COORD_MESSAGE__BODY_WELCOME:
         m.welcome.build = in->welcome->build;
+        m.welcome.replica = in->welcome->replica;
+        m.welcome.generation = in->welcome->generation;
         break;
     case GANTRY__CONTROL__V1__COORD_MESSAGE__BODY_SUBMIT:
         st = submit_read(in->submit, &m.submit, err);

@@ -99,6 +99,9 @@ static status replica_fill(const struct msg_replica_status *m, struct arena *are
     r->losses = m->losses;
     r->detail = pb_text(m->detail);
     r->waits = pb_text(m->waits);
+    r->joined = m->joined;
+    r->profile = pb_text(m->profile);
+    r->job = pb_text(m->job);
     r->ranks = (void *)pb_objects(arena, m->n_ranks, sizeof(Gantry__V1__RankStatus));
     if (r->ranks == NULL) {
         return ST_ERR_NOMEM;
@@ -188,6 +191,9 @@ static status replica_read(const Gantry__V1__ReplicaStatus *r, struct arena *are
                                       .losses = r->losses,
                                       .detail = r->detail,
                                       .waits = r->waits,
+                                      .joined = r->joined != 0,
+                                      .profile = r->profile,
+                                      .job = r->job,
                                       .n_ranks = (uint32_t)r->n_ranks, /* < MSG_BYTES_MAX */
                                       .ranks = ranks };
     return ST_OK;

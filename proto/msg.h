@@ -45,6 +45,14 @@ struct msg_str msg_descriptors(void);
 
 enum finish_reason { FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_FAILED, FINISH_CANCELLED };
 
+enum { MSG_JOB_BYTES = 16 };
+
+struct msg_join { /* a replica that the coordinator has not started */
+    uint8_t job[MSG_JOB_BYTES];
+    uint32_t tp, pp, kv_blocks, block_tokens, ctx_max, rows_max;
+    uint64_t layer_bytes, model_digest;
+};
+
 struct msg_hello {
     const char *build;
     uint32_t protocol;
@@ -52,6 +60,8 @@ struct msg_hello {
     uint64_t plan_digest;
     const char *profile, *host, *kernels;
     uint32_t pid;
+    bool has_join; /* then replica and generation mean nothing */
+    struct msg_join join;
 };
 
 struct msg_ready {
@@ -149,6 +159,7 @@ struct msg_coord {
     union {
         struct {
             const char *build;
+            uint32_t replica, generation;
         } welcome;
         struct msg_submit submit;
         struct msg_cancel cancel;
@@ -266,6 +277,8 @@ struct msg_replica_status {
     uint32_t losses;
     const char *detail;
     const char *waits; /* of the last loss: who waited for whom */
+    bool joined;
+    const char *profile, *job; /* job: 32 hex digits of a joined one, else "" */
     uint32_t n_ranks;
     const struct msg_rank_status *ranks;
 };

@@ -14,22 +14,36 @@
 
 struct raw {
     struct plan_opts plan;
-    const char *coordinator, *token_file, *cpu_mask, *log_level;
+    const char *coordinator, *join, *secret_file, *token_file, *cpu_mask, *log_level;
     const char *prefix_cache;
     uint32_t step_timeout_s;
 };
 
 static const char about[] =
-    "One rank of a replica. Usually started for you: gantry serve writes this command line (see\n"
-    "gantry serve --dry-run) and mpirun starts it once per rank. By hand it joins a coordinator "
-    "that\n"
-    "expects it: mpirun -n 4 gantry worker MODEL --coordinator HOST:PORT --token-file FILE ...";
+    "One rank of a replica. Usually started for you: gantry serve writes this command line (see "
+    "gantry serve --dry-run) and mpirun starts it once per rank.\n"
+    "\n"
+    "With --join the ranks of this MPI job become one more replica of a service that runs "
+    "elsewhere: under another mpirun or srun, in another job or rack. It brings its own --tp, --pp "
+    "and KV memory; build, model, weights, context and numeric profile must be the service's. "
+    "When it is refused it ends with 6 and the coordinator's sentence (7: a wrong secret), when "
+    "the "
+    "service stops with 0.";
+
+static const char examples[] =
+    "  mpirun -n 4 gantry worker --join head:7001 --secret-file token ./Llama-3.1-8B --tp 2 --pp "
+    "2\n"
+    "  srun -n 8 gantry worker --join head:7001 --secret-file token ./Llama-3.1-70B\n";
 
 static status parse(int argc, char **argv, struct worker_args *a, struct raw *raw, struct err *err)
 {
-    struct opt rows[PLAN_OPTS_ROWS + 13];
+    struct opt rows[PLAN_OPTS_ROWS + 15];
     const struct opt own[] = {
         { .kind = OPT_HEADING, .help = "Worker" },
+        { OPT_STRING, "join", "HOST:PORT", &raw->join, 0, 0,
+          "attach all ranks of this MPI job as one more replica of that service", NULL },
+        { OPT_STRING, "secret-file", "FILE", &raw->secret_file, 0, 0,
+          "with --join: file of mode 0600 with the service's token (RUN_DIR/token there)", NULL },
         { OPT_STRING, "coordinator", "HOST:PORT", &raw->coordinator, 0, 0,
           "control address of the coordinator", NULL },
         { OPT_STRING, "token-file", "FILE", &raw->token_file, 0, 0,
@@ -54,22 +68,26 @@ static status parse(int argc, char **argv, struct worker_args *a, struct raw *ra
         { OPT_STRING, "log-level", "LEVEL", &raw->log_level, 0, 0,
           "error, warn, info, debug or trace", NULL },
     };
-    _Static_assert(sizeof(own) / sizeof(own[0]) == 13, "room in rows");
+    _Static_assert(sizeof(own) / sizeof(own[0]) == 15, "room in rows");
 
     plan_opts_rows(&raw->plan, rows);
     memcpy(rows + PLAN_OPTS_ROWS, own, sizeof(own));
-    const struct opts opts = { .usage = "gantry worker MODEL --coordinator HOST:PORT [options]",
-                               .about = about,
-                               .options = rows,
-                               .n_options = ARRAY_LEN(rows),
-                               .n_args_min = 1,
-                               .n_args_max = 1 };
+    const struct opts opts = {
+        .usage = "gantry worker MODEL --join HOST:PORT --secret-file FILE [options]",
+        .about = about,
+        .options = rows,
+        .n_options = ARRAY_LEN(rows),
+        .examples = examples,
+        .n_args_min = 1,
+        .n_args_max = 1
+    };
     const char *model[1];
     uint32_t n = 0;
     const status st = opts_parse(&opts, argc, argv, model, &n, err);
     if (st == ST_OK) {
         a->model = model[0];
-        a->coordinator = raw->coordinator;
+        a->coordinator = raw->join != NULL ? raw->join : raw->coordinator;
+        a->join = raw->join != NULL;
     }
     return st;
 }
@@ -105,15 +123,19 @@ status worker_args_parse(int argc, char **argv, struct worker_args *args_p, stru
     if (st != ST_OK) {
         return st;
     }
-    if (raw.coordinator == NULL || raw.token_file == NULL) {
+    const char *secret = raw.secret_file != NULL ? raw.secret_file : raw.token_file;
+    if (raw.join != NULL && raw.coordinator != NULL) {
+        return err_set(err, ST_ERR_ARG, "--join and --coordinator do not go together");
+    }
+    if (a.coordinator == NULL || secret == NULL) {
         return err_set(err, ST_ERR_ARG,
-                       "--coordinator and --token-file are needed; gantry serve "
-                       "starts workers with both (see gantry worker --help)");
+                       "--join and --secret-file are needed (see gantry worker --help); the "
+                       "workers that gantry serve starts get --coordinator and --token-file");
     }
     (void)((st = apply(&raw, err)) || (st = plan_opts_to_request(&raw.plan, &request, err)) ||
            (st = plan_device_word(raw.plan.device, &a.device, err)) ||
            (st = opts_switch("prefix-cache", raw.prefix_cache, &a.prefix_cache, err)) ||
-           (st = secret_read(raw.token_file, &a.token, err)));
+           (st = secret_read(secret, &a.token, err)));
     if (st != ST_OK) {
         buf_fini(&a.token);
         return st;

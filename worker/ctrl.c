@@ -16,7 +16,8 @@ enum {
     HEARTBEAT_MS = 250,
     LOST_GRACE_MS = 2000,
     EVENT_ARENA_BYTES = 32 << 20,
-    FLUSH_MS = 2000
+    FLUSH_MS = 2000,
+    SAY_WAIT_S = 5
 };
 
 /* A message on its way between the threads: bytes follow. */
@@ -301,13 +302,21 @@ static status post_message(struct ctrl *c, const struct msg_rank *m, struct err 
 
 static status await_welcome(struct ctrl *c, uint32_t timeout_s, struct err *err)
 {
-    struct timespec at;
-    int rc = 0;
-
-    deadline_in(timeout_s * 1000, &at);
     pthread_mutex_lock(&c->lock);
-    while (c->state == LINK_OPENING && rc == 0) {
-        rc = pthread_cond_timedwait(&c->changed, &c->lock, &at);
+    for (uint32_t waited_s = 0; c->state == LINK_OPENING && waited_s < timeout_s;) {
+        const uint32_t part_s = MIN(timeout_s - waited_s, (uint32_t)SAY_WAIT_S);
+        struct timespec at;
+        int rc = 0;
+
+        deadline_in(part_s * 1000, &at);
+        while (c->state == LINK_OPENING && rc == 0) {
+            rc = pthread_cond_timedwait(&c->changed, &c->lock, &at);
+        }
+        waited_s += part_s;
+        if (c->state == LINK_OPENING && waited_s < timeout_s && c->config.hello.rank == 0) {
+            log_info("control", "no coordinator at %s yet, dialling on: %u of %u s",
+                     c->config.coordinator, waited_s, timeout_s);
+        }
     }
     const enum link_state state = c->state;
     if (state == LINK_LOST) {
@@ -377,6 +386,17 @@ status ctrl_create(const struct ctrl_config *config, uint32_t timeout_s, struct 
     }
     *ctrl_p = c;
     return ST_OK;
+}
+
+bool ctrl_is_lost(struct ctrl *c, struct err *err)
+{
+    pthread_mutex_lock(&c->lock);
+    const bool is_lost = c->state == LINK_LOST;
+    if (is_lost) {
+        *err = c->why;
+    }
+    pthread_mutex_unlock(&c->lock);
+    return is_lost;
 }
 
 status ctrl_ready(struct ctrl *c, const struct msg_ready *ready, struct err *err)

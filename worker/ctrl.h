@@ -31,6 +31,8 @@ status ctrl_create(const struct ctrl_config *config, uint32_t timeout_s, struct 
                    struct err *err);
 /* The shard is loaded and agreed on. */
 status ctrl_ready(struct ctrl *c, const struct msg_ready *ready, struct err *err);
+/* The coordinator has ended the stream, or it broke; err says why. */
+bool ctrl_is_lost(struct ctrl *c, struct err *err);
 /* Say why this rank ends; flushed before ctrl_destroy returns. */
 void ctrl_fault(struct ctrl *c, const struct err *why);
 /* The leader's io over this stream. */

@@ -3,6 +3,9 @@
  *   parse -> MPI -> plan (computed here, compared by digest) -> attach
  *         -> load -> agree -> digest -> ready -> run
  *
+ * With --join the job is a replica that the coordinator has not started: rank 0 draws the job's id,
+ * and the plan is this job's own.
+ *
  * Usually the coordinator writes this command line (gantry serve --dry-run shows it). Nothing
  * secret is on it: the token comes from a file. A rank that fails says why on its log and to the
  * coordinator, then ends the whole MPI job. */
@@ -16,10 +19,12 @@
 #include "worker/ctrl.h"
 #include "worker/device.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 /* Everything a rank owns, in the order in which it comes to be. */
@@ -35,9 +40,60 @@ struct life {
     struct rank_progress progress;
     _Atomic bool abort;
     struct worker_device device;
+    uint8_t job[MSG_JOB_BYTES]; /* with --join */
 };
 
 /* ---- steps of a life ---- */
+
+/* Ranks of this job on this host, as Open MPI says it. */
+static uint32_t n_local_ranks(void)
+{
+    const char *local = getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
+    const long n = local != NULL ? strtol(local, NULL, 10) : 1;
+
+    return (uint32_t)MAX(n, 1L);
+}
+
+static status job_draw(struct life *l, struct err *err)
+{
+    if (l->world.rank == 0 && getrandom(l->job, sizeof(l->job), 0) != (ssize_t)sizeof(l->job)) {
+        return err_set_errno(err, ST_ERR_INTERNAL, errno, "no random id for this job");
+    }
+    return coll_mpi_bcast(l->job, sizeof(l->job), 0, err);
+}
+
+/* What a rank may use, where nobody has planned for us: the least that any host has for each of its
+ * ranks. All ranks come to the same figure. */
+static status memory_agree(const struct life *l, uint64_t *bytes_p, struct err *err)
+{
+    const uint64_t mine = cpu_memory_bytes() / n_local_ranks();
+    uint64_t least = UINT64_MAX;
+
+    for (uint32_t i = 0; i < l->world.n_ranks; i++) {
+        uint64_t theirs = mine;
+        const status st = coll_mpi_bcast(&theirs, sizeof(theirs), i, err);
+        if (st != ST_OK) {
+            return st;
+        }
+        least = MIN(least, theirs);
+    }
+    *bytes_p = least;
+    return ST_OK;
+}
+
+/* What gantry serve completes for the ranks that it starts. */
+static status join_complete(struct life *l, struct plan_request *r, struct err *err)
+{
+    status st = job_draw(l, err);
+
+    if (r->n_ranks == 0 && (r->tp == 0 || (r->pp == 0 && r->n_stage_layers == 0))) {
+        r->n_ranks = l->world.n_ranks;
+    }
+    if (st == ST_OK && r->rank_memory_bytes == 0 && r->device == PLAN_CPU) {
+        st = memory_agree(l, &r->rank_memory_bytes, err);
+    }
+    return st;
+}
 
 /* The options, with what "auto" came to and the compute capability that is there. */
 static status make_request(const struct life *l, struct plan_request *request_p, struct err *err)
@@ -58,6 +114,9 @@ static status make_plan(struct life *l, struct err *err)
     struct plan_request request;
     status st = make_request(l, &request, err);
 
+    if (st == ST_OK && a->join) {
+        st = join_complete(l, &request, err);
+    }
     (void)(st || (st = model_desc_read(a->model, &l->desc, err)) ||
            (st = weights_open(a->model, &l->weights, err)) ||
            (st = weights_check(l->weights, &l->desc, err)) ||
@@ -76,37 +135,58 @@ static status make_plan(struct life *l, struct err *err)
     return st;
 }
 
+static struct msg_join join_of(const struct life *l)
+{
+    const struct plan *plan = l->plan;
+    struct msg_join j = { .tp = plan->tp,
+                          .pp = plan->pp,
+                          .kv_blocks = plan->kv_blocks,
+                          .block_tokens = KERN_KV_BLOCK,
+                          .ctx_max = plan->ctx_max,
+                          .rows_max = plan->rows_max,
+                          .layer_bytes = plan_layer_bytes(plan),
+                          .model_digest = plan_model_digest(plan) };
+
+    memcpy(j.job, l->job, sizeof(j.job));
+    return j;
+}
+
 static status attach(struct life *l, struct err *err)
 {
     const struct worker_args *a = l->args;
-    const struct ctrl_config config = { .coordinator = a->coordinator,
-                                        .token = a->token.data,
-                                        .hello = { .build = msg_build(),
-                                                   .protocol = MSG_PROTOCOL,
-                                                   .replica = a->replica,
-                                                   .generation = a->generation,
-                                                   .rank = l->world.rank,
-                                                   .n_ranks = l->world.n_ranks,
-                                                   .plan_digest = l->plan->digest,
-                                                   .profile = l->plan->profile,
-                                                   .host = l->world.host,
-                                                   .kernels = l->device.text,
-                                                   .pid = (uint32_t)getpid() },
-                                        .progress = &l->progress,
-                                        .abort = &l->abort };
-    return ctrl_create(&config, a->attach_timeout_s, &l->ctrl, err);
+    struct ctrl_config config = { .coordinator = a->coordinator,
+                                  .token = a->token.data,
+                                  .hello = { .build = msg_build(),
+                                             .protocol = MSG_PROTOCOL,
+                                             .replica = a->replica,
+                                             .generation = a->generation,
+                                             .rank = l->world.rank,
+                                             .n_ranks = l->world.n_ranks,
+                                             .plan_digest = l->plan->digest,
+                                             .profile = l->plan->profile,
+                                             .host = l->world.host,
+                                             .kernels = l->device.text,
+                                             .pid = (uint32_t)getpid(),
+                                             .has_join = a->join },
+                                  .progress = &l->progress,
+                                  .abort = &l->abort };
+    if (a->join) {
+        config.hello.join = join_of(l);
+    }
+    const status st = ctrl_create(&config, a->attach_timeout_s, &l->ctrl, err);
+    if (st != ST_OK && a->join && status_exit_code(st) != status_exit_code(ST_ERR_UNAUTH)) {
+        err->code = ST_ERR_MISMATCH; /* whatever it was: this replica does not become one */
+    }
+    return st == ST_OK ? ST_OK : err->code;
 }
 
 /* Threads of this rank: what was asked for, or the cores of this host over its ranks. */
 static uint32_t threads_of(const struct life *l)
 {
-    const char *local = getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
-    const long n_local = local != NULL ? strtol(local, NULL, 10) : 1;
-
     if (l->args->threads != 0) {
         return l->args->threads;
     }
-    return MAX(1u, cpu_count() / (uint32_t)MAX(n_local, 1L));
+    return MAX(1u, cpu_count() / n_local_ranks());
 }
 
 static const char *cache_dir(char path[PATH_BYTES])
@@ -179,11 +259,14 @@ int worker_run(const struct worker_args *args, const struct coll_mpi_world *worl
     struct err err = ERR_INIT;
 
     log_set_rank((int)world->rank);
-    const status st = live(&l, &err);
+    status st = live(&l, &err);
     if (st == ST_OK) {
         ctrl_destroy(l.ctrl);
         life_fini(&l);
         return 0;
+    }
+    if (st == ST_ERR_CANCELLED && l.ctrl != NULL && ctrl_is_lost(l.ctrl, &err)) {
+        st = err.code; /* who told this rank to end, and why, says more */
     }
     log_error("rank", "%s: %s", status_name(st), err.text);
     if (l.ctrl != NULL) {

@@ -32,7 +32,7 @@ struct serve {
     struct serve_args args;
     struct serve_setup setup;
     struct run_dir dir;
-    struct buf token, cert, key, client_ca; /* contents of files; empty: none */
+    struct buf secret, token, cert, key, client_ca; /* contents of files; empty: none */
     struct rpc_loop *loop;
     struct coord *coord;
     struct jobs jobs;
@@ -80,7 +80,9 @@ static void say_progress(struct serve *s, uint64_t now)
         return;
     }
     coord_progress(s->coord, &p);
-    if (p.n_attached < p.n_ranks) {
+    if (p.n_ranks == 0) {
+        snprintf(line, sizeof(line), "waiting for replicas to join");
+    } else if (p.n_attached < p.n_ranks) {
         snprintf(line, sizeof(line), "starting: %u of %u ranks attached", p.n_attached, p.n_ranks);
     } else if (p.weight_bytes > 0) {
         snprintf(line, sizeof(line), "loading: %.1f of %.1f MiB, %u of %u ranks ready",
@@ -110,11 +112,19 @@ static void progress_end(const struct serve *s)
 
 /* ---- set-up ---- */
 
+/* By which ranks reach this host: what the user says, else what the control port is bound to. */
 static void host_name(const struct serve *s, char *host, size_t bytes)
 {
+    const char *listen = s->args.control_listen;
+    const char *colon = listen != NULL ? strrchr(listen, ':') : NULL;
+    const bool is_any =
+        listen != NULL && (strncmp(listen, "0.0.0.0:", 8) == 0 || strncmp(listen, "[::]:", 5) == 0);
+
     if (s->args.advertise != NULL) {
         snprintf(host, bytes, "%s", s->args.advertise);
-    } else if (s->setup.is_local) {
+    } else if (colon != NULL && !is_any) {
+        snprintf(host, bytes, "%.*s", (int)(colon - listen), listen);
+    } else if (s->setup.is_local && !is_any) {
         snprintf(host, bytes, "127.0.0.1");
     } else {
         gethostname(host, bytes - 1);
@@ -159,6 +169,8 @@ static status coord_open(struct serve *s, struct err *err)
     struct coord_config config = { .plan = s->setup.plan,
                                    .tok = s->setup.tok,
                                    .n_replicas = s->args.replicas,
+                                   .external_only = s->args.external_only,
+                                   .join_max = s->args.join_max,
                                    .generation = 1,
                                    .retries = s->args.retries,
                                    .restarts = s->args.restarts,
@@ -264,6 +276,11 @@ static status ranks_start(struct serve *s, struct err *err)
     status st;
 
     jobs_fill(s);
+    if (s->args.external_only) {
+        say("waiting for replicas: mpirun -n N gantry worker --join %s --secret-file %s MODEL\n",
+            s->control, s->args.secret_file != NULL ? s->args.secret_file : s->dir.token_path);
+        return ST_OK;
+    }
     if (s->args.external_ranks == 0) {
         return jobs_start(&s->jobs, err);
     }
@@ -319,7 +336,9 @@ static void say_ready(struct serve *s)
     const uint32_t n_ranks = s->setup.plan->n_ranks;
     char ranks[64];
 
-    if (s->args.replicas > 1) {
+    if (s->args.external_only) {
+        snprintf(ranks, sizeof(ranks), "replicas join at %.40s", s->control);
+    } else if (s->args.replicas > 1) {
         snprintf(ranks, sizeof(ranks), "%u replicas of %u rank%s", s->args.replicas, n_ranks,
                  n_ranks == 1 ? "" : "s");
     } else {
@@ -346,7 +365,8 @@ static void on_change(void *arg, enum coord_state state)
         }
         s->was_ready = true;
     } else if (state == COORD_RECOVERING) {
-        say("no replica serves: streams wait until one is started again\n");
+        say("no replica serves: streams wait until one %s again\n",
+            s->args.external_only ? "joins" : "is started");
     } else if (state == COORD_FAILED) {
         status code;
         const char *text = coord_failure(s->coord, &code);
@@ -385,7 +405,7 @@ static void on_tick(void *arg)
     jobs_tick(&s->jobs, now);
     if (coord_state(s->coord) == COORD_STARTING) {
         say_progress(s, now);
-        if (now - s->started_ns > s->args.start_timeout_s * NS_PER_S) {
+        if (!s->args.external_only && now - s->started_ns > s->args.start_timeout_s * NS_PER_S) {
             struct coord_progress p;
             coord_progress(s->coord, &p);
             err_set(&s->failure, ST_ERR_DEADLINE,
@@ -414,6 +434,12 @@ static status serve_run(struct serve *s, struct err *err)
 {
     status st = run_dir_open(s->args.run_dir, &s->dir, err);
 
+    if (st == ST_OK && s->args.secret_file != NULL) {
+        st = secret_read(s->args.secret_file, &s->secret, err);
+        if (st == ST_OK) {
+            st = run_dir_token(&s->dir, s->secret.data, err);
+        }
+    }
     (void)(st || (st = rpc_loop_create(&s->loop, err)) || (st = listen_open(s, err)) ||
            (st = signals_start(&s->signals, s->loop, on_signal, s, err)) ||
            (st = ranks_start(s, err)));
@@ -445,6 +471,10 @@ static status dry_run(struct serve *s, struct err *err)
     char name[128] = "";
     status st = jobs_self_path(program, sizeof(program), err);
 
+    if (s->args.external_only) {
+        say("no replica would be started: all of them join (gantry worker --join)\n");
+        return ST_OK;
+    }
     host_name(s, host, sizeof(host));
     snprintf(s->control, sizeof(s->control), "%s:PORT", host);
     snprintf(s->dir.token_path, sizeof(s->dir.token_path), "RUN_DIR/token");
@@ -489,12 +519,13 @@ int cli_serve(int argc, char **argv)
     if (st == ST_END) {
         return 0;
     }
-    s.token = s.cert = s.key = s.client_ca = (struct buf)BUF_INIT;
+    s.secret = s.token = s.cert = s.key = s.client_ca = (struct buf)BUF_INIT;
     signals_block();
     log_init(s.args.level, STDERR_FILENO);
     (void)(st || (st = serve_setup_make(&s.args, &s.setup, &err)) || (st = plan_say(&s, &err)) ||
            (st = s.args.dry_run ? dry_run(&s, &err) : serve_run(&s, &err)));
     serve_setup_fini(&s.setup);
+    buf_fini(&s.secret);
     buf_fini(&s.token);
     buf_fini(&s.cert);
     buf_fini(&s.key);

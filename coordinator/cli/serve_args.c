@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OWN_ROWS = 31 };
+enum { OWN_ROWS = 35 };
 
 static const char about[] =
     "Serves MODEL (a Hugging Face directory) over gRPC. Makes a plan, starts its ranks with "
@@ -64,14 +64,23 @@ static void rows_fill(struct serve_args *a, struct opt *rows)
         { OPT_U32, "start-timeout", "SECONDS", &a->start_timeout_s, 1, 86400,
           "ranks must be ready within this (default 600)", NULL },
         { .kind = OPT_HEADING, .help = "Replicas and failures" },
-        { OPT_U32, "replicas", "N", &a->replicas, 1, 1024,
-          "copies of the model, each an MPI job of its own (default 1)", NULL },
+        { OPT_U32, "replicas", "N", &a->replicas, 0, 1024,
+          "copies of the model, each an MPI job of its own (default 1; 0: as --external-only)",
+          NULL },
         { OPT_U32, "hang-timeout", "SECONDS", &a->hang_timeout_s, 1, 86400,
           "a rank that is silent or stuck for longer is taken for dead (default 5)", NULL },
         { OPT_U32, "restarts", "N", &a->restarts, 0, 1 << 30,
           "starts in a row that may fail before a lost replica is given up (default 5)", NULL },
         { OPT_U32, "retries", "N", &a->retries, 0, 1 << 30,
           "replicas that may be lost under one request before it fails (default 3)", NULL },
+        { .kind = OPT_HEADING, .help = "Replicas that others start (gantry worker --join)" },
+        { OPT_FLAG, "external-only", NULL, &a->external_only, 0, 0,
+          "start no replica: wait for those that join", NULL },
+        { OPT_U32, "join-max", "N", &a->join_max, 0, 1023,
+          "replicas that may join at a time (default 64; 0: none)", NULL },
+        { OPT_STRING, "secret-file", "FILE", &a->secret_file, 0, 0,
+          "file of mode 0600; ranks must know its first line (default: drawn, RUN_DIR/token)",
+          NULL },
         { .kind = OPT_HEADING, .help = "Other" },
         { OPT_STRING, "run-dir", "DIR", &a->run_dir, 0, 0,
           "token, endpoint.json and mpirun.log go there (default ~/.gantry/run/HOST-PID)", NULL },
@@ -104,6 +113,7 @@ status serve_args_parse(int argc, char **argv, struct serve_args *a, struct err 
                               .grace_s = 10,
                               .start_timeout_s = 600,
                               .replicas = 1,
+                              .join_max = 64,
                               .retries = 3,
                               .restarts = 5,
                               .hang_timeout_s = 5,
@@ -128,6 +138,15 @@ status serve_args_parse(int argc, char **argv, struct serve_args *a, struct err 
     }
     if (st == ST_OK && a->tls_client_ca != NULL && a->tls_cert == NULL) {
         return err_set(err, ST_ERR_ARG, "--tls-client-ca needs --tls-cert and --tls-key");
+    }
+    a->external_only = a->external_only || a->replicas == 0;
+    if (st == ST_OK && a->external_only) {
+        a->replicas = 0;
+    }
+    if (st == ST_OK && a->external_only && (a->external_ranks != 0 || a->join_max == 0)) {
+        return err_set(err, ST_ERR_ARG,
+                       "--external-only waits for replicas that join, it does not go together with "
+                       "--external-ranks or --join-max 0");
     }
     if (st == ST_OK && a->replicas > 1 && a->external_ranks != 0) {
         return err_set(err, ST_ERR_ARG, "--replicas and --external-ranks do not go together");
@@ -175,6 +194,9 @@ static void request_complete(const struct serve_args *a, const struct serve_setu
         r->n_ranks = a->external_ranks;
     }
     const bool is_open = r->n_ranks == 0 && r->tp == 0 && r->pp == 0 && r->n_stage_layers == 0;
+    if (a->external_only) {
+        return; /* how replicas are cut, and what fits them, is theirs to say */
+    }
     if (is_open && !(r->device == PLAN_CUDA && s->is_local)) {
         r->n_ranks = a->hostfile != NULL ? s->n_slots / a->replicas : s->n_hosts;
     }
@@ -194,7 +216,7 @@ static status request_device(const struct serve_args *a, const struct serve_setu
     const struct cli_device *d = &s->device;
     const bool is_here = s->is_local && (a->external_ranks == 0 || a->announce_fd != 0);
 
-    if (r->device != PLAN_CUDA) {
+    if (r->device != PLAN_CUDA || a->external_only) {
         return ST_OK;
     }
     if (is_here && d->n_here == 0) {
@@ -224,7 +246,7 @@ static status request_device(const struct serve_args *a, const struct serve_setu
 static status check_devices(const struct serve_args *a, const struct serve_setup *s,
                             struct err *err)
 {
-    const bool is_here = s->is_local && a->external_ranks == 0;
+    const bool is_here = s->is_local && a->external_ranks == 0 && !a->external_only;
 
     if (s->plan->device != PLAN_CUDA || !is_here || s->device_word[0] != '\0' ||
         s->plan->n_ranks <= s->device.n_here) {

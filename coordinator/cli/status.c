@@ -57,6 +57,16 @@ static void print_rank(const struct msg_rank_status *r)
            r->kernels, waits);
 }
 
+/* What had joined and is no more: its slot, until another takes it. */
+static bool print_gone(const struct msg_replica_status *p)
+{
+    if (strcmp(p->state, "gone") != 0) {
+        return false;
+    }
+    printf("replica %u.%u  gone  job %s: %s\n", p->replica, p->generation, p->job, p->detail);
+    return true;
+}
+
 static void print_table(const struct msg_status *m)
 {
     printf("%s  model %s  profile %s  build %.20s  up %.0f s  streams %u of %u\n", m->state,
@@ -64,6 +74,9 @@ static void print_table(const struct msg_status *m)
            m->queue_limit);
     for (uint32_t i = 0; i < m->n_replicas; i++) {
         const struct msg_replica_status *p = &m->replicas[i];
+        if (print_gone(p)) {
+            continue;
+        }
         const double kv =
             p->kv_blocks_total != 0 ? 100.0 * p->kv_blocks_used / (double)p->kv_blocks_total : 0.0;
         printf("replica %u.%u  %s  tp %u x pp %u  step %" PRIu64 "  running %u  waiting %u  "
@@ -72,6 +85,9 @@ static void print_table(const struct msg_status *m)
                p->replica, p->generation, p->state, p->tp, p->pp, p->step, p->running, p->waiting,
                p->tokens_per_second, p->kv_blocks_used, p->kv_blocks_total, kv, p->kv_blocks_cached,
                p->step_us / 1e3, p->step_kernel_us / 1e3);
+        if (p->joined) {
+            printf("  joined: job %s, profile %s\n", p->job, p->profile);
+        }
         printf("  prefix cache: %" PRIu64 " hits, %" PRIu64 " tokens not computed again\n",
                p->cache_hits, p->cache_tokens);
         if (p->losses != 0) {
@@ -116,7 +132,7 @@ static json_t *replica_json(const struct msg_replica_status *p)
     }
     return json_pack(
         "{s:I, s:I, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, "
-        "s:I, s:s, s:s, s:o}",
+        "s:I, s:s, s:s, s:b, s:s, s:s, s:o}",
         "replica", (json_int_t)p->replica, "generation", (json_int_t)p->generation, "state",
         p->state, "tp", (json_int_t)p->tp, "pp", (json_int_t)p->pp, "step", (json_int_t)p->step,
         "running", (json_int_t)p->running, "waiting", (json_int_t)p->waiting, "kv_blocks_used",
@@ -125,7 +141,8 @@ static json_t *replica_json(const struct msg_replica_status *p)
         (json_int_t)p->kv_blocks_cached, "cache_hits", (json_int_t)p->cache_hits, "cache_tokens",
         (json_int_t)p->cache_tokens, "tokens_per_second", p->tokens_per_second, "step_us",
         p->step_us, "step_kernel_us", p->step_kernel_us, "losses", (json_int_t)p->losses, "detail",
-        p->detail, "waits", p->waits, "ranks", ranks);
+        p->detail, "waits", p->waits, "joined", p->joined, "profile", p->profile, "job", p->job,
+        "ranks", ranks);
 }
 
 static void print_json(const struct msg_status *m)

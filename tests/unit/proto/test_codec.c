@@ -118,6 +118,9 @@ static const struct msg_replica_status replicas[] = {
       .step_kernel_us = 800,
       .losses = 2,
       .detail = "rank 1 is gone",
+      .joined = true,
+      .profile = "cpu-bf16-v1",
+      .job = "00112233445566778899aabbccddeeff",
       .n_ranks = 2,
       .waits = "rank 1 (host b) waits",
       .ranks = rank_states },
@@ -185,9 +188,34 @@ static const struct msg_chunk chunk_full = {
 
 static int samples_make(void **state UNUSED)
 {
-    sample_rank("hello", &(struct msg_rank){ MSG_HELLO, .hello = { "b1", 1, 0, 2, 3, 4, 1ull << 63,
-                                                                   "cpu-f32-v1", "host",
-                                                                   "avx512bf16", 4711 } });
+    sample_rank("hello", &(struct msg_rank){ MSG_HELLO, .hello = { .build = "b1",
+                                                                   .protocol = 1,
+                                                                   .generation = 2,
+                                                                   .rank = 3,
+                                                                   .n_ranks = 4,
+                                                                   .plan_digest = 1ull << 63,
+                                                                   .profile = "cpu-f32-v1",
+                                                                   .host = "host",
+                                                                   .kernels = "avx512bf16",
+                                                                   .pid = 4711 } });
+    sample_rank(
+        "hello of one that joins",
+        &(struct msg_rank){ MSG_HELLO, .hello = { .build = "b1",
+                                                  .protocol = 1,
+                                                  .n_ranks = 2,
+                                                  .profile = "cpu-f32-v1",
+                                                  .host = "host",
+                                                  .kernels = "scalar",
+                                                  .has_join = true,
+                                                  .join = { .job = { 1, 0, 255 },
+                                                            .tp = 2,
+                                                            .pp = 3,
+                                                            .kv_blocks = 4,
+                                                            .block_tokens = 32,
+                                                            .ctx_max = 5,
+                                                            .rows_max = 6,
+                                                            .layer_bytes = 1ull << 40,
+                                                            .model_digest = 1ull << 63 } } });
     sample_rank("ready", &(struct msg_rank){ MSG_READY, .ready = { { { 1, 0, 255 } }, 5, 6 } });
     sample_rank("ready of a follower", &(struct msg_rank){ MSG_READY, .ready = { .kv_bytes = 6 } });
     sample_rank("heartbeat",
@@ -199,7 +227,7 @@ static int samples_make(void **state UNUSED)
     sample_rank("no events", &(struct msg_rank){ MSG_EVENTS, .events = { .step = 8 } });
     sample_rank("fault",
                 &(struct msg_rank){ MSG_FAULT, .fault = { ST_ERR_NOMEM, 3, "no memory" } });
-    sample_coord("welcome", &(struct msg_coord){ MSG_WELCOME, .welcome = { "b1" } });
+    sample_coord("welcome", &(struct msg_coord){ MSG_WELCOME, .welcome = { "b1", 2, 3 } });
     sample_coord("submit",
                  &(struct msg_coord){ MSG_SUBMIT, .submit = { .stream = 5,
                                                               .attempt = 1,
