@@ -198,8 +198,15 @@ static status entry_open(struct coord *c, const struct msg_generate *m, const st
     e->seed = seed;
     e->want_logprobs = m->has_logprobs;
     e->n_logprobs = m->logprobs;
+    e->presence_penalty = m->presence_penalty; /* 0 if absent */
+    e->frequency_penalty = m->frequency_penalty;
+    e->repetition_penalty = m->has_repetition_penalty ? m->repetition_penalty : 1.0f;
     e->cache_scope = cache_scope_of(c);
     stop_ids_set(c, m, e);
+    if (journal_set_biases(e, m->biases, m->n_biases) < 0) {
+        journal_close(c->journal, e);
+        return err_set(err, ST_ERR_NOMEM, "no memory for %u biases", m->n_biases);
+    }
     *entry_p = e;
     return ST_OK;
 }
@@ -270,7 +277,7 @@ static status stream_open(struct coord *c, struct rpc_call *call, const struct m
                           const struct prompt *p, bool is_unary, struct front_call **f_p,
                           struct err *err)
 {
-    struct journal_entry *e;
+    struct journal_entry *e = NULL;
     struct front_call *f = NULL;
     status st = entry_open(c, m, p, &e, err);
 

@@ -51,6 +51,7 @@ static void entry_free(struct journal_entry *e)
 {
     free(e->prompt);
     free(e->emitted);
+    free(e->biases);
     free(e);
 }
 
@@ -145,6 +146,22 @@ status journal_append(struct journal_entry *entry, uint32_t token)
     return ST_OK;
 }
 
+status journal_set_biases(struct journal_entry *entry, const struct msg_bias *biases, uint32_t n)
+{
+    struct msg_bias *list = n != 0 ? malloc(n * sizeof(*list)) : NULL;
+
+    if (n != 0 && list == NULL) {
+        return ST_ERR_NOMEM;
+    }
+    if (n != 0) {
+        memcpy(list, biases, n * sizeof(*list));
+    }
+    free(entry->biases);
+    entry->biases = list;
+    entry->n_biases = n;
+    return ST_OK;
+}
+
 struct journal_entry *journal_find(const struct journal *j, uint64_t stream)
 {
     struct journal_entry *e = j->by_stream[stream_slot(j, stream)];
@@ -209,5 +226,10 @@ struct msg_submit journal_submit(const struct journal_entry *e, uint64_t now_ns)
                                 .want_logprobs = e->want_logprobs,
                                 .n_logprobs = e->n_logprobs,
                                 .deadline_us = deadline_us,
-                                .cache_scope = e->cache_scope };
+                                .cache_scope = e->cache_scope,
+                                .presence_penalty = e->presence_penalty,
+                                .frequency_penalty = e->frequency_penalty,
+                                .repetition_penalty = e->repetition_penalty,
+                                .n_biases = e->n_biases,
+                                .biases = e->biases };
 }

@@ -32,8 +32,12 @@ struct journal_entry {
         stop_ids[JOURNAL_STOP_IDS_MAX]; /* the request's, then the model's ends unless ignored */
     bool want_logprobs;
     uint32_t n_logprobs;
-    uint64_t cache_scope; /* whose prefixes it may share; 0: everybody's */
-    uint64_t deadline_ns; /* on the coordinator's clock; CLOCK_NEVER: none */
+    float presence_penalty, frequency_penalty; /* 0: off */
+    float repetition_penalty;                  /* 1: off */
+    uint32_t n_biases;
+    struct msg_bias *biases; /* [n_biases] owned (journal_set_biases) */
+    uint64_t cache_scope;    /* whose prefixes it may share; 0: everybody's */
+    uint64_t deadline_ns;    /* on the coordinator's clock; CLOCK_NEVER: none */
 
     /* Where it runs (route.c). */
     int32_t replica;   /* -1: nowhere, it waits for one */
@@ -57,6 +61,10 @@ status journal_open(struct journal *j, const char *request_id, const uint32_t *p
                     uint32_t n_prompt, struct journal_entry **entry_p, struct err *err);
 void journal_close(struct journal *j, struct journal_entry *entry);
 status journal_append(struct journal_entry *entry, uint32_t token) WARN_UNUSED; /* ST_ERR_NOMEM */
+
+/* Copy the list. ST_ERR_NOMEM. */
+status journal_set_biases(struct journal_entry *entry, const struct msg_bias *biases,
+                          uint32_t n) WARN_UNUSED;
 
 struct journal_entry *journal_find(const struct journal *j, uint64_t stream); /* NULL: not open */
 struct journal_entry *journal_find_request(const struct journal *j, const char *request_id);

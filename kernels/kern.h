@@ -150,11 +150,40 @@ struct kern_scan {
     float gumbel_logit;      /* the logit of gumbel.id, for its log-probability; if gumbel_all */
 };
 
+/* What is done to single logits before a token is chosen (docs/numerics.md; kernels/adjust.h). */
+struct kern_penalties {
+    float repetition;          /* 1: off */
+    float presence, frequency; /* 0: off */
+};
+
+/* One id of a row's adjustments: how often it was generated, or what is added to its logit. */
+struct kern_adjust {
+    uint32_t id;
+    union {
+        uint32_t n_made; /* of a count; 0: it stands in the prompt only */
+        float bias;      /* of a bias */
+    };
+};
+
+/* The adjustments of all rows of a step; host_alloc memory, both arrays. entries NULL: no row of
+ * the step has any. */
+struct kern_adjusts {
+    const struct kern_adjust *entries;
+    float *saved; /* one per entry: scratch of the op */
+};
+
 /* One row of scan_rows. Lies in host_alloc memory; read when the op's turn comes, so it stays as it
- * is until stream_sync. */
+ * is until stream_sync. An adjusted row (n_raw not 0) is scanned twice: as the model gave it, for
+ * its log-probabilities, and adjusted, for the choice. */
 struct kern_scan_row {
     struct kern_sample params; /* n_cand 0: the row is skipped (a graph's padding) */
     uint64_t flat_offset;      /* of this row in `flat`: a multiple of KERN_ALIGN */
+    struct kern_penalties penalties;
+    uint32_t n_raw; /* candidates wanted of the row as the model gave it; 0: it is not adjusted */
+    /* Entries [entry0, entry0 + n_counts) are counts, the n_biases behind them biases; ids ascend
+     * in each. Those that the slice does not hold are left out. */
+    uint32_t entry0, n_counts, n_biases;
+    uint32_t pad;
 };
 
 /* ---- the device ---- */
@@ -256,9 +285,11 @@ struct kern_ops {
                  const struct kern_sample *params, struct kern_scan *scan);
     /* The same for rows 0 .. n_rows - 1 of logits[n_rows, n_ids], queued: row i lies at flat +
      * rows[i].flat_offset as sample.h's flat scan after stream_sync. rows and flat are host_alloc
-     * memory. NULL on CPU: call kern_scan_rows (kernels/sample.h), which serves both. */
-    void (*scan_rows)(struct kern_stream *s, const float *logits, uint32_t id0, uint32_t n_ids,
-                      uint32_t n_rows, const struct kern_scan_row *rows, void *flat);
+     * memory. The logits are as they were afterwards. NULL on CPU: call kern_scan_rows
+     * (kernels/sample.h), which serves both. */
+    void (*scan_rows)(struct kern_stream *s, float *logits, uint32_t id0, uint32_t n_ids,
+                      uint32_t n_rows, const struct kern_scan_row *rows,
+                      struct kern_adjusts adjusts, void *flat);
 };
 
 /* The best CPU table that this machine runs, cpu_mask() applied; every part of it was compared with

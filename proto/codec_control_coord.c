@@ -16,7 +16,14 @@ static uint32_t *ids_out(const uint32_t *ids)
     return u.out;
 }
 
-static void submit_fill(const struct msg_submit *m, Gantry__Control__V1__Submit *s)
+/* A Submit's biases as they travel. */
+struct biases_out {
+    uint32_t ids[MSG_BIASES_MAX];
+    float biases[MSG_BIASES_MAX];
+};
+
+static void submit_fill(const struct msg_submit *m, struct biases_out *out,
+                        Gantry__Control__V1__Submit *s)
 {
     gantry__control__v1__submit__init(s);
     s->stream = m->stream;
@@ -38,6 +45,17 @@ static void submit_fill(const struct msg_submit *m, Gantry__Control__V1__Submit 
     s->n_logprobs = m->n_logprobs;
     s->deadline_us = m->deadline_us;
     s->cache_scope = m->cache_scope;
+    s->presence_penalty = m->presence_penalty;
+    s->frequency_penalty = m->frequency_penalty;
+    s->repetition_penalty = m->repetition_penalty;
+    for (uint32_t i = 0; i < m->n_biases; i++) {
+        out->ids[i] = m->biases[i].id;
+        out->biases[i] = m->biases[i].bias;
+    }
+    s->n_bias_ids = m->n_biases;
+    s->bias_ids = out->ids;
+    s->n_biases = m->n_biases;
+    s->biases = out->biases;
 }
 
 status msg_coord_pack(const struct msg_coord *m, struct buf *out)
@@ -49,7 +67,11 @@ status msg_coord_pack(const struct msg_coord *m, struct buf *out)
         Gantry__Control__V1__Stop stop;
     } u;
     Gantry__Control__V1__CoordMessage msg = GANTRY__CONTROL__V1__COORD_MESSAGE__INIT;
+    struct biases_out biases;
 
+    if (m->kind == MSG_SUBMIT && m->submit.n_biases > MSG_BIASES_MAX) {
+        return ST_ERR_LIMIT;
+    }
     msg.body_case = (Gantry__Control__V1__CoordMessage__BodyCase)m->kind;
     msg.welcome = (void *)&u; /* the members of the oneof are one pointer */
     switch (m->kind) {
@@ -60,7 +82,7 @@ status msg_coord_pack(const struct msg_coord *m, struct buf *out)
         u.welcome.generation = m->welcome.generation;
         break;
     case MSG_SUBMIT:
-        submit_fill(&m->submit, &u.submit);
+        submit_fill(&m->submit, &biases, &u.submit);
         break;
     case MSG_CANCEL:
         gantry__control__v1__cancel__init(&u.cancel);
@@ -77,9 +99,37 @@ status msg_coord_pack(const struct msg_coord *m, struct buf *out)
     return pb_pack(&msg.base, out);
 }
 
-static status submit_read(const Gantry__Control__V1__Submit *in, struct msg_submit *m,
-                          struct err *err)
+static status biases_read(const Gantry__Control__V1__Submit *in, struct arena *arena,
+                          struct msg_submit *m, struct err *err)
 {
+    if (in->n_biases != in->n_bias_ids || in->n_biases > MSG_BIASES_MAX) {
+        return err_set(err, ST_ERR_PROTO, "Submit has %zu biases for %zu ids (at most %d)",
+                       in->n_biases, in->n_bias_ids, (int)MSG_BIASES_MAX);
+    }
+    struct msg_bias *biases = arena_alloc(arena, in->n_biases * sizeof(*biases));
+    if (biases == NULL) {
+        return err_set(err, ST_ERR_LIMIT, "no memory for %zu biases", in->n_biases);
+    }
+    for (size_t i = 0; i < in->n_biases; i++) {
+        biases[i] = (struct msg_bias){ in->bias_ids[i], in->biases[i] };
+        for (size_t k = 0; k < i; k++) { /* at most 300 */
+            if (biases[k].id == biases[i].id) {
+                return err_set(err, ST_ERR_PROTO, "Submit.bias_ids names %u twice", biases[i].id);
+            }
+        }
+    }
+    m->n_biases = (uint32_t)in->n_biases;
+    m->biases = biases;
+    return ST_OK;
+}
+
+static status submit_read(const Gantry__Control__V1__Submit *in, struct arena *arena,
+                          struct msg_submit *m, struct err *err)
+{
+    if (in->repetition_penalty < 0.0f) { /* finite: pb_unpack */
+        return err_set(err, ST_ERR_PROTO, "Submit.repetition_penalty is %g (at least 0)",
+                       (double)in->repetition_penalty);
+    }
     if (in->n_stop_ids > MSG_STOP_IDS_MAX * 2) { /* the request's, and the model's own ends */
         return err_set(err, ST_ERR_PROTO, "Submit.stop_ids has %zu ids (at most %d)",
                        in->n_stop_ids, (int)MSG_STOP_IDS_MAX * 2);
@@ -106,8 +156,11 @@ static status submit_read(const Gantry__Control__V1__Submit *in, struct msg_subm
                               .want_logprobs = in->want_logprobs != 0,
                               .n_logprobs = in->n_logprobs,
                               .deadline_us = in->deadline_us,
-                              .cache_scope = in->cache_scope };
-    return ST_OK;
+                              .cache_scope = in->cache_scope,
+                              .presence_penalty = in->presence_penalty,
+                              .frequency_penalty = in->frequency_penalty,
+                              .repetition_penalty = in->repetition_penalty };
+    return biases_read(in, arena, m, err);
 }
 
 status msg_coord_unpack(const void *data, size_t len, struct arena *arena, struct msg_coord *m_p,
@@ -131,7 +184,7 @@ status msg_coord_unpack(const void *data, size_t len, struct arena *arena, struc
         m.welcome.generation = in->welcome->generation;
         break;
     case GANTRY__CONTROL__V1__COORD_MESSAGE__BODY_SUBMIT:
-        st = submit_read(in->submit, &m.submit, err);
+        st = submit_read(in->submit, arena, &m.submit, err);
         break;
     case GANTRY__CONTROL__V1__COORD_MESSAGE__BODY_CANCEL:
         m.cancel = (struct msg_cancel){ in->cancel->stream, in->cancel->attempt };

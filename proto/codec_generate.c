@@ -40,6 +40,21 @@ static void options_fill(const struct msg_generate *m, Gantry__V1__GenerateReque
         r->opt_logprobs_case = GANTRY__V1__GENERATE_REQUEST__OPT_LOGPROBS_LOGPROBS;
         r->logprobs = m->logprobs;
     }
+    if (m->has_presence_penalty) {
+        r->opt_presence_penalty_case =
+            GANTRY__V1__GENERATE_REQUEST__OPT_PRESENCE_PENALTY_PRESENCE_PENALTY;
+        r->presence_penalty = m->presence_penalty;
+    }
+    if (m->has_frequency_penalty) {
+        r->opt_frequency_penalty_case =
+            GANTRY__V1__GENERATE_REQUEST__OPT_FREQUENCY_PENALTY_FREQUENCY_PENALTY;
+        r->frequency_penalty = m->frequency_penalty;
+    }
+    if (m->has_repetition_penalty) {
+        r->opt_repetition_penalty_case =
+            GANTRY__V1__GENERATE_REQUEST__OPT_REPETITION_PENALTY_REPETITION_PENALTY;
+        r->repetition_penalty = m->repetition_penalty;
+    }
 }
 
 static status lists_fill(const struct msg_generate *m, struct arena *arena,
@@ -48,8 +63,15 @@ static status lists_fill(const struct msg_generate *m, struct arena *arena,
     r->prompt = arena_copy_str(arena, m->prompt.data, m->prompt.len);
     r->stop = arena_alloc(arena, m->n_stop * sizeof(*r->stop));
     r->stop_ids = arena_copy(arena, m->stop_ids, m->n_stop_ids * sizeof(uint32_t));
-    if (r->prompt == NULL || r->stop == NULL || r->stop_ids == NULL) {
+    r->logit_bias = (void *)pb_objects(arena, m->n_biases, sizeof(Gantry__V1__LogitBias));
+    if (r->prompt == NULL || r->stop == NULL || r->stop_ids == NULL || r->logit_bias == NULL) {
         return ST_ERR_NOMEM;
+    }
+    r->n_logit_bias = m->n_biases;
+    for (uint32_t i = 0; i < m->n_biases; i++) {
+        gantry__v1__logit_bias__init(r->logit_bias[i]);
+        r->logit_bias[i]->id = m->biases[i].id;
+        r->logit_bias[i]->bias = m->biases[i].bias;
     }
     r->n_stop_ids = m->n_stop_ids;
     for (r->n_stop = 0; r->n_stop < m->n_stop; r->n_stop++) {
@@ -102,6 +124,29 @@ static void options_read(const Gantry__V1__GenerateRequest *r, struct msg_genera
     m->seed = m->has_seed ? r->seed : 0;
     m->has_logprobs = r->opt_logprobs_case != 0;
     m->logprobs = m->has_logprobs ? r->logprobs : 0;
+    m->has_presence_penalty = r->opt_presence_penalty_case != 0;
+    m->presence_penalty = m->has_presence_penalty ? r->presence_penalty : 0.0f;
+    m->has_frequency_penalty = r->opt_frequency_penalty_case != 0;
+    m->frequency_penalty = m->has_frequency_penalty ? r->frequency_penalty : 0.0f;
+    m->has_repetition_penalty = r->opt_repetition_penalty_case != 0;
+    m->repetition_penalty = m->has_repetition_penalty ? r->repetition_penalty : 0.0f;
+}
+
+static status biases_read(const Gantry__V1__GenerateRequest *r, struct arena *arena,
+                          struct msg_generate *m, struct err *err)
+{
+    struct msg_bias *biases = arena_alloc(arena, r->n_logit_bias * sizeof(*biases));
+
+    if (biases == NULL) {
+        return err_set(err, ST_ERR_LIMIT, "no memory for %zu entries of logit_bias",
+                       r->n_logit_bias);
+    }
+    for (size_t i = 0; i < r->n_logit_bias; i++) {
+        biases[i] = (struct msg_bias){ r->logit_bias[i]->id, r->logit_bias[i]->bias };
+    }
+    m->n_biases = (uint32_t)r->n_logit_bias; /* < MSG_BYTES_MAX */
+    m->biases = biases;
+    return ST_OK;
 }
 
 status msg_generate_unpack(const void *data, size_t len, struct arena *arena,
@@ -109,7 +154,7 @@ status msg_generate_unpack(const void *data, size_t len, struct arena *arena,
 {
     struct msg_generate m;
     void *in;
-    const status st =
+    status st =
         pb_unpack(&gantry__v1__generate_request__descriptor, data, len, arena, NULL, &in, err);
     if (st < 0) {
         return st;
@@ -134,8 +179,11 @@ status msg_generate_unpack(const void *data, size_t len, struct arena *arena,
     m.stop = stop;
     m.n_stop_ids = (uint32_t)r->n_stop_ids;
     m.stop_ids = r->stop_ids;
-    *m_p = m;
-    return ST_OK;
+    st = biases_read(r, arena, &m, err);
+    if (st == ST_OK) {
+        *m_p = m;
+    }
+    return st;
 }
 
 /* ---- ranges ---- */
@@ -213,6 +261,51 @@ static status sampling_check(const struct msg_generate *m, struct err *err)
     return ST_OK;
 }
 
+static status penalties_check(const struct msg_generate *m, struct err *err)
+{
+    if (m->has_presence_penalty && !(m->presence_penalty >= -2.0f && m->presence_penalty <= 2.0f)) {
+        return err_set(err, ST_ERR_ARG, "presence_penalty is %g; -2 .. 2 is allowed, 0 is off",
+                       (double)m->presence_penalty);
+    }
+    if (m->has_frequency_penalty &&
+        !(m->frequency_penalty >= -2.0f && m->frequency_penalty <= 2.0f)) {
+        return err_set(err, ST_ERR_ARG, "frequency_penalty is %g; -2 .. 2 is allowed, 0 is off",
+                       (double)m->frequency_penalty);
+    }
+    if (m->has_repetition_penalty &&
+        !(m->repetition_penalty >= 0.01f && m->repetition_penalty <= 100.0f)) {
+        return err_set(err, ST_ERR_ARG,
+                       "repetition_penalty is %g; 0.01 .. 100 is allowed, 1 is off",
+                       (double)m->repetition_penalty);
+    }
+    return ST_OK;
+}
+
+static status biases_check(const struct msg_generate *m, uint32_t vocab, struct err *err)
+{
+    if (m->n_biases > MSG_BIASES_MAX) {
+        return err_set(err, ST_ERR_ARG, "logit_bias has %u entries; at most %d are allowed",
+                       m->n_biases, (int)MSG_BIASES_MAX);
+    }
+    for (uint32_t i = 0; i < m->n_biases; i++) {
+        const struct msg_bias *b = &m->biases[i];
+        if (b->id >= vocab) {
+            return err_set(err, ST_ERR_ARG, "logit_bias[%u] names id %u; the model has ids 0 .. %u",
+                           i, b->id, vocab - 1);
+        }
+        if (!(b->bias >= -100.0f && b->bias <= 100.0f)) {
+            return err_set(err, ST_ERR_ARG, "logit_bias of id %u is %g; -100 .. 100 is allowed",
+                           b->id, (double)b->bias);
+        }
+        for (uint32_t k = 0; k < i; k++) { /* at most 300 */
+            if (m->biases[k].id == b->id) {
+                return err_set(err, ST_ERR_ARG, "logit_bias names id %u twice", b->id);
+            }
+        }
+    }
+    return ST_OK;
+}
+
 status generate_check(const struct msg_generate *m, uint32_t vocab, struct err *err)
 {
     status st = prompt_check(m, vocab, err);
@@ -222,6 +315,12 @@ status generate_check(const struct msg_generate *m, uint32_t vocab, struct err *
     }
     if (st == ST_OK) {
         st = sampling_check(m, err);
+    }
+    if (st == ST_OK) {
+        st = penalties_check(m, err);
+    }
+    if (st == ST_OK) {
+        st = biases_check(m, vocab, err);
     }
     if (st < 0) {
         return st;

@@ -22,6 +22,7 @@ enum {
     MSG_STOP_IDS_MAX = 64,
     MSG_LOGPROBS_MAX = 20,
     MSG_TOP_K_MAX = 1024,
+    MSG_BIASES_MAX = 300,
     MSG_REQUEST_ID_MAX = 128,
     MSG_PROMPT_BYTES_MAX = 4 << 20, /* of text in one request */
     MSG_BYTES_MAX = 16 << 20        /* one packed message, either side */
@@ -31,6 +32,12 @@ enum {
 struct msg_str {
     const char *data;
     size_t len;
+};
+
+/* What is added to the logit of a token. */
+struct msg_bias {
+    uint32_t id;
+    float bias;
 };
 
 /* Names this very binary ("0.1.0+<GNU build id>"): what Hello and Welcome carry, so that ranks of
@@ -144,7 +151,11 @@ struct msg_submit {
     bool want_logprobs;
     uint32_t n_logprobs;
     uint64_t deadline_us;
-    uint64_t cache_scope; /* of the principal; 0: shares prefixes with all */
+    uint64_t cache_scope;                      /* of the principal; 0: shares prefixes with all */
+    float presence_penalty, frequency_penalty; /* 0: off */
+    float repetition_penalty;                  /* 0 or 1: off */
+    uint32_t n_biases;
+    const struct msg_bias *biases; /* different ids */
 };
 
 struct msg_cancel {
@@ -204,9 +215,13 @@ struct msg_generate {
     uint32_t n_prompt_ids;
     const uint32_t *prompt_ids;
     bool has_max_tokens, has_temperature, has_top_k, has_top_p, has_min_p, has_seed, has_logprobs;
+    bool has_presence_penalty, has_frequency_penalty, has_repetition_penalty;
     uint32_t max_tokens, top_k, logprobs;
     float temperature, top_p, min_p;
+    float presence_penalty, frequency_penalty, repetition_penalty;
     uint64_t seed;
+    uint32_t n_biases;
+    const struct msg_bias *biases;
     uint32_t n_stop, n_stop_ids;
     const struct msg_str *stop;
     const uint32_t *stop_ids;

@@ -7,6 +7,7 @@
  *   rows    a power of two (the streams of the step, padded)
  *   stride  blocks of the longest table, a power of two: bounds the attention's launch
  *   x       which of the residual buffers
+ *   adjusted  are there penalties: last stage only, its scans are twice as many then
  *
  * The first step of a kind is queued op by op: NCCL makes its connections then, and the device loads
  * kernels, neither of which may happen inside a recording. Prompts are not recorded, their sizes
@@ -21,6 +22,7 @@ enum { GRAPHS_MAX = 64, STRIDE_MIN = 16 };
 struct entry {
     uint32_t n_rows, stride;
     const float *x;
+    bool is_adjusted;
     uint32_t n_uses;
     struct kern_graph *graph; /* owned; NULL until the second use */
 };
@@ -80,15 +82,18 @@ static struct entry *find(struct exec *e, const float *x)
 
     for (uint32_t i = 0; i < g->n; i++) {
         struct entry *at = &g->entries[i];
-        if (at->n_rows == e->shape.n_rows && at->stride == e->shape.stride && at->x == x) {
+        if (at->n_rows == e->shape.n_rows && at->stride == e->shape.stride && at->x == x &&
+            at->is_adjusted == e->shape.is_adjusted) {
             return at;
         }
     }
     if (g->n == GRAPHS_MAX) {
         return NULL;
     }
-    g->entries[g->n] =
-        (struct entry){ .n_rows = e->shape.n_rows, .stride = e->shape.stride, .x = x };
+    g->entries[g->n] = (struct entry){ .n_rows = e->shape.n_rows,
+                                       .stride = e->shape.stride,
+                                       .x = x,
+                                       .is_adjusted = e->shape.is_adjusted };
     return &g->entries[g->n++];
 }
 

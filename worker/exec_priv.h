@@ -16,6 +16,7 @@ struct exec_shape {
     uint32_t n_rows, n_seqs, n_samples;
     uint32_t stride;  /* of the tables */
     bool is_recorded; /* by way of a graph */
+    bool is_adjusted; /* some row has penalties or biases */
 };
 
 /* A step's tables, in memory that the device reads when their turn comes. */
@@ -24,6 +25,8 @@ struct exec_host {
     uint32_t *tables;                /* [S, stride] */
     uint32_t *rows;                  /* [S] rows that are sampled */
     struct kern_scan_row *scan_rows; /* [S] last stage */
+    struct kern_adjust *adjusts;     /* [adjusts_max] last stage, as the next one */
+    float *saved;                    /* [adjusts_max] scratch of the scans */
     char *scans;                     /* last stage: this slice's flat scans of a step */
 };
 

@@ -38,6 +38,10 @@ static size_t place(struct exec *e, char *base)
     h->tables = piece(base, &used, s * e->table_stride_max * sizeof(uint32_t));
     h->rows = piece(base, &used, s * sizeof(uint32_t));
     h->scan_rows = piece(base, &used, s * sizeof(struct kern_scan_row));
+    if (e->part->has_head) {
+        h->adjusts = piece(base, &used, e->limits.adjusts_max * sizeof(*h->adjusts));
+        h->saved = piece(base, &used, e->limits.adjusts_max * sizeof(*h->saved));
+    }
     h->scans = piece(base, &used, exec_sample_bytes(e));
     return used;
 }
@@ -120,11 +124,19 @@ void exec_rows_fill(struct exec *e, const struct step_head *plan)
     uint32_t n_samples = 0;
 
     ASSERT(stride <= e->table_stride_max);
-    e->shape = (struct exec_shape){ plan->n_rows, plan->n_seqs, plan->n_samples, stride, false };
+    e->shape = (struct exec_shape){ .n_rows = plan->n_rows,
+                                    .n_seqs = plan->n_seqs,
+                                    .n_samples = plan->n_samples,
+                                    .stride = stride };
     if (e->graphs != NULL && is_decode(plan)) {
         const uint32_t n = exec_graph_rows(e, plan->n_rows);
-        e->shape = (struct exec_shape){ n, n, n, exec_graph_stride(e, stride), true };
+        e->shape = (struct exec_shape){ .n_rows = n,
+                                        .n_seqs = n,
+                                        .n_samples = n,
+                                        .stride = exec_graph_stride(e, stride),
+                                        .is_recorded = true };
     }
+    e->shape.is_adjusted = e->part->has_head && plan->n_adjusts != 0;
     memcpy(e->host.tokens, step_tokens_const(plan), plan->n_rows * sizeof(uint32_t));
     for (uint32_t i = 0; i < plan->n_seqs; i++) {
         fill_seq(e, plan, i);

@@ -4,7 +4,8 @@
  * max and sum, best candidates, best Gumbel score): some hundred bytes for greedy, 8 KiB where a
  * filter needs candidates. The scans are gathered and slice 0 merges them (kernels/sample.h);
  * logits themselves never travel. The scans come into pinned memory; the host looks at them after
- * the step's one wait. */
+ * the step's one wait. A row with penalties or biases is scanned as it is as well (its
+ * log-probabilities are the model's), and costs about twice as much. */
 #include "worker/exec_priv.h"
 
 #include <stdlib.h>
@@ -24,22 +25,23 @@ static size_t align_up(size_t n)
 }
 
 /* Bytes of one row's scan, the same on every slice: that of the slice with the most ids. */
-static size_t row_bytes(const struct exec *e, const struct kern_sample *req)
+static size_t row_bytes(const struct exec *e, const struct kern_scan_row *row)
 {
     size_t bytes = 0;
 
     for (uint32_t i = 0; i < e->plan->tp; i++) {
         uint32_t id0;
-        bytes = MAX(bytes, scan_flat_bytes(req, slice_ids(e, i, &id0)));
+        bytes = MAX(bytes, sample_row_bytes(row, slice_ids(e, i, &id0)));
     }
     return align_up(bytes);
 }
 
 size_t exec_sample_bytes(struct exec *e)
 {
-    const struct kern_sample most = { .temperature = 1.0f,
-                                      .n_cand = KERN_CAND_MAX,
-                                      .gumbel_all = true };
+    const struct kern_scan_row most = {
+        .params = { .temperature = 1.0f, .n_cand = KERN_CAND_MAX, .gumbel_all = true },
+        .n_raw = SAMPLE_LOGPROBS_MAX,
+    };
 
     if (!e->part->has_head) {
         return 0;
@@ -75,10 +77,16 @@ static const struct step_seq *next_sampled(const struct step_seq *q)
     return q;
 }
 
-static struct kern_sample request_of(const struct exec *e, const struct step_seq *q)
+static struct kern_scan_row row_of(const struct exec *e, const struct step_seq *q)
 {
     /* The token chosen after row n is the one at position n + 1. */
-    return sample_request(&q->params, q->pos0 + q->n_rows, e->desc->vocab);
+    struct kern_scan_row row =
+        sample_row(&q->params, q->pos0 + q->n_rows, e->desc->vocab, q->n_counts + q->n_biases != 0);
+
+    row.entry0 = q->adjust0;
+    row.n_counts = q->n_counts;
+    row.n_biases = q->n_biases;
+    return row;
 }
 
 void exec_sample_fill(struct exec *e, const struct step_head *plan)
@@ -88,9 +96,11 @@ void exec_sample_fill(struct exec *e, const struct step_head *plan)
 
     for (uint32_t i = 0; i < plan->n_samples; i++, q++) {
         q = next_sampled(q);
-        e->host.scan_rows[i] = (struct kern_scan_row){ request_of(e, q), used };
-        used += row_bytes(e, &e->host.scan_rows[i].params);
+        e->host.scan_rows[i] = row_of(e, q);
+        e->host.scan_rows[i].flat_offset = used;
+        used += row_bytes(e, &e->host.scan_rows[i]);
     }
+    memcpy(e->host.adjusts, step_adjusts_const(plan), plan->n_adjusts * sizeof(*e->host.adjusts));
     e->scan_bytes = used;
 }
 
@@ -103,21 +113,21 @@ static void merge_rows(struct exec *e, const struct step_head *plan, size_t stri
 
     for (uint32_t i = 0; i < plan->n_samples; i++, q++) {
         q = next_sampled(q);
-        const struct kern_sample req = request_of(e, q);
+        const struct kern_scan_row row = row_of(e, q);
         uint32_t n_slices = 0;
         for (uint32_t s = 0; s < e->plan->tp; s++) {
             struct sample_slice *slice = &slices[n_slices];
             slice->n_ids = slice_ids(e, s, &slice->id0);
             if (slice->n_ids != 0) { /* a small vocabulary may leave slices without ids */
-                scan_flat_load(e->scans_all + s * stride + used, &req, slice->n_ids, &slice->scan);
+                sample_row_load(e->scans_all + s * stride + used, &row, slice);
                 n_slices++;
             }
         }
         memset(&results[i], 0, sizeof(results[i]));
         results[i].stream = q->stream;
         results[i].attempt = q->attempt;
-        sample_merge(slices, n_slices, &q->params, &req, e->desc->vocab, &results[i].sampled);
-        used += row_bytes(e, &req);
+        sample_merge(slices, n_slices, &q->params, &row, e->desc->vocab, &results[i].sampled);
+        used += row_bytes(e, &row);
     }
 }
 
@@ -134,7 +144,10 @@ void exec_sample_queue(struct exec *e, const float *x)
     if (n_ids != 0) {
         k->gemm(e->stream, e->logits, e->normed, &e->shard->head,
                 n); /* W[V,C] x normed[S,C] -> logits[S,V] */
-        kern_scan_rows(k, e->stream, e->logits, id0, n_ids, n, e->host.scan_rows, e->host.scans);
+        const struct kern_adjusts adjusts = { e->shape.is_adjusted ? e->host.adjusts : NULL,
+                                              e->host.saved };
+        kern_scan_rows(k, e->stream, e->logits, id0, n_ids, n, e->host.scan_rows, adjusts,
+                       e->host.scans);
     }
 }
 

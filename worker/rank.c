@@ -142,6 +142,7 @@ status rank_create(const struct rank_config *config, struct rank **rank_p, struc
                                       .tables_max = plan->kv_blocks };
     /* A plan never names a block twice for one stream, but a shared one once per stream. */
     r->limits.tables_max = plan->seqs_max * ((plan->ctx_max + KERN_KV_BLOCK - 1) / KERN_KV_BLOCK);
+    r->limits.adjusts_max = step_adjusts_max(plan->seqs_max, plan->ctx_max, plan->desc.vocab);
     const status st = create_parts(r, config, err);
     if (st != ST_OK) {
         rank_destroy(r);

@@ -16,13 +16,14 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { OWN_ROWS = 18, ANSWER_BYTES_MAX = 256 << 20 };
+enum { OWN_ROWS = 22, ANSWER_BYTES_MAX = 256 << 20 };
 
 struct run {
     struct client client;
     struct client_opts client_opts;
     struct msg_generate request;
-    struct opt_list stops, stop_ids;
+    struct opt_list stops, stop_ids, bias_args;
+    struct msg_bias biases[OPT_LIST_MAX];
     uint32_t *ids; /* owned: prompt ids, then stop ids */
     const char *prompt_ids;
     const char *prompt_arg;
@@ -67,6 +68,16 @@ static status parse(struct run *r, int argc, char **argv, struct err *err)
           "only the most probable tokens that together reach P", &q->has_top_p },
         { OPT_FLOAT, "min-p", "P", &q->min_p, 0, 0,
           "only tokens at least P times as probable as the best", &q->has_min_p },
+        { OPT_FLOAT, "presence-penalty", "P", &q->presence_penalty, 0, 0,
+          "-2 .. 2, taken from the logit of what the answer holds already (default 0)",
+          &q->has_presence_penalty },
+        { OPT_FLOAT, "frequency-penalty", "P", &q->frequency_penalty, 0, 0,
+          "the same, for each time that it does (default 0)", &q->has_frequency_penalty },
+        { OPT_FLOAT, "repetition-penalty", "R", &q->repetition_penalty, 0, 0,
+          "above 1: what prompt or answer hold becomes less likely (default 1)",
+          &q->has_repetition_penalty },
+        { OPT_LIST, "logit-bias", "ID:BIAS", &r->bias_args, 0, 0,
+          "add -100 .. 100 to the logit of a token", NULL },
         { OPT_U64, "seed", "N", &q->seed, 0, 0, "for the same answer again (default: drawn)",
           &q->has_seed },
         { OPT_LIST, "stop", "TEXT", &r->stops, 0, 0, "end before this text", NULL },
@@ -161,6 +172,27 @@ static status ids_read(struct run *r, struct err *err)
     return ST_OK;
 }
 
+static status biases_read(struct run *r, struct err *err)
+{
+    for (uint32_t i = 0; i < r->bias_args.n; i++) {
+        const char *rest;
+        char *end;
+        const status st =
+            id_read("logit-bias", r->bias_args.items[i], ':', &r->biases[i].id, &rest, err);
+        if (st < 0) {
+            return st;
+        }
+        r->biases[i].bias = *rest == ':' ? strtof(rest + 1, &end) : 0.0f;
+        if (*rest != ':' || end == rest + 1 || *end != '\0') {
+            return err_set(err, ST_ERR_ARG, "--logit-bias: \"%.40s\" is not ID:BIAS, as in 17:-2.5",
+                           r->bias_args.items[i]);
+        }
+    }
+    r->request.biases = r->biases;
+    r->request.n_biases = r->bias_args.n;
+    return ST_OK;
+}
+
 static status prompt_read(struct run *r, struct err *err)
 {
     char block[4096];
@@ -196,6 +228,9 @@ static status request_make(struct run *r, struct err *err)
 {
     status st = ids_read(r, err);
 
+    if (st == ST_OK) {
+        st = biases_read(r, err);
+    }
     if (st == ST_OK) {
         st = prompt_read(r, err);
     }

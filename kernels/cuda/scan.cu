@@ -5,9 +5,14 @@
  * 2. A block per row: the best of the blocks' bests, the n best candidates by digit selection over
  *    the row's keys and one sort, and everything out to host memory, whose pages the device writes.
  *
+ * An adjusted row goes through both steps twice: as it is; then a block per row changes single logits,
+ * keeping what stood there (in pinned memory, a word per id); steps 1 and 2 again for these rows
+ * alone; and a block per row puts back what stood there and reports it for the ids that were found.
+ *
  * All of it depends on the row alone, and equals the CPU's scan of the same logits operation for
  * operation. Bytes: the logits once in step 1; in step 2 once per digit that is needed (mostly 4) and
  * once more, from the second-level cache. */
+#include "kernels/adjust.h"
 #include "kernels/cuda/select.cuh"
 #include "kernels/cuda/stream.cuh"
 #include "kernels/flat.h"
@@ -24,12 +29,36 @@ struct block_scan {
 };
 
 struct scan_args {
-    const float *logits; /* [n_rows, n_ids] */
+    float *logits; /* [n_rows, n_ids] */
     uint32_t id0, n_ids, n_blocks;
+    bool is_second;                   /* of adjusted rows, as they are adjusted */
     const struct kern_scan_row *rows; /* device copy */
     struct block_scan *blocks;        /* [n_rows, n_blocks] */
+    struct kern_adjusts adjusts;      /* pinned host memory */
     char *flat;                       /* pinned host memory */
 };
+
+/* One scan of a row: what is asked, and where it goes. n_cand 0: there is none in this pass. */
+struct request {
+    struct kern_sample params;
+    size_t flat_offset;
+};
+
+__device__ static struct request request_of(const struct scan_args &a, uint32_t row)
+{
+    const struct kern_scan_row &line = a.rows[row];
+    const struct kern_sample &p = line.params;
+    struct request r = { p, line.flat_offset };
+
+    if (a.is_second) {
+        r.params.n_cand = line.n_raw != 0 ? p.n_cand : 0;
+    } else if (line.n_raw != 0) {
+        r.params = flat_raw_params(line.n_raw);
+        r.flat_offset +=
+            flat_parts(p.temperature != 0.0f, p.n_cand, line.n_raw, a.n_ids).raw;
+    }
+    return r;
+}
 
 /* ---- step 1 ---- */
 
@@ -104,7 +133,7 @@ __global__ static void __launch_bounds__(BLOCK_THREADS)
     uint64_t best = 0, gumbel = 0;
 
     begin_op();
-    const struct kern_sample params = a.rows[blockIdx.y].params;
+    const struct kern_sample params = request_of(a, blockIdx.y).params;
 
     if (params.n_cand == 0) {
         return;
@@ -266,7 +295,7 @@ __global__ static void __launch_bounds__(ROW_THREADS)
     __shared__ uint32_t counts[CU_BINS], shared_want[3];
 
     begin_op();
-    const struct kern_scan_row line = a.rows[blockIdx.x];
+    const struct request line = request_of(a, blockIdx.x);
     const struct kern_sample &p = line.params;
     const uint32_t n = min(p.n_cand, a.n_ids);
     const float *row = a.logits + (size_t)blockIdx.x * a.n_ids;
@@ -315,6 +344,87 @@ __global__ static void __launch_bounds__(ROW_THREADS)
     }
 }
 
+/* ---- adjusted rows ---- */
+
+/* blockIdx.x: row. Counts first; ids of one kind differ, so the order within a kind is free. */
+__global__ static void __launch_bounds__(BLOCK_THREADS)
+    adjust_kernel(const __grid_constant__ struct scan_args a)
+{
+    begin_op();
+    const struct kern_scan_row &line = a.rows[blockIdx.x];
+    const uint32_t n = line.n_raw != 0 ? line.n_counts + line.n_biases : 0;
+    const struct kern_adjust *e = a.adjusts.entries + line.entry0;
+    float *saved = a.adjusts.saved + line.entry0;
+    float *row = a.logits + (size_t)blockIdx.x * a.n_ids;
+
+    for (uint32_t kind = 0; kind < 2; kind++) {
+        const uint32_t begin = kind == 0 ? 0 : min(line.n_counts, n);
+        const uint32_t end = kind == 0 ? min(line.n_counts, n) : n;
+
+        for (uint32_t i = begin + threadIdx.x; i < end; i += BLOCK_THREADS) {
+            const uint32_t at = e[i].id - a.id0;
+
+            if (at < a.n_ids) {
+                const float x = row[at];
+
+                saved[i] = x;
+                row[at] = kind == 0 ? adjust_count(x, &line.penalties, e[i].n_made)
+                                    : adjust_bias(x, e[i].bias);
+            }
+        }
+        __syncthreads();
+    }
+}
+
+/* blockIdx.x: row. Biases are taken back first; then what the model gave to the ids of the scan. */
+__global__ static void __launch_bounds__(BLOCK_THREADS)
+    restore_kernel(const __grid_constant__ struct scan_args a)
+{
+    begin_op();
+    const struct kern_scan_row &line = a.rows[blockIdx.x];
+    const struct kern_sample &p = line.params;
+    const uint32_t n = line.n_raw != 0 ? line.n_counts + line.n_biases : 0;
+    const struct kern_adjust *e = a.adjusts.entries + line.entry0;
+    const float *saved = a.adjusts.saved + line.entry0;
+    float *row = a.logits + (size_t)blockIdx.x * a.n_ids;
+
+    for (uint32_t kind = 0; kind < 2; kind++) {
+        const uint32_t begin = kind == 0 ? min(line.n_counts, n) : 0;
+        const uint32_t end = kind == 0 ? n : min(line.n_counts, n);
+
+        for (uint32_t i = begin + threadIdx.x; i < end; i += BLOCK_THREADS) {
+            const uint32_t at = e[i].id - a.id0;
+
+            if (at < a.n_ids) {
+                row[at] = saved[i];
+            }
+        }
+        __syncthreads();
+    }
+    if (line.n_raw == 0) {
+        return;
+    }
+    const struct flat_layout f = flat_layout(p.temperature != 0.0f, p.n_cand, a.n_ids);
+    const struct flat_parts parts =
+        flat_parts(p.temperature != 0.0f, p.n_cand, line.n_raw, a.n_ids);
+    char *flat = a.flat + line.flat_offset;
+    const struct kern_cand *cand = (const struct kern_cand *)(flat + f.cand);
+    float *picked = (float *)(flat + parts.picked);
+    const uint32_t n_cand = min(p.n_cand, a.n_ids);
+
+    for (uint32_t i = threadIdx.x; i < n_cand; i += BLOCK_THREADS) {
+        picked[1 + i] = cu_clean(row[cand[i].id - a.id0]);
+    }
+    for (size_t i = parts.end + threadIdx.x * 4; i < parts.bytes; i += BLOCK_THREADS * 4) {
+        *(uint32_t *)(flat + i) = 0;
+    }
+    if (threadIdx.x == 0) {
+        const struct flat_head *head = (const struct flat_head *)flat;
+
+        picked[0] = p.gumbel_all ? cu_clean(row[head->gumbel.id - a.id0]) : 0.0f;
+    }
+}
+
 /* ---- queueing ---- */
 
 static size_t align_up(size_t n)
@@ -322,8 +432,15 @@ static size_t align_up(size_t n)
     return (n + KERN_ALIGN - 1) & ~(size_t)(KERN_ALIGN - 1);
 }
 
-static void scan_rows(struct kern_stream *s, const float *logits, uint32_t id0, uint32_t n_ids,
-                      uint32_t n_rows, const struct kern_scan_row *rows, void *flat)
+static void queue_scans(struct kern_stream *s, const struct scan_args &a, uint32_t n_rows)
+{
+    cu_launch(s, "scan", scan_blocks_kernel, dim3(a.n_blocks, n_rows), BLOCK_THREADS, 0, a);
+    cu_launch(s, "scan", scan_rows_kernel, dim3(n_rows), ROW_THREADS, 0, a);
+}
+
+static void scan_rows(struct kern_stream *s, float *logits, uint32_t id0, uint32_t n_ids,
+                      uint32_t n_rows, const struct kern_scan_row *rows,
+                      struct kern_adjusts adjusts, void *flat)
 {
     const uint32_t n_blocks = div_up(n_ids, KERN_VOCAB_BLOCK);
     const size_t per_row = n_blocks * sizeof(struct block_scan) + sizeof(struct kern_scan_row);
@@ -332,19 +449,26 @@ static void scan_rows(struct kern_stream *s, const float *logits, uint32_t id0, 
     for (uint32_t done = 0; n_ids != 0 && done < n_rows; done += most) {
         const uint32_t n = n_rows - done < most ? n_rows - done : most;
         const size_t rows_bytes = n * sizeof(struct kern_scan_row);
-        const struct scan_args a = { logits + (size_t)done * n_ids,
-                                     id0,
-                                     n_ids,
-                                     n_blocks,
-                                     (const struct kern_scan_row *)s->scratch,
-                                     (struct block_scan *)(s->scratch + align_up(rows_bytes)),
-                                     (char *)flat };
+        struct scan_args a = { logits + (size_t)done * n_ids,
+                               id0,
+                               n_ids,
+                               n_blocks,
+                               false,
+                               (const struct kern_scan_row *)s->scratch,
+                               (struct block_scan *)(s->scratch + align_up(rows_bytes)),
+                               adjusts,
+                               (char *)flat };
 
         cu_note(
             s, cudaMemcpyAsync(s->scratch, rows + done, rows_bytes, cudaMemcpyHostToDevice, s->raw),
             "scan");
-        cu_launch(s, "scan", scan_blocks_kernel, dim3(n_blocks, n), BLOCK_THREADS, 0, a);
-        cu_launch(s, "scan", scan_rows_kernel, dim3(n), ROW_THREADS, 0, a);
+        queue_scans(s, a, n);
+        if (adjusts.entries != NULL) {
+            a.is_second = true;
+            cu_launch(s, "adjust", adjust_kernel, dim3(n), BLOCK_THREADS, 0, a);
+            queue_scans(s, a, n);
+            cu_launch(s, "adjust", restore_kernel, dim3(n), BLOCK_THREADS, 0, a);
+        }
     }
 }
 
@@ -352,6 +476,7 @@ static void scan_rows(struct kern_stream *s, const float *logits, uint32_t id0, 
 static void scan(struct kern_stream *s, const float *logits, uint32_t id0, uint32_t n_ids,
                  const struct kern_sample *params, struct kern_scan *scan)
 {
+    const struct kern_adjusts none = {};
     const struct flat_layout f = flat_layout(params->temperature != 0.0f, params->n_cand, n_ids);
     const size_t row_bytes = align_up(sizeof(struct kern_scan_row));
     char *at = cu_stage(s, row_bytes + f.bytes);
@@ -360,9 +485,10 @@ static void scan(struct kern_stream *s, const float *logits, uint32_t id0, uint3
     const uint32_t n_blocks = div_up(n_ids, KERN_VOCAB_BLOCK);
     struct flat_head head;
 
+    memset(row, 0, sizeof *row);
     row->params = *params;
-    row->flat_offset = 0;
-    scan_rows(s, logits, id0, n_ids, 1, row, at + row_bytes);
+    /* Without adjustments nothing is written to the logits. */
+    scan_rows(s, const_cast<float *>(logits), id0, n_ids, 1, row, none, at + row_bytes);
     cu_note(s, cudaStreamSynchronize(s->raw), "scan");
     memcpy(&head, flat, sizeof head);
     memcpy(scan->lse, flat + sizeof head, n_blocks * sizeof(struct kern_lse));

@@ -1,7 +1,7 @@
 """Streams that must not notice: what tests/e2e/test_failover.py and tests/bench/chaos.py share.
 
 A Service is a `gantry serve`, its status, and its log as (time, text). A Crowd is a set of clients that ask the same mixed
-requests (greedy, sampled, filtered, with stop strings, with log-probabilities) over and over and compare every answer, token by
+requests (greedy, sampled, filtered, with stop strings, penalties, log-probabilities) over and over and compare every answer, token by
 token and log-probability by log-probability (as floats: equal bits), with the answer of an undisturbed service. Faults
 are signals to processes of the service, chosen by a seed.
 """
@@ -31,11 +31,13 @@ REQUESTS = [
     dict(prompt="Once upon a time", temperature=0, max_tokens=700, ignore_eos=True, logprobs=3),
     dict(prompt="The whale", temperature=0.9, seed=1, max_tokens=600, ignore_eos=True, logprobs=3),
     dict(prompt="It was a dark night and", temperature=1.1, top_k=40, top_p=0.9, min_p=0.02, seed=2, max_tokens=500, ignore_eos=True,
-         logprobs=1),
+         logprobs=1, repetition_penalty=1.2),
     dict(prompt="", temperature=0.8, seed=3, max_tokens=400, logprobs=0),
     dict(prompt="He said that", temperature=1, seed=4, max_tokens=600, stop=["ing the", " and the "], logprobs=2),
-    dict(prompt="She went to the", temperature=0, max_tokens=300, ignore_eos=True, stop=["\n\n\n\n"]),
-    dict(prompt="The sea " * 40, temperature=0.7, seed=5, max_tokens=500, ignore_eos=True, logprobs=3),
+    dict(prompt="She went to the", temperature=0, max_tokens=300, ignore_eos=True, stop=["\n\n\n\n"], logprobs=2,
+         presence_penalty=0.5, frequency_penalty=0.2),
+    dict(prompt="The sea " * 40, temperature=0.7, seed=5, max_tokens=500, ignore_eos=True, logprobs=3,
+         repetition_penalty=1.1, frequency_penalty=0.1, logit_bias=[dict(id=20, bias=1.5), dict(id=9, bias=-100)]),
     dict(prompt="Chapter 1", temperature=1.3, top_k=200, seed=6, max_tokens=650, ignore_eos=True, logprobs=20),
 ]
 

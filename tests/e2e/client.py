@@ -274,6 +274,34 @@ def check_logprobs(c, r):
     r.check(all(t.HasField("logprob") and not t.top for t in none.tokens), "logprobs 0 gives the chosen token's only")
 
 
+def check_penalties(c, r):
+    """Additive penalties can be done again on log-probabilities: those are the model's, and differ from logits by a constant."""
+    presence, frequency, bias = 0.6, 0.3, {}
+    plain = Answer(c.stream(max_tokens=60, temperature=0, ignore_eos=True, logprobs=20))
+    bias[plain.ids[3]] = -5.0
+    fields = dict(max_tokens=60, temperature=0, ignore_eos=True, logprobs=20, presence_penalty=presence,
+                  frequency_penalty=frequency, logit_bias=[dict(id=k, bias=v) for k, v in bias.items()])
+    a, made, wrong = Answer(c.stream(**fields)), {}, []
+    for i, token in enumerate(a.tokens):
+        score = {x.id: x.logprob - made.get(x.id, 0) * frequency - (x.id in made) * presence + bias.get(x.id, 0) for x in token.top}
+        best, least = max(score.values()), token.top[-1].logprob
+        if best > least + 1e-4 and (token.id not in score or score[token.id] < best - 1e-4):
+            wrong.append((i, token.id, best))
+        made[token.id] = made.get(token.id, 0) + 1
+    r.check(not wrong, "each token is the best of its adjusted row", wrong)
+    r.check(a.ids != plain.ids and max(made.values()) <= max(plain.ids.count(i) for i in plain.ids), "penalties make less repetition")
+    r.check(list(a.tokens[0].top) == list(plain.tokens[0].top), "log-probabilities are the model's own")
+    r.check(Answer(c.stream(**fields)).tokens == a.tokens, "the same twice")
+    forced = Answer(c.stream(max_tokens=5, ignore_eos=True, logit_bias=[dict(id=plain.ids[0], bias=100.0)]))
+    r.check(forced.ids == plain.ids[:1] * 5, "a bias of 100 decides", forced.ids)
+    again = Answer(c.stream(max_tokens=60, temperature=0, ignore_eos=True, repetition_penalty=1.5))
+    r.check(len(set(again.ids)) > len(set(plain.ids)), "a repetition penalty gives more different tokens",
+            (len(set(again.ids)), len(set(plain.ids))))
+    off = Answer(c.stream(max_tokens=60, temperature=0, ignore_eos=True, repetition_penalty=1.0, presence_penalty=0.0,
+                          frequency_penalty=0.0, logprobs=20))
+    r.check(off.tokens == plain.tokens, "penalties that are off change nothing")
+
+
 def check_stops(c, r):
     a = Answer(c.stream(max_tokens=40, temperature=0, ignore_eos=True))
     middle = len(a.text) // 2
@@ -297,12 +325,18 @@ def check_ranges(c, r, model):
         ("top_k", 1025), ("top_p", 0.0), ("top_p", -0.5), ("top_p", 1.5), ("top_p", nan), ("min_p", -0.1),
         ("min_p", 1.1), ("min_p", nan), ("min_p", inf), ("logprobs", 21), ("stop", [""]), ("stop", ["x" * 257]),
         ("stop", [f"s{i}" for i in range(17)]), ("stop_ids", list(range(65))), ("stop_ids", [model.vocab]),
+        ("presence_penalty", 2.01), ("presence_penalty", nan), ("frequency_penalty", -2.01), ("frequency_penalty", inf),
+        ("repetition_penalty", 0.0), ("repetition_penalty", -1.0), ("repetition_penalty", 101.0), ("repetition_penalty", nan),
+        ("logit_bias", [dict(id=model.vocab, bias=1.0)]), ("logit_bias", [dict(id=1, bias=100.5)]),
+        ("logit_bias", [dict(id=1, bias=1.0)] * 2),
+        ("logit_bias", [dict(id=i, bias=1.0) for i in range(301)]),
         ("request_id", "x" * 129), ("request_id", "line\nend")]
     for field, value in cases:
         shown = str(value) if len(str(value)) < 24 else f"{len(value)} long"
         fields = {"max_tokens": 4, field: value}
         r.refused(lambda f=fields: c.generate(**f), bad, f"{field} = {shown}", field)
         r.refused(lambda f=fields: list(c.stream(**f)), bad, f"{field} = {shown} (stream)", field)
+    r.refused(lambda: c.generate(max_tokens=1, logit_bias=[dict(id=1, bias=nan)]), bad, "a bias that is no number", "LogitBias.bias")
     r.refused(lambda: c.generate(max_tokens=model.context + 1), (bad, CODE.RESOURCE_EXHAUSTED),
               "max_tokens over the context", "max_tokens")
     r.refused(lambda: c.generate([], max_tokens=1), bad, "an empty list of ids", "prompt_ids")
@@ -314,6 +348,8 @@ def check_ranges(c, r, model):
     too_long = [3] * (model.context + 1)
     r.refused(lambda: c.generate(too_long, max_tokens=1), (bad, CODE.RESOURCE_EXHAUSTED), "a prompt over the context")
     for field, value in (("temperature", 100.0), ("top_k", 1024), ("top_p", 1.0), ("min_p", 1.0), ("logprobs", 20),
+                         ("presence_penalty", -2.0), ("frequency_penalty", 2.0), ("repetition_penalty", 0.01),
+                         ("repetition_penalty", 100.0), ("logit_bias", [dict(id=i, bias=100.0) for i in range(300)]),
                          ("stop", ["x" * 256] * 16), ("stop_ids", list(range(64))), ("request_id", "x" * 128)):
         try:
             seen = c.generate(**{"max_tokens": 2, field: value}).finished.usage.completion_tokens
@@ -466,6 +502,7 @@ def main():
         part("prefix", check_prefix)
         part("sampling", check_sampling)
         part("logprobs", check_logprobs)
+        part("penalties", check_penalties)
         part("stops", check_stops)
         part("ranges", check_ranges, "model")
         part("malformed", check_malformed)

@@ -11,7 +11,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 enum { N_BLOCKS = 64 };
 
-static const struct step_limits limits = { .seqs_max = 16, .rows_max = 256, .tables_max = 128 };
+static const struct step_limits limits = {
+    .seqs_max = 16, .rows_max = 256, .tables_max = 128, .adjusts_max = 64
+};
 
 static void check_seq(const struct step_head *h, const struct step_seq *q)
 {
@@ -26,6 +28,16 @@ static void check_seq(const struct step_head *h, const struct step_seq *q)
     }
     ASSERT(isfinite(q->params.temperature) && q->params.temperature >= 0);
     ASSERT(q->params.n_logprobs <= SAMPLE_LOGPROBS_MAX);
+
+    const struct kern_adjust *list = step_adjusts_const(h) + q->adjust0;
+    ASSERT(q->adjust0 + q->n_counts + q->n_biases <= h->n_adjusts);
+    ASSERT(q->sample != 0 || q->n_counts + q->n_biases == 0);
+    for (uint32_t i = 0; i < q->n_counts + q->n_biases; i++) {
+        ASSERT(i == 0 || i == q->n_counts || list[i].id > list[i - 1].id);
+        ASSERT(i < q->n_counts || isfinite(list[i].bias));
+    }
+    ASSERT(isfinite(q->params.penalties.repetition) && q->params.penalties.repetition > 0);
+    ASSERT(isfinite(q->params.penalties.presence) && isfinite(q->params.penalties.frequency));
 }
 
 static void check(const struct step_head *h, size_t size)
@@ -60,8 +72,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     check(h, size);
     if (size >= sizeof(*h) && h->n_seqs <= limits.seqs_max && h->n_rows <= limits.rows_max &&
-        h->n_tables <= limits.tables_max &&
+        h->n_tables <= limits.tables_max && h->n_adjusts <= limits.adjusts_max &&
         sizeof(*h) + h->n_seqs * sizeof(struct step_seq) +
+                h->n_adjusts * sizeof(struct kern_adjust) +
                 (h->n_rows + h->n_tables) * sizeof(uint32_t) ==
             size) {
         step_seal(h);

@@ -22,7 +22,7 @@
 
 #include <cmocka.h>
 
-enum { N_TOKENS = 120, N_KINDS = 3, N_CROWD = 15 };
+enum { N_TOKENS = 120, N_KINDS = 6, N_CROWD = 15 };
 
 static const char *model; /* directory of the model under test */
 static enum replica_device device = REPLICA_CPU;
@@ -45,20 +45,33 @@ static void fill_prompt(void)
     }
 }
 
-/* Kind 0 greedy from BOS, 1 sampled over everything from a prompt, 2 sampled with filters. */
+/* What kind 5 adds, to ids of several slices. */
+static const struct msg_bias biases[] = {
+    { 400, 2.5f }, { 7, -100.0f }, { 31, 1.25f }, { 270, 0.5f }, { 13, -1.0f }
+};
+
+/* Kind 0 greedy from BOS, 1 sampled over everything from a prompt, 2 sampled with filters. 3 to 5 are
+ * the same with penalties, which look back at all that the stream holds; 5 with biases too. */
 static void set_stream(struct replica_stream *q, struct answer *a, uint32_t kind)
 {
+    const uint32_t base = kind % 3;
+
     memset(q, 0, sizeof(*q));
-    q->submit = (struct msg_submit){ .n_prompt = kind == 0 ? 1 : ARRAY_LEN(prompt),
+    q->submit = (struct msg_submit){ .n_prompt = base == 0 ? 1 : ARRAY_LEN(prompt),
                                      .prompt = prompt,
                                      .max_tokens = N_TOKENS,
-                                     .temperature = kind == 0 ? 0.0f : 0.9f,
-                                     .top_k = kind == 2 ? 40 : 0,
-                                     .top_p = kind == 2 ? 0.9f : 1.0f,
-                                     .min_p = kind == 2 ? 0.02f : 0.0f,
+                                     .temperature = base == 0 ? 0.0f : 0.9f,
+                                     .top_k = base == 2 ? 40 : 0,
+                                     .top_p = base == 2 ? 0.9f : 1.0f,
+                                     .min_p = base == 2 ? 0.02f : 0.0f,
                                      .seed = 1234567 + kind,
                                      .want_logprobs = true,
-                                     .n_logprobs = 3 };
+                                     .n_logprobs = 3,
+                                     .repetition_penalty = kind == 3 ? 1.3f : 1.0f,
+                                     .presence_penalty = kind >= 4 ? 0.7f : 0.0f,
+                                     .frequency_penalty = kind >= 4 ? 0.4f : 0.0f,
+                                     .n_biases = kind == 5 ? ARRAY_LEN(biases) : 0,
+                                     .biases = biases };
     q->tokens = a->tokens;
     q->logprobs = a->logprobs;
 }
@@ -212,6 +225,32 @@ static void test_bits__are_equal_over_instruction_sets(void **state UNUSED)
             config.cpu_flags = paths[i] == 0 ? UINT32_MAX : paths[i];
             compare(&config, kern_ops_path(paths[i])->name);
         }
+    }
+}
+
+/* What the kinds with penalties are here for: the answer changes, the model's log-probabilities do
+ * not. */
+static void test_bits__penalties_change_tokens_and_not_the_model(void **state UNUSED)
+{
+    for (uint32_t fmt = KERN_F32; fmt <= KERN_BF16; fmt++) {
+        const struct answer *want = golden((enum kern_fmt)fmt);
+        for (uint32_t kind = 3; kind < N_KINDS; kind++) {
+            assert_memory_not_equal(want[kind].tokens, want[kind - 3].tokens,
+                                    sizeof(want[kind].tokens));
+        }
+        /* Greedy from BOS: nothing is counted yet, and then as long as the tokens are the same. */
+        for (uint32_t i = 0; i < N_TOKENS; i++) {
+            assert_memory_equal(&want[3].logprobs[i], &want[0].logprobs[i],
+                                want[3].tokens[i] == want[0].tokens[i] ? sizeof(float) : 0);
+            if (want[3].tokens[i] != want[0].tokens[i]) {
+                break;
+            }
+        }
+        uint32_t n_forbidden = 0;
+        for (uint32_t i = 0; i < N_TOKENS; i++) {
+            n_forbidden += want[5].tokens[i] == 7; /* bias -100 */
+        }
+        assert_int_equal(n_forbidden, 0);
     }
 }
 
@@ -444,6 +483,7 @@ static int run_cuda(void)
 static int run_cpu(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_bits__penalties_change_tokens_and_not_the_model),
         cmocka_unit_test(test_bits__are_equal_over_tp_and_pp),
         cmocka_unit_test(test_bits__are_equal_over_uneven_stages),
         cmocka_unit_test(test_bits__are_equal_over_threads),

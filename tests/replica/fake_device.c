@@ -344,18 +344,26 @@ static void run_scan_rows(struct fake_stream *s, struct fake_task *t)
     struct kern_ops base = *s->base_ops;
 
     base.scan_rows = NULL;
-    kern_scan_rows(&base, s->base, dev(t->p[0]), t->u[0], t->u[1], t->u[2], t->p[1], t->p[2]);
+    const struct kern_adjusts adjusts = { t->p[3], t->p[4] };
+    kern_scan_rows(&base, s->base, dev(t->p[0]), t->u[0], t->u[1], t->u[2], t->p[1], adjusts,
+                   t->p[2]);
 }
 
-static void scan_rows(struct kern_stream *stream, const float *logits, uint32_t id0, uint32_t n_ids,
-                      uint32_t n_rows, const struct kern_scan_row *rows, void *flat)
+static void scan_rows(struct kern_stream *stream, float *logits, uint32_t id0, uint32_t n_ids,
+                      uint32_t n_rows, const struct kern_scan_row *rows,
+                      struct kern_adjusts adjusts, void *flat)
 {
     struct fake_task *t = fake_task_new(run_scan_rows);
 
     FAKE_CHECK(fake_is_pinned(rows) && fake_is_pinned(flat), "scan_rows without pinned memory");
-    t->p[0] = (void *)(uintptr_t)logits;
+    FAKE_CHECK(adjusts.entries == NULL ||
+                   (fake_is_pinned(adjusts.entries) && fake_is_pinned(adjusts.saved)),
+               "scan_rows: adjustments without pinned memory");
+    t->p[0] = logits;
     t->p[1] = (void *)(uintptr_t)rows;
     t->p[2] = flat;
+    t->p[3] = (void *)(uintptr_t)adjusts.entries;
+    t->p[4] = adjusts.saved;
     t->u[0] = id0;
     t->u[1] = n_ids;
     t->u[2] = n_rows;

@@ -22,7 +22,7 @@ struct fake_stream;
 struct fake_task {
     struct fake_task *next;
     void (*run)(struct fake_stream *s, struct fake_task *t);
-    void *p[3];
+    void *p[5];
     uint32_t u[3];
     float f;
     size_t n;

@@ -93,6 +93,8 @@ static void stream_fini(struct stream *q)
 {
     free(q->tokens);
     free(q->table);
+    counts_fini(&q->counts);
+    free(q->biases);
     memset(q, 0, sizeof(*q));
 }
 
@@ -151,10 +153,12 @@ static status check_submit(struct sched *s, const struct msg_submit *m, struct e
     const struct sched_config *c = &s->config;
 
     if (m->n_prompt == 0 || m->max_tokens == 0 || m->n_emitted >= m->max_tokens ||
-        m->n_stop_ids > ARRAY_LEN(s->streams[0].stop_ids) || m->n_logprobs > SAMPLE_LOGPROBS_MAX) {
-        return err_set(err, ST_ERR_ARG,
-                       "%u prompt tokens, %u emitted of %u, %u stop ids, %u log-probabilities",
-                       m->n_prompt, m->n_emitted, m->max_tokens, m->n_stop_ids, m->n_logprobs);
+        m->n_stop_ids > ARRAY_LEN(s->streams[0].stop_ids) || m->n_logprobs > SAMPLE_LOGPROBS_MAX ||
+        m->n_biases > STEP_BIASES_MAX) {
+        return err_set(
+            err, ST_ERR_ARG,
+            "%u prompt tokens, %u emitted of %u, %u stop ids, %u log-probabilities, %u biases",
+            m->n_prompt, m->n_emitted, m->max_tokens, m->n_stop_ids, m->n_logprobs, m->n_biases);
     }
     if (m->n_prompt >= c->ctx_max || m->max_tokens > c->ctx_max - m->n_prompt) {
         return err_set(err, ST_ERR_LIMIT,
@@ -181,6 +185,51 @@ static status check_submit(struct sched *s, const struct msg_submit *m, struct e
     return ST_OK;
 }
 
+static struct kern_penalties penalties_of(const struct msg_submit *m)
+{
+    return (struct kern_penalties){
+        .repetition = m->repetition_penalty == 0.0f ? 1.0f : m->repetition_penalty,
+        .presence = m->presence_penalty,
+        .frequency = m->frequency_penalty,
+    };
+}
+
+static int by_id(const void *a, const void *b)
+{
+    const uint32_t x = ((const struct kern_adjust *)a)->id, y = ((const struct kern_adjust *)b)->id;
+
+    return x < y ? -1 : x > y;
+}
+
+/* What the stream's penalties and biases concern. Only repetition looks at the prompt. */
+static status make_adjusts(struct stream *q, const struct msg_submit *m)
+{
+    const struct kern_penalties p = penalties_of(m);
+    const bool repeats = p.repetition != 1.0f;
+    status st = ST_OK;
+
+    if (repeats || p.presence != 0.0f || p.frequency != 0.0f) {
+        const struct counts_from from = { m->prompt, m->emitted, repeats ? m->n_prompt : 0,
+                                          m->n_emitted };
+        st = counts_init(&q->counts, &from, from.n_prompt + m->max_tokens);
+    }
+    if (st == ST_OK && m->n_biases != 0) {
+        q->biases = malloc(m->n_biases * sizeof(*q->biases));
+        st = q->biases == NULL ? ST_ERR_NOMEM : ST_OK;
+    }
+    if (st != ST_OK) {
+        return st;
+    }
+    for (uint32_t i = 0; i < m->n_biases; i++) {
+        q->biases[i] = (struct kern_adjust){ .id = m->biases[i].id, .bias = m->biases[i].bias };
+    }
+    q->n_biases = m->n_biases;
+    if (q->n_biases != 0) {
+        qsort(q->biases, q->n_biases, sizeof(*q->biases), by_id);
+    }
+    return ST_OK;
+}
+
 static void fill_stream(struct sched *s, struct stream *q, const struct msg_submit *m)
 {
     q->id = m->stream;
@@ -202,6 +251,7 @@ static void fill_stream(struct sched *s, struct stream *q, const struct msg_subm
                                         .top_p = m->top_p,
                                         .min_p = m->min_p,
                                         .n_logprobs = m->want_logprobs ? m->n_logprobs : 0,
+                                        .penalties = penalties_of(m),
                                         .seed = m->seed,
                                         .choice = m->choice };
     q->n_stop_ids = m->n_stop_ids;
@@ -224,7 +274,7 @@ status sched_submit(struct sched *s, const struct msg_submit *m, struct err *err
     const uint32_t n_max = m->n_prompt + m->max_tokens;
     q->tokens = malloc((size_t)n_max * sizeof(uint32_t));
     q->table = malloc((size_t)blocks_for(n_max) * sizeof(uint32_t));
-    if (q->tokens == NULL || q->table == NULL) {
+    if (q->tokens == NULL || q->table == NULL || make_adjusts(q, m) != ST_OK) {
         stream_fini(q);
         return err_set(err, ST_ERR_NOMEM, "no memory for a stream of %u tokens", n_max);
     }
@@ -322,6 +372,9 @@ static void take_token(struct sched *s, struct stream *q, const struct sample_re
                                              .n_top = n_top,
                                              .top = top };
     q->tokens[q->n_tokens++] = r->token;
+    if (q->counts.at != NULL) {
+        counts_add(&q->counts, r->token);
+    }
     q->awaits_sample = false;
     s->n_chosen++;
     if (is_stop_id(q, r->token)) {

@@ -92,6 +92,10 @@ static bool add_rows(struct sched *s, struct draft *d, struct stream *q, uint32_
         return false;
     }
     const bool sample = end == q->n_tokens;
+    const uint32_t n_counts = sample ? q->counts.n : 0, n_biases = sample ? q->n_biases : 0;
+    if (n_counts + n_biases > s->config.limits.adjusts_max - h->n_adjusts) {
+        return false; /* the streams before it have taken the room; it is their junior */
+    }
     step_seqs(h)[h->n_seqs] = (struct step_seq){ .stream = q->id,
                                                  .attempt = q->attempt,
                                                  .row0 = h->n_rows,
@@ -100,6 +104,9 @@ static bool add_rows(struct sched *s, struct draft *d, struct stream *q, uint32_
                                                  .table0 = h->n_tables,
                                                  .n_blocks = blocks_for(end),
                                                  .sample = sample,
+                                                 .adjust0 = h->n_adjusts,
+                                                 .n_counts = n_counts,
+                                                 .n_biases = n_biases,
                                                  .params = q->params };
     d->flight->seqs[h->n_seqs] = q;
     d->flight->sample[h->n_seqs] = sample;
@@ -108,6 +115,7 @@ static bool add_rows(struct sched *s, struct draft *d, struct stream *q, uint32_
     h->n_rows += end - q->n_sched;
     h->n_tables += blocks_for(end);
     h->n_samples += sample;
+    h->n_adjusts += n_counts + n_biases;
     if (q->queued_ns == 0) {
         q->queued_ns = MAX(clock_now_ns(s->config.clock) - q->submitted_ns, (uint64_t)1);
     }
@@ -175,10 +183,11 @@ static void admit(struct sched *s, struct draft *d)
     }
 }
 
-/* Tokens and tables behind the sequences, now that their number is known. */
+/* Adjusts, tokens and tables behind the sequences, now that their number is known. */
 static void fill_arrays(struct draft *d)
 {
     struct step_head *h = d->head;
+    struct kern_adjust *adjusts = step_adjusts(h);
     uint32_t *tokens = step_tokens(h);
     uint32_t *tables = tokens + h->n_rows;
 
@@ -187,6 +196,12 @@ static void fill_arrays(struct draft *d)
         const struct stream *q = d->flight->seqs[i];
         memcpy(tokens + e->row0, q->tokens + e->pos0, e->n_rows * sizeof(uint32_t));
         memcpy(tables + e->table0, q->table, e->n_blocks * sizeof(uint32_t));
+        if (e->n_counts != 0) {
+            memcpy(adjusts + e->adjust0, q->counts.at, e->n_counts * sizeof(*adjusts));
+        }
+        if (e->n_biases != 0) {
+            memcpy(adjusts + e->adjust0 + e->n_counts, q->biases, e->n_biases * sizeof(*adjusts));
+        }
     }
 }
 

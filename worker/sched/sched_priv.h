@@ -3,6 +3,7 @@
 #ifndef WORKER_SCHED_SCHED_PRIV_H
 #define WORKER_SCHED_SCHED_PRIV_H
 
+#include "worker/sched/counts.h"
 #include "worker/sched/prefix.h"
 #include "worker/sched/sched.h"
 
@@ -31,6 +32,9 @@ struct stream {
     struct prefix_chain chain; /* of the first chain.n blocks of table; 0 while waiting */
     uint32_t n_cached;         /* prompt tokens found kept when it was first admitted */
     struct sample_params params;
+    struct counts counts;       /* what its penalties concern; empty without penalties */
+    struct kern_adjust *biases; /* [n_biases] ids ascending; owned */
+    uint32_t n_biases;
     uint32_t n_stop_ids;
     uint32_t stop_ids[MSG_STOP_IDS_MAX + 8];
 };

@@ -9,11 +9,13 @@
 /* The sizes are part of the message: no padding may differ between builds of one protocol. */
 _Static_assert(sizeof(struct step_seq) % 8 == 0, "seqs are an array of 8-byte aligned records");
 _Static_assert(sizeof(struct step_head) % 8 == 0, "seqs follow the head");
+_Static_assert(sizeof(struct kern_adjust) == 8, "adjusts are copied into plans as they are");
 
 size_t step_bytes_max(const struct step_limits *limits)
 {
     const size_t bytes = sizeof(struct step_head) +
                          (size_t)limits->seqs_max * sizeof(struct step_seq) +
+                         (size_t)limits->adjusts_max * sizeof(struct kern_adjust) +
                          ((size_t)limits->rows_max + limits->tables_max) * sizeof(uint32_t);
 
     return (bytes + 7) / 8 * 8;
@@ -22,6 +24,7 @@ size_t step_bytes_max(const struct step_limits *limits)
 static size_t bytes_of(const struct step_head *h)
 {
     return sizeof(*h) + (size_t)h->n_seqs * sizeof(struct step_seq) +
+           (size_t)h->n_adjusts * sizeof(struct kern_adjust) +
            ((size_t)h->n_rows + h->n_tables) * sizeof(uint32_t);
 }
 
@@ -64,22 +67,73 @@ static status check_seq(const struct step_head *h, uint32_t i, uint32_t row, str
     return ST_OK;
 }
 
+/* A list of adjusts whose ids ascend: kernels change each logit once per list. */
+static bool ids_ascend(const struct kern_adjust *list, uint32_t n)
+{
+    for (uint32_t i = 1; i < n; i++) {
+        if (list[i].id <= list[i - 1].id) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Penalties and adjusts of sequence i, whose adjusts begin at `at`. */
+static status check_adjusts(const struct step_head *h, uint32_t i, uint32_t at, struct err *err)
+{
+    const struct step_seq *q = &step_seqs_const(h)[i];
+    const struct kern_penalties *p = &q->params.penalties;
+    const struct kern_adjust *list = step_adjusts_const(h) + at;
+    const uint32_t left = h->n_adjusts - at;
+
+    if (q->adjust0 != at || q->n_counts > left || q->n_biases > left - q->n_counts ||
+        (q->sample == 0 && q->n_counts + q->n_biases != 0)) {
+        return err_set(
+            err, ST_ERR_PROTO, "step %llu: sequence %u has adjustments %u+%u+%u of %u, %u were due",
+            (unsigned long long)h->id, i, q->adjust0, q->n_counts, q->n_biases, h->n_adjusts, at);
+    }
+    if (!ids_ascend(list, q->n_counts) || !ids_ascend(list + q->n_counts, q->n_biases)) {
+        return err_set(err, ST_ERR_PROTO, "step %llu: sequence %u names an id twice to adjust",
+                       (unsigned long long)h->id, i);
+    }
+    if (!isfinite(p->repetition) || p->repetition <= 0.0f || !isfinite(p->presence) ||
+        !isfinite(p->frequency)) {
+        return err_set(err, ST_ERR_PROTO, "step %llu: sequence %u has penalties %g, %g and %g",
+                       (unsigned long long)h->id, i, (double)p->repetition, (double)p->presence,
+                       (double)p->frequency);
+    }
+    for (uint32_t k = q->n_counts; k < q->n_counts + q->n_biases; k++) {
+        if (!isfinite(list[k].bias)) {
+            return err_set(err, ST_ERR_PROTO, "step %llu: sequence %u adds %g to token %u",
+                           (unsigned long long)h->id, i, (double)list[k].bias, list[k].id);
+        }
+    }
+    return ST_OK;
+}
+
 static status check_seqs(const struct step_head *h, uint32_t n_blocks, struct err *err)
 {
     const uint32_t *tables = step_tables_const(h);
-    uint32_t row = 0, samples = 0;
+    uint32_t row = 0, samples = 0, adjusts = 0;
 
     for (uint32_t i = 0; i < h->n_seqs; i++) {
-        const status st = check_seq(h, i, row, err);
+        const struct step_seq *q = &step_seqs_const(h)[i];
+        status st = check_seq(h, i, row, err);
+        if (st == ST_OK) {
+            st = check_adjusts(h, i, adjusts, err);
+        }
         if (st != ST_OK) {
             return st;
         }
-        row += step_seqs_const(h)[i].n_rows;
-        samples += step_seqs_const(h)[i].sample != 0;
+        row += q->n_rows;
+        samples += q->sample != 0;
+        adjusts += q->n_counts + q->n_biases;
     }
-    if (row != h->n_rows || samples != h->n_samples) {
-        return err_set(err, ST_ERR_PROTO, "step %llu: %u rows and %u samples, head says %u and %u",
-                       (unsigned long long)h->id, row, samples, h->n_rows, h->n_samples);
+    if (row != h->n_rows || samples != h->n_samples || adjusts != h->n_adjusts) {
+        return err_set(err, ST_ERR_PROTO,
+                       "step %llu: %u rows, %u samples and %u adjustments, head says %u, %u and %u",
+                       (unsigned long long)h->id, row, samples, adjusts, h->n_rows, h->n_samples,
+                       h->n_adjusts);
     }
     for (uint32_t i = 0; i < h->n_tables; i++) {
         if (tables[i] >= n_blocks) {
@@ -98,10 +152,12 @@ status step_check(const struct step_head *h, size_t bytes, const struct step_lim
         return err_set(err, ST_ERR_PROTO, "a message of %zu bytes is not a step plan", bytes);
     }
     if (h->n_seqs > limits->seqs_max || h->n_rows > limits->rows_max ||
-        h->n_tables > limits->tables_max || bytes_of(h) != bytes) {
-        return err_set(err, ST_ERR_PROTO,
-                       "step %llu: %u sequences, %u rows, %u table entries in %zu bytes",
-                       (unsigned long long)h->id, h->n_seqs, h->n_rows, h->n_tables, bytes);
+        h->n_tables > limits->tables_max || h->n_adjusts > limits->adjusts_max ||
+        bytes_of(h) != bytes) {
+        return err_set(
+            err, ST_ERR_PROTO,
+            "step %llu: %u sequences, %u rows, %u table entries, %u adjustments in %zu bytes",
+            (unsigned long long)h->id, h->n_seqs, h->n_rows, h->n_tables, h->n_adjusts, bytes);
     }
     if (digest_of(h) != h->digest) {
         return err_set(err, ST_ERR_PROTO, "step %llu: the plan's digest does not match its bytes",

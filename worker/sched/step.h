@@ -1,13 +1,15 @@
 /* worker/sched/step.h - one step plan: what every rank of a replica must know to run one scheduled
  * batch.
  *
- *   head | seqs[n_seqs] | tokens[n_rows] | tables[n_tables]
+ *   head | seqs[n_seqs] | adjusts[n_adjusts] | tokens[n_rows] | tables[n_tables]
  *   (flat, host byte order, one message)
  *
  * A plan carries everything (token ids, positions, block tables, sampling parameters), so ranks
  * hold no state about streams besides the KV bytes themselves and cannot disagree with the leader
  * about it. At 64 streams of 4,096 tokens that is 64 * (4096/32) * 4 = 32 KiB a step, far below the
- * activations. `digest` covers the whole plan: ranks stamp their collectives with it. */
+ * activations. A sampled sequence with penalties or biases adds 8 bytes for each different token
+ * that they concern; others add nothing. `digest` covers the whole plan: ranks stamp their
+ * collectives with it. */
 #ifndef WORKER_SCHED_STEP_H
 #define WORKER_SCHED_STEP_H
 
@@ -24,7 +26,9 @@ struct step_seq {
     uint32_t pos0;         /* absolute position of the first row */
     uint32_t table0, n_blocks;
     uint32_t sample; /* 1: a token is chosen after the last row */
-    uint32_t pad;
+    /* Of the adjusts: n_counts counts, then n_biases biases, ids ascending in each; none unless a
+     * token is chosen. */
+    uint32_t adjust0, n_counts, n_biases;
     struct sample_params params;
 };
 
@@ -32,15 +36,25 @@ struct step_head {
     uint32_t magic, kind;
     uint64_t id; /* 1, 2, 3, ... */
     uint32_t bytes;
-    uint32_t n_seqs, n_rows, n_tables, n_samples;
-    uint32_t pad;
+    uint32_t n_seqs, n_rows, n_tables, n_samples, n_adjusts;
     uint64_t digest; /* of all bytes, this field as 0 */
 };
 
 /* Bounds that a plan of this replica keeps; sizes every buffer. */
 struct step_limits {
-    uint32_t seqs_max, rows_max, tables_max;
+    uint32_t seqs_max, rows_max, tables_max, adjusts_max;
 };
+
+enum { STEP_BIASES_MAX = 300, STEP_ADJUSTS_MAX = 1 << 20 };
+
+/* Adjusts of one plan: those that all its streams can have, within STEP_ADJUSTS_MAX (8 MiB) or
+ * what a single stream can have if that is more. What does not fit goes into the next plan. */
+static inline uint32_t step_adjusts_max(uint32_t seqs_max, uint32_t ctx_max, uint32_t vocab)
+{
+    const uint64_t one = (uint64_t)MIN(ctx_max, vocab) + STEP_BIASES_MAX;
+
+    return (uint32_t)MIN(one * seqs_max, MAX(one, (uint64_t)STEP_ADJUSTS_MAX));
+}
 
 /* What came out of a step: one per sampled sequence, in the order of seqs. Travels from the last
  * stage. */
@@ -62,13 +76,21 @@ static inline const struct step_seq *step_seqs_const(const struct step_head *h)
 {
     return (const struct step_seq *)(const void *)(h + 1);
 }
+static inline struct kern_adjust *step_adjusts(struct step_head *h)
+{
+    return (struct kern_adjust *)(void *)(step_seqs(h) + h->n_seqs);
+}
+static inline const struct kern_adjust *step_adjusts_const(const struct step_head *h)
+{
+    return (const struct kern_adjust *)(const void *)(step_seqs_const(h) + h->n_seqs);
+}
 static inline uint32_t *step_tokens(struct step_head *h)
 {
-    return (uint32_t *)(void *)(step_seqs(h) + h->n_seqs);
+    return (uint32_t *)(void *)(step_adjusts(h) + h->n_adjusts);
 }
 static inline const uint32_t *step_tokens_const(const struct step_head *h)
 {
-    return (const uint32_t *)(const void *)(step_seqs_const(h) + h->n_seqs);
+    return (const uint32_t *)(const void *)(step_adjusts_const(h) + h->n_adjusts);
 }
 static inline const uint32_t *step_tables_const(const struct step_head *h)
 {

@@ -29,40 +29,51 @@ static double rng(void) /* (0, 1) */
 
 static const struct sample_params plain = { .temperature = 1.0f, .top_p = 1.0f, .seed = 99 };
 
+/* Adjustments of a row, for `run`. */
+static const struct kern_adjust *entries;
+static uint32_t n_counts, n_biases;
+
 /* Scan `logits` in n_slices pieces, pass each through its flat form, merge. */
 static struct sample_result run(const float *logits, uint32_t vocab, uint32_t n_slices,
                                 const struct sample_params *p, uint32_t pos)
 {
-    const struct kern_sample req = sample_request(p, pos, vocab);
+    struct kern_scan_row row = sample_row(p, pos, vocab, n_counts + n_biases != 0);
     const uint32_t n_blocks = (vocab + KERN_VOCAB_BLOCK - 1) / KERN_VOCAB_BLOCK;
+    float *copy = malloc(vocab * sizeof(float)), *saved = malloc(vocab * 2 * sizeof(float));
+    const struct kern_adjusts adjusts = { entries, saved };
     struct sample_slice slices[SLICES];
-    struct kern_scan scan;
     struct sample_result result;
     void *flat[SLICES], *moved[SLICES];
 
+    assert_non_null(copy);
+    assert_non_null(saved);
+    memcpy(copy, logits, vocab * sizeof(float));
+    row.n_counts = n_counts;
+    row.n_biases = n_biases;
     for (uint32_t i = 0; i < n_slices; i++) {
         const uint32_t id0 = n_blocks * i / n_slices * KERN_VOCAB_BLOCK;
         const uint32_t end = MIN(n_blocks * (i + 1) / n_slices * KERN_VOCAB_BLOCK, vocab);
-        const size_t bytes = scan_flat_bytes(&req, end - id0);
+        const size_t bytes = sample_row_bytes(&row, end - id0);
 
         flat[i] = aligned_alloc(KERN_ALIGN, bytes);
         moved[i] = aligned_alloc(KERN_ALIGN, bytes);
         assert_non_null(flat[i]);
         assert_non_null(moved[i]);
         memset(flat[i], 0xa5, bytes);
-        scan_flat_bind(flat[i], &req, end - id0, &scan);
-        kern_ops_ref()->scan(NULL, logits + id0, id0, end - id0, &req, &scan);
-        scan_flat_finish(flat[i], &scan);
+        kern_scan_rows(kern_ops_ref(), NULL, copy + id0, id0, end - id0, 1, &row, adjusts, flat[i]);
         memcpy(moved[i], flat[i], bytes);
         slices[i].id0 = id0;
         slices[i].n_ids = end - id0;
-        scan_flat_load(moved[i], &req, end - id0, &slices[i].scan);
+        sample_row_load(moved[i], &row, &slices[i]);
     }
-    sample_merge(slices, n_slices, p, &req, vocab, &result);
+    assert_memory_equal(copy, logits, vocab * sizeof(float));
+    sample_merge(slices, n_slices, p, &row, vocab, &result);
     for (uint32_t i = 0; i < n_slices; i++) {
         free(flat[i]);
         free(moved[i]);
     }
+    free(copy);
+    free(saved);
     return result;
 }
 
@@ -283,22 +294,22 @@ static void test_top_k_1__is_greedy(void **state)
 static void test_request__asks_for_what_the_parameters_need(void **state)
 {
     struct sample_params p = plain;
-    struct kern_sample r = sample_request(&p, 5, VOCAB);
+    struct kern_sample r = sample_row(&p, 5, VOCAB, false).params;
 
     (void)state;
     assert_true(r.gumbel_all && r.n_cand == 1 && r.pos == 5);
     p.top_k = 50;
-    r = sample_request(&p, 5, VOCAB);
+    r = sample_row(&p, 5, VOCAB, false).params;
     assert_true(!r.gumbel_all && r.n_cand == 50);
     p.top_k = 0;
     p.top_p = 0.9f;
-    assert_int_equal(sample_request(&p, 5, VOCAB).n_cand, KERN_CAND_MAX);
-    assert_int_equal(sample_request(&p, 5, 300).n_cand, 300);
+    assert_int_equal(sample_row(&p, 5, VOCAB, false).params.n_cand, KERN_CAND_MAX);
+    assert_int_equal(sample_row(&p, 5, 300, false).params.n_cand, 300);
     p.top_k = 1u << 31;
-    assert_int_equal(sample_request(&p, 5, VOCAB).n_cand, KERN_CAND_MAX);
+    assert_int_equal(sample_row(&p, 5, VOCAB, false).params.n_cand, KERN_CAND_MAX);
     p.temperature = 0.0f;
     p.n_logprobs = 5;
-    r = sample_request(&p, 5, VOCAB);
+    r = sample_row(&p, 5, VOCAB, false).params;
     assert_true(!r.gumbel_all && r.n_cand == 5);
 }
 
@@ -394,6 +405,105 @@ static void test_gumbel__seed_position_and_choice_all_matter(void **state)
     }
 }
 
+/* ---- adjusted rows ---- */
+
+/* What the page about numerics says, done to a copy. */
+static float naive_adjust(float x, const struct kern_penalties *p, uint32_t n_made)
+{
+    x = x < 0.0f ? x * p->repetition : x / p->repetition;
+    x = n_made != 0 ? x - (float)n_made * p->frequency : x;
+    return n_made != 0 ? x - p->presence : x;
+}
+
+enum { N_COUNTS = 700, N_BIASES = 60 };
+
+/* Random adjustments, some ids in both lists, applied to `x`. */
+static void adjust_some(struct kern_adjust *list, float *x, const struct kern_penalties *p)
+{
+    for (uint32_t i = 0; i < N_COUNTS; i++) {
+        const uint32_t made = (uint32_t)(rng() * 5);
+        list[i] = (struct kern_adjust){ .id = i * 7, .n_made = made };
+        x[i * 7] = naive_adjust(x[i * 7], p, made);
+    }
+    for (uint32_t i = 0; i < N_BIASES; i++) {
+        const float bias = (float)(int)(rng() * 20) - 10.0f;
+        list[N_COUNTS + i] = (struct kern_adjust){ .id = i * 77 + i % 3, .bias = bias };
+        x[i * 77 + i % 3] = x[i * 77 + i % 3] + bias;
+    }
+    entries = list;
+    n_counts = N_COUNTS;
+    n_biases = N_BIASES;
+}
+
+static void adjust_none(void)
+{
+    entries = NULL;
+    n_counts = 0;
+    n_biases = 0;
+}
+
+/* The token is the one that a row so adjusted gives; the log-probabilities are the model's own; and
+ * no slice can be seen. */
+static void test_adjusted__token_of_the_adjusted_row_logprobs_of_the_model(void **state)
+{
+    float *x = calloc(VOCAB, sizeof *x), *y = calloc(VOCAB, sizeof *y);
+    struct kern_adjust *list = calloc(N_COUNTS + N_BIASES, sizeof *list);
+    uint32_t n_changed = 0;
+
+    (void)state;
+    for (uint32_t round = 0; round < 60; round++) {
+        struct sample_params p = plain, greedy = plain;
+        p.temperature = round % 4 == 0 ? 0.0f : 0.8f;
+        p.top_k = round % 4 == 2 ? 40 : 0;
+        p.min_p = round % 4 == 3 ? 0.01f : 0.0f;
+        p.n_logprobs = round % 3 * 7;
+        p.penalties = (struct kern_penalties){ round % 2 == 0 ? 1.3f : 0.7f, 0.6f, 0.25f };
+        greedy.temperature = 0.0f;
+        greedy.n_logprobs = p.n_logprobs;
+        random_logits(x, VOCAB);
+        x[round] = NAN;
+        memcpy(y, x, VOCAB * sizeof *x);
+        adjust_none();
+        const struct sample_result model = run(x, VOCAB, 1, &greedy, 5 + round);
+        x[round] = -INFINITY; /* what a NaN counts as */
+        const double lse = log_sum(x, VOCAB);
+        x[round] = NAN;
+        adjust_some(list, y, &p.penalties);
+        const struct sample_result got = run(x, VOCAB, 1, &p, 5 + round);
+        const struct sample_result sliced = run(x, VOCAB, SLICES, &p, 5 + round);
+        adjust_none();
+        const struct sample_result want = run(y, VOCAB, 1, &p, 5 + round);
+
+        assert_memory_equal(&got, &sliced, sizeof got);
+        assert_int_equal(got.token, want.token);
+        assert_true(fabs((double)got.logprob - ((double)x[got.token] - lse)) < 1e-4);
+        assert_int_equal(got.n_top, p.n_logprobs);
+        assert_memory_equal(got.top, model.top, got.n_top * sizeof got.top[0]);
+        n_changed += got.logprob != want.logprob;
+    }
+    assert_true(n_changed > 40); /* the two rows do differ */
+    free(x);
+    free(y);
+    free(list);
+}
+
+static void test_adjusted__a_bias_of_100_decides(void **state)
+{
+    struct sample_params p = plain;
+    float *x = calloc(VOCAB, sizeof *x);
+    const struct kern_adjust force = { .id = 4999, .bias = 100.0f };
+
+    (void)state;
+    random_logits(x, VOCAB);
+    entries = &force;
+    n_biases = 1;
+    for (uint32_t i = 0; i < 20; i++) {
+        assert_int_equal(run(x, VOCAB, SLICES, &p, i).token, 4999);
+    }
+    adjust_none();
+    free(x);
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -406,6 +516,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_greedy__takes_the_highest_logit_and_the_lower_id_of_equals),
         cmocka_unit_test(test_logprobs__are_those_of_the_model),
+        cmocka_unit_test(test_adjusted__token_of_the_adjusted_row_logprobs_of_the_model),
+        cmocka_unit_test(test_adjusted__a_bias_of_100_decides),
         cmocka_unit_test(test_slices__one_two_and_four_give_equal_bits),
         cmocka_unit_test(test_filters__leave_what_the_definition_leaves),
         cmocka_unit_test(test_top_k_1__is_greedy),

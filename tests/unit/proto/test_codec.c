@@ -2,6 +2,7 @@
  * in; every truncation and a few thousand mutations either fail with a sentence or unpack whole. */
 #include "proto/msg.h"
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -153,6 +154,7 @@ static void sample_coord(const char *name, const struct msg_coord *m)
     assert_int_equal(msg_coord_pack(m, sample_add(name, again_coord)), ST_OK);
 }
 
+static const struct msg_bias biases[] = { { 4000000000u, -100.f }, { 0, 0.5f } };
 static const struct msg_generate generate_full = {
     .prompt = { "caf\xC3\xA9", 5 },
     .has_max_tokens = true,
@@ -169,6 +171,14 @@ static const struct msg_generate generate_full = {
     .seed = UINT64_MAX,
     .has_logprobs = true,
     .logprobs = 0,
+    .has_presence_penalty = true,
+    .presence_penalty = 0.f,
+    .has_frequency_penalty = true,
+    .frequency_penalty = -2.f,
+    .has_repetition_penalty = true,
+    .repetition_penalty = 1.5f,
+    .n_biases = 2,
+    .biases = biases,
     .n_stop = 2,
     .stop = stops,
     .n_stop_ids = 4,
@@ -228,25 +238,29 @@ static int samples_make(void **state UNUSED)
     sample_rank("fault",
                 &(struct msg_rank){ MSG_FAULT, .fault = { ST_ERR_NOMEM, 3, "no memory" } });
     sample_coord("welcome", &(struct msg_coord){ MSG_WELCOME, .welcome = { "b1", 2, 3 } });
-    sample_coord("submit",
-                 &(struct msg_coord){ MSG_SUBMIT, .submit = { .stream = 5,
-                                                              .attempt = 1,
-                                                              .n_prompt = 4,
-                                                              .n_emitted = 2,
-                                                              .prompt = ids,
-                                                              .emitted = ids,
-                                                              .max_tokens = 7,
-                                                              .temperature = 0.5f,
-                                                              .top_p = 1.f,
-                                                              .min_p = 0.25f,
-                                                              .top_k = 40,
-                                                              .seed = 1ull << 63,
-                                                              .n_stop_ids = 1,
-                                                              .stop_ids = ids,
-                                                              .want_logprobs = true,
-                                                              .n_logprobs = 20,
-                                                              .deadline_us = 1000,
-                                                              .cache_scope = 1ull << 63 } });
+    sample_coord("submit", &(struct msg_coord){ MSG_SUBMIT, .submit = { .stream = 5,
+                                                                        .attempt = 1,
+                                                                        .n_prompt = 4,
+                                                                        .n_emitted = 2,
+                                                                        .prompt = ids,
+                                                                        .emitted = ids,
+                                                                        .max_tokens = 7,
+                                                                        .temperature = 0.5f,
+                                                                        .top_p = 1.f,
+                                                                        .min_p = 0.25f,
+                                                                        .top_k = 40,
+                                                                        .seed = 1ull << 63,
+                                                                        .n_stop_ids = 1,
+                                                                        .stop_ids = ids,
+                                                                        .want_logprobs = true,
+                                                                        .n_logprobs = 20,
+                                                                        .deadline_us = 1000,
+                                                                        .cache_scope = 1ull << 63,
+                                                                        .presence_penalty = -2.f,
+                                                                        .frequency_penalty = 0.25f,
+                                                                        .repetition_penalty = 1.5f,
+                                                                        .n_biases = 2,
+                                                                        .biases = biases } });
     sample_coord("cancel", &(struct msg_coord){ MSG_CANCEL, .cancel = { 5, 1 } });
     sample_coord("stop", &(struct msg_coord){ MSG_STOP, .stop = { true } });
     assert_int_equal(msg_generate_pack(&generate_full, sample_add("generate", again_generate)), 0);
@@ -326,6 +340,40 @@ static void test_codec__generate_keeps_every_field(void **state UNUSED)
     assert_int_equal(m.n_stop_ids, 4);
     assert_true(m.stop_ids[3] == 4000000000u && m.ignore_eos);
     assert_string_equal(m.request_id, "r-1");
+    assert_true(m.has_presence_penalty && m.presence_penalty == 0.f);
+    assert_true(m.has_frequency_penalty && m.frequency_penalty == -2.f);
+    assert_true(m.has_repetition_penalty && m.repetition_penalty == 1.5f);
+    assert_int_equal(m.n_biases, 2);
+    assert_memory_equal(m.biases, biases, sizeof(biases));
+    buf_fini(&bytes);
+    arena_fini(&arena);
+}
+
+static void test_codec__biases_of_a_submit_are_whole_and_differ(void **state UNUSED)
+{
+    static const struct msg_bias twice[] = { { 5, 1.f }, { 6, 1.f }, { 5, 2.f } };
+    struct msg_coord m = { MSG_SUBMIT, .submit = { .stream = 1, .n_biases = 3, .biases = twice } };
+    struct arena arena = ARENA_INIT(1 << 20);
+    struct buf bytes = BUF_INIT;
+    struct err err = ERR_INIT;
+    struct msg_coord got;
+
+    assert_int_equal(msg_coord_pack(&m, &bytes), ST_OK);
+    assert_int_equal(msg_coord_unpack(bytes.data, bytes.len, &arena, &got, &err), ST_ERR_PROTO);
+    assert_non_null(strstr(err.text, "names 5 twice"));
+    buf_reset(&bytes);
+    m.submit.n_biases = 2;
+    m.submit.repetition_penalty = -1.f;
+    assert_int_equal(msg_coord_pack(&m, &bytes), ST_OK);
+    assert_int_equal(msg_coord_unpack(bytes.data, bytes.len, &arena, &got, &err), ST_ERR_PROTO);
+    assert_non_null(strstr(err.text, "repetition_penalty is -1"));
+    buf_reset(&bytes);
+    m.submit.repetition_penalty = 0.f;
+    assert_int_equal(msg_coord_pack(&m, &bytes), ST_OK);
+    assert_int_equal(msg_coord_unpack(bytes.data, bytes.len, &arena, &got, &err), ST_OK);
+    assert_memory_equal(got.submit.biases, twice, 2 * sizeof(twice[0]));
+    m.submit.n_biases = MSG_BIASES_MAX + 1;
+    assert_int_equal(msg_coord_pack(&m, &bytes), ST_ERR_LIMIT);
     buf_fini(&bytes);
     arena_fini(&arena);
 }
@@ -526,6 +574,21 @@ static void test_check__refusals_name_field_value_and_range(void **state UNUSED)
     check(REQ(.has_top_p = true, .top_p = 1.f, .has_min_p = true, .min_p = 1.f), NULL);
     check(REQ(.has_min_p = true, .min_p = 1.5f), "min_p");
     check(REQ(.has_logprobs = true, .logprobs = 21), "logprobs is 21");
+    check(REQ(.has_presence_penalty = true, .presence_penalty = 2.5f), "presence_penalty is 2.5");
+    check(REQ(.has_frequency_penalty = true, .frequency_penalty = -2.5f),
+          "frequency_penalty is -2.5; -2 .. 2 is allowed");
+    check(REQ(.has_repetition_penalty = true), "repetition_penalty is 0; 0.01 .. 100");
+    check(REQ(.has_repetition_penalty = true, .repetition_penalty = (float)NAN), "is nan");
+    check(REQ(.has_presence_penalty = true, .presence_penalty = -2.f, .has_frequency_penalty = true,
+              .frequency_penalty = 2.f, .has_repetition_penalty = true,
+              .repetition_penalty = 0.01f),
+          NULL);
+    check(REQ(.n_biases = 301, .biases = biases), "logit_bias has 301 entries; at most 300");
+    check(REQ(.n_biases = 1, .biases = biases), "logit_bias[0] names id 4000000000");
+    check(REQ(.n_biases = 1, .biases = &(struct msg_bias){ 3, -100.5f }),
+          "logit_bias of id 3 is -100.5");
+    check(REQ(.n_biases = 2, .biases = (struct msg_bias[]){ { 3, 1.f }, { 3, 1.f } }),
+          "names id 3 twice");
     check(REQ(.n_stop = 17, .stop = stops), "stop has 17");
     check(REQ(.n_stop = 1, .stop = &empty), "stop[0] has 0 bytes");
     check(REQ(.n_stop_ids = 65, .stop_ids = edge), "stop_ids has 65");
@@ -538,6 +601,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_codec__a_second_round_gives_the_same_bytes),
         cmocka_unit_test(test_codec__generate_keeps_every_field),
+        cmocka_unit_test(test_codec__biases_of_a_submit_are_whole_and_differ),
         cmocka_unit_test(test_codec__an_empty_request_has_nothing_set),
         cmocka_unit_test(test_codec__text_may_hold_a_nul),
         cmocka_unit_test(test_codec__every_truncation_is_an_answer),

@@ -4,7 +4,8 @@
  * The fake model chooses tokens by (stream, position). The fake KV holds at each slot a hash of
  * everything up to its position, and two fake stages run the plans in order: one as soon as a plan
  * is made, one as late as a pipeline may, when its results are due. A plan that finds other KV than
- * that of its own stream's tokens fails the test. */
+ * that of its own stream's tokens fails the test, and so does one whose adjustments are not what
+ * counting the stream's tokens anew gives. */
 #ifndef TESTS_UNIT_WORKER_SCHED_BENCH_H
 #define TESTS_UNIT_WORKER_SCHED_BENCH_H
 
@@ -29,12 +30,15 @@ static inline uint64_t fake_clock(void *self UNUSED)
 static const struct clock test_clock = { fake_clock, NULL };
 
 static uint32_t ids[IDS_MAX]; /* prompts point here: token i is i, from the stream's family on */
+static const struct msg_bias bench_biases[] = { { 90, 1.5f }, { 7, -100.0f }, { 2000, 0.25f } };
 
 /* What the bench knows of stream i + 1. */
 struct actor {
     uint32_t family; /* the first id of its prompt */
     uint64_t scope;
     uint32_t n_prompt;
+    float repetition, presence;
+    uint32_t n_biases;
     uint64_t kv[CTX_MAX]; /* what the fake KV must hold at each position */
 };
 
@@ -54,6 +58,10 @@ static inline void setup(struct bench *b, struct sched_config config)
     memset(b, 0, sizeof(*b));
     config.clock = &test_clock;
     config.limits.tables_max = config.limits.seqs_max * ((config.ctx_max + BLOCK - 1) / BLOCK);
+    if (config.limits.adjusts_max == 0) {
+        config.limits.adjusts_max =
+            step_adjusts_max(config.limits.seqs_max, config.ctx_max, IDS_MAX);
+    }
     b->config = config;
     assert_true(config.ctx_max <= CTX_MAX);
     assert_int_equal(sched_create(&config, &b->s, &err), ST_OK);
@@ -116,7 +124,10 @@ static inline status submit_msg(struct bench *b, const struct msg_submit *m)
     }
     *a = (struct actor){ .family = (uint32_t)(m->prompt - ids),
                          .scope = m->cache_scope,
-                         .n_prompt = m->n_prompt };
+                         .n_prompt = m->n_prompt,
+                         .repetition = m->repetition_penalty,
+                         .presence = m->presence_penalty,
+                         .n_biases = m->n_biases };
     for (uint32_t i = 0; i < CTX_MAX; i++) {
         kv = (kv ^ token_at(a, m->stream, i)) * 0x9E3779B97F4A7C15ull;
         kv ^= kv >> 29;
@@ -134,6 +145,10 @@ static inline status submit_as(struct bench *b, uint64_t stream, struct actor as
                                                .prompt = ids + as.family,
                                                .max_tokens = max_tokens,
                                                .top_p = 1.0f,
+                                               .repetition_penalty = as.repetition,
+                                               .presence_penalty = as.presence,
+                                               .n_biases = as.n_biases,
+                                               .biases = bench_biases,
                                                .cache_scope = as.scope });
 }
 
@@ -141,6 +156,38 @@ static inline status submit(struct bench *b, uint64_t stream, uint32_t n_prompt,
                             uint32_t max_tokens)
 {
     return submit_as(b, stream, (struct actor){ .n_prompt = n_prompt }, max_tokens);
+}
+
+/* The adjustments of a sampled sequence, counted anew from the stream's tokens. */
+static inline void check_adjusts(const struct bench *b, const struct step_head *plan,
+                                 const struct step_seq *q)
+{
+    static uint32_t seen[IDS_MAX], made[IDS_MAX];
+    const struct actor *a = &b->actors[q->stream - 1];
+    const bool repeats = a->repetition != 0.0f && a->repetition != 1.0f;
+    const bool counts = q->sample != 0 && (repeats || a->presence != 0.0f);
+    const struct kern_adjust *at = step_adjusts_const(plan) + q->adjust0;
+    uint32_t n = 0;
+
+    memset(seen, 0, sizeof(seen));
+    memset(made, 0, sizeof(made));
+    for (uint32_t pos = 0; counts && pos < q->pos0 + q->n_rows; pos++) {
+        const uint32_t id = token_at(a, q->stream, pos);
+        seen[id] += repeats || pos >= a->n_prompt;
+        made[id] += pos >= a->n_prompt;
+    }
+    for (uint32_t id = 0; counts && id < IDS_MAX; id++) {
+        if (seen[id] != 0) {
+            assert_true(n < q->n_counts);
+            assert_int_equal(at[n].id, id);
+            assert_int_equal(at[n++].n_made, made[id]);
+        }
+    }
+    assert_int_equal(q->n_counts, n);
+    assert_int_equal(q->n_biases, q->sample != 0 ? a->n_biases : 0);
+    for (uint32_t i = 1; i < q->n_biases; i++) { /* ascending; their sum tells which they are */
+        assert_true(at[n + i].id > at[n + i - 1].id);
+    }
 }
 
 /* What a rank of this stage does with one sequence: read what is before its rows, write its rows. */
@@ -184,6 +231,9 @@ static inline const struct step_head *next(struct bench *b)
     b->n_out++;
     if (step_check(plan, plan->bytes, &b->config.limits, b->config.kv_blocks, &err) != ST_OK) {
         fail_msg("%s", err.text);
+    }
+    for (uint32_t i = 0; i < plan->n_seqs; i++) {
+        check_adjusts(b, plan, &step_seqs_const(plan)[i]);
     }
     run_stage(b, 0, plan);
     assert_true(sched_is_valid(b->s));
@@ -274,7 +324,10 @@ static inline void start_life(struct bench *b, struct life *l, uint32_t n)
 {
     const struct actor as = { .family = rng(3) * 40,
                               .scope = rng(4) == 0,
-                              .n_prompt = 1 + rng(100) };
+                              .n_prompt = 1 + rng(100),
+                              .repetition = rng(3) == 0 ? 1.25f : 0.0f,
+                              .presence = rng(4) == 0 ? 0.5f : 0.0f,
+                              .n_biases = rng(5) == 0 ? 3 : 0 };
 
     *l = (struct life){ .n_prompt = as.n_prompt, .max_tokens = 1 + rng(60) };
     assert_int_equal(submit_as(b, n, as, l->max_tokens), ST_OK);
@@ -289,7 +342,9 @@ static inline void one_random_life(uint64_t seed, bool prefix_cache, struct sche
 
     rng_state = seed * 977 + 5;
     memset(lives, 0, sizeof(lives));
-    setup(&b, (struct sched_config){ .limits = { .seqs_max = 1 + rng(8), .rows_max = 1 + rng(80) },
+    setup(&b, (struct sched_config){ .limits = { .seqs_max = 1 + rng(8),
+                                                 .rows_max = 1 + rng(80),
+                                                 .adjusts_max = rng(2) * (160 + 3) },
                                      .kv_blocks = 6 + rng(12),
                                      .ctx_max = 160,
                                      .chunk_max = rng(40),

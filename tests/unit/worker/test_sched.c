@@ -184,7 +184,7 @@ static void test_sched__results_of_another_step_are_refused(void **state UNUSED)
 static void test_step__the_greatest_plan_keeps_the_next_one_aligned(void **state UNUSED)
 {
     for (uint32_t odd = 0; odd < 8; odd++) {
-        const struct step_limits limits = { 1 + odd, 1 + odd / 2, odd % 3 };
+        const struct step_limits limits = { 1 + odd, 1 + odd / 2, odd % 3, odd % 5 };
         assert_int_equal(step_bytes_max(&limits) % _Alignof(struct step_head), 0);
     }
 }
@@ -206,6 +206,159 @@ static void test_step__a_damaged_plan_is_refused(void **state UNUSED)
                              ST_OK);
     }
     free(copy);
+    teardown(&b);
+}
+
+/* Adjustments of the only sequence of the next plan. */
+static uint32_t next_adjusts(struct bench *b, const struct kern_adjust **at_p)
+{
+    const struct step_head *plan = next(b);
+
+    assert_non_null(plan);
+    assert_int_equal(plan->n_seqs, 1);
+    *at_p = step_adjusts_const(plan);
+    return plan->n_adjusts;
+}
+
+static void test_sched__only_streams_with_penalties_carry_adjustments(void **state UNUSED)
+{
+    const struct actor plain = { .n_prompt = 10 };
+    const struct actor repeats = { .n_prompt = 10, .repetition = 1.5f };
+    const struct actor present = { .n_prompt = 10, .presence = 0.5f, .n_biases = 3 };
+    const struct kern_adjust *at;
+    struct bench b;
+    setup(&b, small_config());
+
+    assert_int_equal(submit_as(&b, 1, plain, 2), ST_OK);
+    assert_int_equal(next_adjusts(&b, &at), 0);
+    done(&b);
+    assert_int_equal(next_adjusts(&b, &at), 0);
+    done(&b);
+    assert_int_equal(submit_as(&b, 2, repeats, 2), ST_OK); /* ids 0 .. 9, then 2010 */
+    assert_int_equal(next_adjusts(&b, &at), 10);
+    assert_true(at[9].id == 9 && at[9].n_made == 0);
+    done(&b);
+    assert_int_equal(next_adjusts(&b, &at), 11);
+    assert_true(at[10].id == 2010 && at[10].n_made == 1);
+    done(&b);
+    assert_int_equal(submit_as(&b, 3, present, 2), ST_OK); /* of the answer alone, and biases */
+    assert_int_equal(next_adjusts(&b, &at), 3);
+    assert_true(at[0].id == 7 && at[0].bias == -100.0f && at[2].id == 2000);
+    done(&b);
+    assert_int_equal(next_adjusts(&b, &at), 4);
+    assert_true(at[0].id == 87 && at[0].n_made == 1 && at[1].id == 7);
+    done(&b);
+    teardown(&b);
+}
+
+/* A stream that comes with emitted tokens counts them as its own. */
+static void test_sched__a_stream_that_was_moved_counts_as_before(void **state UNUSED)
+{
+    static const uint32_t emitted[] = { 500, 2, 500, 500, 3 };
+    struct msg_submit m = { .stream = 2,
+                            .attempt = 2,
+                            .n_prompt = 4,
+                            .prompt = ids,
+                            .n_emitted = 5,
+                            .emitted = emitted,
+                            .max_tokens = 9,
+                            .top_p = 1.0f,
+                            .repetition_penalty = 1.1f,
+                            .frequency_penalty = 0.5f };
+    struct step_head *plan;
+    struct err err = ERR_INIT;
+    struct bench b;
+    setup(&b, small_config());
+
+    assert_int_equal(sched_submit(b.s, &m, &err), ST_OK);
+    plan = b.plans[0];
+    assert_int_equal(sched_next(b.s, plan), ST_OK);
+    static const struct kern_adjust want[] = {
+        { 0, { 0 } }, { 1, { 0 } }, { 2, { 1 } }, { 3, { 1 } }, { 500, { 3 } }
+    };
+    assert_int_equal(plan->n_adjusts, ARRAY_LEN(want));
+    assert_memory_equal(step_adjusts(plan), want, sizeof(want));
+    assert_int_equal(step_seqs(plan)[0].n_counts, ARRAY_LEN(want));
+    assert_true(step_seqs(plan)[0].params.penalties.repetition == 1.1f);
+    m.stream = 3;
+    m.n_emitted = 0;
+    m.n_biases = STEP_BIASES_MAX + 1;
+    assert_int_equal(sched_submit(b.s, &m, &err), ST_ERR_ARG);
+    teardown(&b);
+}
+
+/* Room for the adjustments of one stream: the others wait for the next plan, and get there. */
+static void test_sched__adjustments_of_a_plan_are_bounded(void **state UNUSED)
+{
+    const struct actor repeats = { .n_prompt = 30, .repetition = 1.5f };
+    struct sched_config config = small_config();
+    uint32_t n_ended = 0, n_turns = 0;
+    struct bench b;
+
+    config.limits.adjusts_max = 40;
+    setup(&b, config);
+    for (uint64_t i = 1; i <= 3; i++) {
+        assert_int_equal(submit_as(&b, i, repeats, 8), ST_OK);
+    }
+    while (n_ended < 3 && n_turns++ < 100) {
+        assert_non_null(next(&b));
+        assert_true(b.plans[0]->n_adjusts <= 40 && b.plans[0]->n_samples <= 1);
+        n_ended += done(&b)->n_finishes;
+    }
+    assert_int_equal(n_ended, 3);
+    teardown(&b);
+}
+
+static void test_step__lying_adjustments_are_refused(void **state UNUSED)
+{
+    const struct actor both = { .n_prompt = 10, .repetition = 1.5f, .n_biases = 3 };
+    struct err err = ERR_INIT;
+    struct bench b;
+    setup(&b, small_config());
+
+    assert_int_equal(submit_as(&b, 1, both, 2), ST_OK);
+    assert_non_null(next(&b));
+    struct step_head *plan = b.plans[0];
+    struct step_seq *q = step_seqs(plan);
+    struct kern_adjust *at = step_adjusts(plan);
+    for (uint32_t lie = 0; lie < 7; lie++) {
+        const struct step_seq kept = *q;
+        const struct kern_adjust kept_at[2] = { at[1], at[11] };
+        switch (lie) {
+        case 0:
+            q->n_counts++;
+            break;
+        case 1:
+            q->adjust0 = 1;
+            break;
+        case 2:
+            at[1].id = at[0].id;
+            break;
+        case 3:
+            at[11].bias = (float)(1e30 * 1e30);
+            break;
+        case 4:
+            q->params.penalties.repetition = 0.0f;
+            break;
+        case 5:
+            q->params.penalties.presence = -(float)(1e30 * 1e30);
+            break;
+        default:
+            q->n_biases = UINT32_MAX;
+            break;
+        }
+        step_seal(plan);
+        assert_int_equal(step_check(plan, plan->bytes, &b.config.limits, 16, &err), ST_ERR_PROTO);
+        *q = kept;
+        at[1] = kept_at[0];
+        at[11] = kept_at[1];
+    }
+    step_seal(plan);
+    assert_int_equal(step_check(plan, plan->bytes, &b.config.limits, 16, &err), ST_OK);
+    struct step_limits less = b.config.limits;
+    less.adjusts_max = plan->n_adjusts - 1;
+    assert_int_equal(step_check(plan, plan->bytes, &less, 16, &err), ST_ERR_PROTO);
+    assert_non_null(strstr(err.text, "13 adjustments"));
     teardown(&b);
 }
 
@@ -234,6 +387,10 @@ int main(void)
         cmocka_unit_test(test_sched__results_of_another_step_are_refused),
         cmocka_unit_test(test_step__the_greatest_plan_keeps_the_next_one_aligned),
         cmocka_unit_test(test_step__a_damaged_plan_is_refused),
+        cmocka_unit_test(test_sched__only_streams_with_penalties_carry_adjustments),
+        cmocka_unit_test(test_sched__a_stream_that_was_moved_counts_as_before),
+        cmocka_unit_test(test_sched__adjustments_of_a_plan_are_bounded),
+        cmocka_unit_test(test_step__lying_adjustments_are_refused),
         cmocka_unit_test(test_sched__random_lives_end_once_in_order_and_leave_no_block),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
