@@ -4,12 +4,16 @@
 #include "coordinator/cli/cli.h"
 #include "proto/msg.h"
 
+#include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 static int version_main(int argc, char **argv);
 static int help_main(int argc, char **argv);
 static int serve_main(int argc, char **argv);
+static int hold_main(int argc, char **argv);
 
 static const struct command {
     const char *name;
@@ -24,6 +28,7 @@ static const struct command {
     { "drain", cli_drain,
       "empty a replica, or start all again one by one, without losing a stream" },
     { "worker", worker_main, "one rank (serve starts these)" },
+    { "hold", hold_main, NULL },
     { "version", version_main, "print version and build" },
     { "help", help_main, "this text, or help of a command" },
 };
@@ -58,7 +63,9 @@ static void usage(FILE *out)
             "usage: gantry COMMAND [options]\n\n",
             msg_version());
     for (size_t i = 0; i < ARRAY_LEN(commands); i++) {
-        fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].help);
+        if (commands[i].help != NULL) {
+            fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].help);
+        }
     }
     fputs(tour, out);
 }
@@ -74,7 +81,7 @@ static int help_main(int argc, char **argv)
     static char help[] = "--help";
     const struct command *c = argc > 1 ? command_find(argv[1]) : NULL;
 
-    if (c != NULL && c->main != help_main && c->main != version_main) {
+    if (c != NULL && c->help != NULL && c->main != help_main && c->main != version_main) {
         char *args[] = { argv[1], help, NULL };
         return c->main(2, args);
     }
@@ -92,6 +99,24 @@ static int serve_main(int argc, char **argv)
         }
     }
     return worker_in_mpi_job() ? worker_one_job(argc, argv) : cli_serve(argc, argv);
+}
+
+/* `gantry hold COMMAND...`: the command with SIGTERM blocked. How mpirun's daemons are started inside
+ * a job of SLURM's (cluster/launch.c says why). */
+static int hold_main(int argc, char **argv)
+{
+    sigset_t set;
+
+    if (argc < 2) {
+        fputs("gantry hold: which command?\n", stderr);
+        return 2;
+    }
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    execvp(argv[1], argv + 1);
+    fprintf(stderr, "gantry hold: %s: %s\n", argv[1], strerror(errno));
+    return 127;
 }
 
 /* Levenshtein distance; words are short. */

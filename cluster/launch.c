@@ -4,6 +4,10 @@
  *    │                       ▲  SIGKILL to what is left, each poll
  *    └─launch_end: SIGTERM at 0 s and 1 s, SIGKILL to the session at 3 s
  *
+ * In a job of SLURM's everything gets SIGTERM at once when the job is cancelled or its time is over, mpirun,
+ * its daemons and the ranks included, and mpirun would kill a replica whose streams still have KillWait
+ * seconds to end. So there SIGTERM is held off from all of them, and SIGINT takes its place.
+ *
  * The second SIGTERM is for an mpirun that waits for a host behind a cut link: the first makes it
  * wait, the second makes it go at once. mpirun's exit code is a hint (it has been 0 after a node
  * failure); who needs to know why a rank died asks the coordinator's members. */
@@ -40,7 +44,8 @@ struct launch {
     enum launch_state state;
     int pid; /* of mpirun, also its session */
     int code;
-    uint32_t n_terms;     /* SIGTERMs sent */
+    int end_sig;          /* SIGTERM, or SIGINT where SIGTERM is held off */
+    uint32_t n_terms;     /* of them sent */
     uint64_t end_at_ns;   /* first launch_end, 0 before */
     uint64_t sweep_at_ns; /* when SWEEP began */
     int log_fd;           /* owned; < 0: none */
@@ -74,7 +79,10 @@ static status open_log(struct launch *l, const char *dir, const char *name, stru
 status launch_start(const struct launch_config *config, struct launch **launch_p, struct err *err)
 {
     const char *argv[LAUNCH_ARGS_MAX];
-    struct process_config process = { .argv = argv, .die_with_parent = !config->outlive };
+    struct process_config process = { .argv = argv,
+                                      .die_with_parent = !config->outlive,
+                                      .hold_term = config->in_slurm,
+                                      .env = config->env };
     struct buf text = BUF_INIT;
     struct launch *l = calloc(1, sizeof(*l));
     uint32_t major = 0;
@@ -85,6 +93,7 @@ status launch_start(const struct launch_config *config, struct launch **launch_p
         return err_set(err, ST_ERR_NOMEM, "no memory for a launch");
     }
     l->log_fd = -1;
+    l->end_sig = config->in_slurm ? SIGINT : SIGTERM;
     st = launch_probe(config->mpirun, &major, line, sizeof(line), err);
     if (st == ST_OK) {
         st = launch_command(config, major, argv, LAUNCH_ARGS_MAX, &text, err);
@@ -169,7 +178,7 @@ void launch_end(struct launch *l, uint64_t now_ns)
         (void)process_session_signal(l->pid, SIGKILL);
     } else if (l->n_terms == 0 || (l->n_terms == 1 && since_ns >= term_again_ns)) {
         l->n_terms++;
-        (void)kill(l->pid, SIGTERM);
+        (void)kill(l->pid, l->end_sig);
     }
 }
 

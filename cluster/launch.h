@@ -28,6 +28,8 @@ struct launch_config {
     const char *shm_dir;     /* for shared memory of ranks on this host; NULL: where MPI likes */
     bool oversubscribe;      /* more ranks than cores on some host */
     bool outlive;            /* the job goes on when the process that started it dies */
+    const char *const *env;  /* "NAME=value" words that replace or add, NULL-ended; NULL: none */
+    bool in_slurm;           /* inside a job of SLURM's, whose SIGTERM must not end the ranks */
 };
 
 struct launch; /* a running (or ended) job */

@@ -26,6 +26,8 @@ struct knobs {
     const char *one_host[KNOBS_MAX];
     const char *crowded[KNOBS_MAX];
     const char *shm[2]; /* the option and the knob whose value is a folder */
+    const char
+        *agent[3]; /* option and knob for the command that starts a daemon, and that command */
 };
 
 static const struct knobs table[] = {
@@ -35,14 +37,16 @@ static const struct knobs table[] = {
                   "0" },
       .one_host = { "--oversubscribe" },
       .crowded = { "--mca", "mpi_yield_when_idle", "1" },
-      .shm = { "--mca", "btl_vader_backing_directory" } },
+      .shm = { "--mca", "btl_vader_backing_directory" },
+      .agent = { "--mca", "orte_launch_agent", "orted" } },
     { .major = 5,
       .always = { "--prtemca", "oob_tcp_keepalive_time", "2", "--prtemca",
                   "oob_tcp_keepalive_intvl", "1", "--prtemca", "oob_tcp_keepalive_probes", "3",
                   "--prtemca", "odls_base_sigkill_timeout", "0" },
       .one_host = { "--map-by", ":OVERSUBSCRIBE" },
       .crowded = { "--mca", "mpi_yield_when_idle", "1" },
-      .shm = { "--mca", "btl_sm_backing_directory" } },
+      .shm = { "--mca", "btl_sm_backing_directory" },
+      .agent = { "--prtemca", "prte_launch_agent", "prted" } },
 };
 
 /* Versions we have no row for get none of the knobs but the words that all understand. */
@@ -119,6 +123,22 @@ static bool has_allocation(void)
            getenv("JOB_ID") || getenv("FLUX_JOB_ID");
 }
 
+/* The agent's words are split at spaces: a path with one in it cannot be said. */
+static void add_agent(struct words *w, const struct launch_config *config, const struct knobs *k)
+{
+    char agent[4200];
+
+    if (!config->in_slurm || k->agent[0] == NULL || user_says(config, k->agent[1]) ||
+        strpbrk(config->program, " \t") != NULL ||
+        snprintf(agent, sizeof(agent), "%s hold %s", config->program, k->agent[2]) >=
+            (int)sizeof(agent)) {
+        return;
+    }
+    add_str(w, k->agent[0]);
+    add_str(w, k->agent[1]);
+    add_str(w, agent);
+}
+
 static void add_command(struct words *w, const struct launch_config *config, uint32_t major)
 {
     const struct knobs *k = knobs_of(major);
@@ -149,6 +169,7 @@ static void add_command(struct words *w, const struct launch_config *config, uin
         add_str(w, k->shm[1]);
         add_str(w, config->shm_dir);
     }
+    add_agent(w, config, k);
     add_split(w, config->extra);
     add_str(w, config->program);
     add_all(w, config->args);

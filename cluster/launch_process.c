@@ -67,8 +67,18 @@ static bool is_job_variable(const char *entry)
     return false;
 }
 
+static bool is_replaced(const char *entry, const char *const *words)
+{
+    for (; words != NULL && *words != NULL; words++) {
+        if (strncmp(entry, *words, strcspn(*words, "=") + 1) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* A NULL-ended copy of the pointers; the strings are borrowed. The caller frees it. */
-static char **child_environment(void)
+static char **child_environment(const char *const *words)
 {
     static const char *const root[] = { "OMPI_ALLOW_RUN_AS_ROOT=1",
                                         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
@@ -76,20 +86,26 @@ static char **child_environment(void)
                                         "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1" };
     /* Without it a second mpirun in the same allocation waits for the first to end. */
     static const char overlap[] = "SLURM_OVERLAP=1";
-    size_t n = 0, at = 0;
+    size_t n = 0, at = 0, n_words = 0;
     char **env;
 
     while (environ[n]) {
         n++;
     }
-    env = malloc((n + ENV_EXTRA_MAX) * sizeof(*env));
+    while (words != NULL && words[n_words] != NULL) {
+        n_words++;
+    }
+    env = malloc((n + n_words + ENV_EXTRA_MAX) * sizeof(*env));
     if (!env) {
         return NULL;
     }
     for (size_t i = 0; i < n; i++) {
-        if (!is_job_variable(environ[i])) {
+        if (!is_job_variable(environ[i]) && !is_replaced(environ[i], words)) {
             env[at++] = environ[i];
         }
+    }
+    for (size_t i = 0; i < n_words; i++) {
+        env[at++] = (char *)(uintptr_t)words[i];
     }
     for (size_t i = 0; geteuid() == 0 && i < ARRAY_LEN(root); i++) {
         env[at++] = (char *)(uintptr_t)root[i];
@@ -144,7 +160,7 @@ struct child {
     char *const *env;
     int out_fd, null_fd, error_fd;
     int parent;
-    bool die_with_parent;
+    bool die_with_parent, hold_term;
 };
 
 NORETURN static void child_fail(int fd)
@@ -177,9 +193,12 @@ NORETURN static void child_run(const struct child *c)
         signal(sig, SIG_DFL);
     }
     sigemptyset(&none);
+    if (c->hold_term) {
+        sigaddset(&none, SIGTERM);
+    }
     sigprocmask(SIG_SETMASK, &none, NULL);
     if (c->die_with_parent) {
-        prctl(PR_SET_PDEATHSIG, SIGTERM);
+        prctl(PR_SET_PDEATHSIG, c->hold_term ? SIGINT : SIGTERM);
         if (getppid() != c->parent) { /* it died before the line above */
             _exit(127);
         }
@@ -235,14 +254,16 @@ static status run(struct child *c, int *pid_p, struct err *err)
 status process_start(const struct process_config *config, int *pid_p, struct err *err)
 {
     struct buf path = BUF_INIT_MAX(8192);
-    struct child c = { .out_fd = config->out_fd, .die_with_parent = config->die_with_parent };
+    struct child c = { .out_fd = config->out_fd,
+                       .die_with_parent = config->die_with_parent,
+                       .hold_term = config->hold_term };
     char **env = NULL;
     status st = find_program(config->argv[0], &path, err);
 
     if (st != ST_OK) {
         goto free_path;
     }
-    env = child_environment();
+    env = child_environment(config->env);
     if (!env) {
         st = err_set(err, ST_ERR_NOMEM, "no memory for the environment of %s", path.data);
         goto free_path;

@@ -13,7 +13,9 @@
 struct process_config {
     const char *const *argv; /* NULL-ended; argv[0] is looked up in PATH */
     int out_fd;              /* becomes stdout and stderr; < 0: both are inherited */
-    bool die_with_parent;    /* SIGTERM when the calling thread ends */
+    bool die_with_parent;    /* SIGTERM (or SIGINT, below) when the calling thread ends */
+    bool hold_term;          /* the child begins with SIGTERM blocked: SIGINT is what ends it */
+    const char *const *env;  /* "NAME=value" words that replace or add, NULL-ended; NULL: none */
 };
 
 /* ST_ERR_NOT_FOUND: no such program. The environment is ours without what an MPI job around us has

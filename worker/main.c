@@ -284,8 +284,13 @@ int worker_main(int argc, char **argv)
     struct worker_args args;
     struct coll_mpi_world world;
     struct err err = ERR_INIT;
-    status st = worker_args_parse(argc, argv, &args, &err);
 
+    /* SLURM sends SIGTERM to all processes of a job that ends; the coordinator is one of them, and
+     * lets running answers end. It says when to stop, and when it is gone so are we. */
+    if (getenv("SLURM_JOB_ID") != NULL) {
+        signal(SIGTERM, SIG_IGN);
+    }
+    status st = worker_args_parse(argc, argv, &args, &err);
     if (st == ST_END) {
         return 0;
     }

@@ -102,6 +102,8 @@ void jobs_config(const struct jobs *j, uint32_t replica, const struct worker_wor
         .log_name = job != NULL ? job->log_name : NULL,
         .shm_dir = job != NULL && job->shm_dir[0] != '\0' ? job->shm_dir : NULL,
         .extra = j->args->mpirun_args,
+        .env = j->setup->job.is_used ? j->setup->job.env : NULL,
+        .in_slurm = j->setup->job.is_used,
         .oversubscribe = j->setup->is_local && n_ranks * MAX(j->n, 1u) > cpu_count(),
     };
 }

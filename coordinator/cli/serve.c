@@ -501,6 +501,7 @@ static status plan_say(const struct serve *s, struct err *err)
     const status st = plan_print(s->setup.plan, &text);
 
     if (st == ST_OK) {
+        allocation_say(&s->setup.job);
         say("%s", text.data);
         cli_device_say(&s->setup.device);
     } else {

@@ -65,8 +65,9 @@ static void rows_fill(struct serve_args *a, struct opt *rows)
           "ranks must be ready within this (default 600)", NULL },
         { .kind = OPT_HEADING, .help = "Replicas and failures" },
         { OPT_U32, "replicas", "N", &a->replicas, 0, 1024,
-          "copies of the model, each an MPI job of its own (default 1; 0: as --external-only)",
-          NULL },
+          "copies of the model, each an MPI job of its own (default 1, inside an allocation as many "
+          "as it holds, where --tp or --pp say how large one is; 0: as --external-only)",
+          &a->replicas_given },
         { OPT_U32, "hang-timeout", "SECONDS", &a->hang_timeout_s, 1, 86400,
           "a rank that is silent or stuck for longer is taken for dead (default 5)", NULL },
         { OPT_U32, "restarts", "N", &a->restarts, 0, 1 << 30,
@@ -156,31 +157,50 @@ status serve_args_parse(int argc, char **argv, struct serve_args *a, struct err 
 
 /* ---- model and plan ---- */
 
-static status hosts_read(const struct serve_args *a, struct serve_setup *s, struct err *err)
+/* The scheduler's nodes, where the user named no hosts. */
+static status allocation_take(struct serve_args *a, struct serve_setup *s, struct err *err)
 {
-    const char *nodes = getenv("SLURM_JOB_NUM_NODES");
+    struct plan_device_word word;
+    status st = plan_device_word(a->plan.device, &word, err);
+
+    if (st != ST_OK || a->hostfile != NULL || a->external_ranks != 0) {
+        return st;
+    }
+    const struct allocation_wish wish = { .uses_gpus = word.kind == PLAN_CUDA || word.is_auto };
+    st = allocation_open(&wish, &s->job, err);
+    if (st == ST_OK && s->job.is_used) {
+        s->n_slots = s->job.n_slots;
+        a->hostfile = s->job.hostfile[0] != '\0' ? s->job.hostfile : NULL;
+        a->threads = a->threads != 0 ? a->threads : s->job.threads;
+    }
+    return st;
+}
+
+static status hosts_read(struct serve_args *a, struct serve_setup *s, struct err *err)
+{
+    const status st = allocation_take(a, s, err);
 
     s->n_hosts = 1;
     s->is_local = true;
-    if (a->hostfile != NULL) {
-        s->is_local = false;
-        const status st = hostfile_slots(a->hostfile, &s->n_slots, &s->n_hosts, err);
-        if (st == ST_OK && s->n_hosts < a->replicas) {
-            return err_set(err, ST_ERR_LIMIT,
-                           "%u replicas need a host each at least, hostfile %s has %u", a->replicas,
-                           a->hostfile, s->n_hosts);
-        }
+    if (st != ST_OK || a->hostfile == NULL) {
         return st;
     }
-    if (nodes != NULL && strtol(nodes, NULL, 10) > 1) {
-        s->is_local = false;
-        s->n_hosts = (uint32_t)strtol(nodes, NULL, 10);
-        if (a->replicas > 1) {
-            return err_set(err, ST_ERR_ARG,
-                           "--replicas %u over %u hosts of an allocation needs a --hostfile that "
-                           "names them",
-                           a->replicas, s->n_hosts);
-        }
+    s->is_local = false;
+    return hostfile_slots(a->hostfile, &s->n_slots, &s->n_hosts, err);
+}
+
+/* Once the plan says how many ranks one has. */
+static status replicas_settle(struct serve_args *a, const struct serve_setup *s, struct err *err)
+{
+    const bool is_sized = a->plan.tp != 0 || a->plan.pp != 0 || a->plan.ranks != 0;
+
+    if (s->job.is_used && !a->replicas_given && is_sized) {
+        a->replicas = allocation_replicas(&s->job, s->plan->n_ranks);
+    }
+    if (a->hostfile != NULL && s->n_hosts < a->replicas) {
+        return err_set(err, ST_ERR_LIMIT, "%u replicas need a host each at least, %s %s has %u",
+                       a->replicas, s->job.is_used ? "SLURM job" : "hostfile",
+                       s->job.is_used ? s->job.job.id : a->hostfile, s->n_hosts);
     }
     return ST_OK;
 }
@@ -198,7 +218,10 @@ static void request_complete(const struct serve_args *a, const struct serve_setu
         return; /* how replicas are cut, and what fits them, is theirs to say */
     }
     if (is_open && !(r->device == PLAN_CUDA && s->is_local)) {
-        r->n_ranks = a->hostfile != NULL ? s->n_slots / a->replicas : s->n_hosts;
+        r->n_ranks = s->n_slots != 0 ? MAX(s->n_slots / a->replicas, 1u) : s->n_hosts;
+    }
+    if (r->rank_memory_bytes == 0 && r->device == PLAN_CPU) {
+        r->rank_memory_bytes = s->job.slot_memory_bytes;
     }
     const bool is_here = s->is_local && (a->external_ranks == 0 || a->external_local);
     if (is_here && r->rank_memory_bytes == 0 && r->device == PLAN_CPU) {
@@ -280,11 +303,13 @@ static status plan_make(const struct serve_args *a, const struct model_desc *des
         st = check_devices(a, s, err);
     }
     if (st == ST_OK && s->n_slots != 0 && s->plan->n_ranks > s->n_slots) {
-        st = err_set(
-            err, ST_ERR_LIMIT,
-            "the plan has %u ranks and hostfile %s offers %u slots on %u host%s; add hosts "
-            "or slots, or lower --tp and --pp",
-            s->plan->n_ranks, a->hostfile, s->n_slots, s->n_hosts, s->n_hosts == 1 ? "" : "s");
+        st = err_set(err, ST_ERR_LIMIT,
+                     "the plan has %u ranks and %s %s offers %u slots on %u host%s; add hosts or "
+                     "%s, or lower "
+                     "--tp and --pp",
+                     s->plan->n_ranks, s->job.is_used ? "SLURM job" : "hostfile",
+                     s->job.is_used ? s->job.job.id : a->hostfile, s->n_slots, s->n_hosts,
+                     s->n_hosts == 1 ? "" : "s", s->job.is_used ? "tasks" : "slots");
     }
     if (st == ST_OK && a->external_ranks != 0 && s->plan->n_ranks != a->external_ranks) {
         st = err_set(err, ST_ERR_ARG, "the plan has %u ranks and %u will attach", s->plan->n_ranks,
@@ -307,7 +332,7 @@ static status weights_look(const char *dir, const struct model_desc *desc, struc
     return st;
 }
 
-status serve_setup_make(const struct serve_args *a, struct serve_setup *s, struct err *err)
+status serve_setup_make(struct serve_args *a, struct serve_setup *s, struct err *err)
 {
     struct model_desc desc;
 
@@ -323,7 +348,7 @@ status serve_setup_make(const struct serve_args *a, struct serve_setup *s, struc
     status st = model_desc_read(s->model_path, &desc, err);
     (void)(st || (st = weights_look(s->model_path, &desc, err)) ||
            (st = tokenizer_open(s->model_path, &s->tok, err)) || (st = hosts_read(a, s, err)) ||
-           (st = plan_make(a, &desc, s, err)));
+           (st = plan_make(a, &desc, s, err)) || (st = replicas_settle(a, s, err)));
     if (st < 0) {
         serve_setup_fini(s);
     }
@@ -334,6 +359,7 @@ void serve_setup_fini(struct serve_setup *s)
 {
     plan_destroy(s->plan);
     tokenizer_close(s->tok);
+    allocation_close(&s->job);
     s->plan = NULL;
     s->tok = NULL;
 }

@@ -4,6 +4,7 @@
 #define COORDINATOR_CLI_SERVE_ARGS_H
 
 #include "base/log.h"
+#include "coordinator/cli/allocation.h"
 #include "coordinator/cli/device.h"
 #include "model/tokenizer.h"
 
@@ -19,6 +20,7 @@ struct serve_args {
     uint32_t announce_fd;     /* 0: none */
     const char *prefix_cache; /* "on" or "off"; NULL: on */
     bool dry_run, external_local;
+    bool replicas_given;
     enum log_level level;
 };
 
@@ -29,15 +31,17 @@ struct serve_setup {
     char model_path[4096]; /* absolute: ranks have another working directory */
     uint32_t n_slots;      /* of the hostfile; 0: none given */
     uint32_t n_hosts;
-    bool is_local; /* every rank is on this host */
+    bool is_local;         /* every rank is on this host */
+    struct allocation job; /* the scheduler's, around us; owned */
     struct cli_device device;
     char device_word[16]; /* "cuda:1", where the user named one by its number; else empty */
 };
 
 /* ST_END: --help was printed. */
 status serve_args_parse(int argc, char **argv, struct serve_args *a, struct err *err);
-/* Reads the model's files and makes the plan. On failure nothing is owned. */
-status serve_setup_make(const struct serve_args *a, struct serve_setup *s, struct err *err);
+/* Reads the model's files and makes the plan; hosts, threads and replicas that were left open are
+ * completed in `a` from the scheduler's allocation, if we are in one. On failure nothing is owned. */
+status serve_setup_make(struct serve_args *a, struct serve_setup *s, struct err *err);
 void serve_setup_fini(struct serve_setup *s);
 
 #endif

@@ -1,0 +1,81 @@
+/* cluster/slurm.h - what SLURM says about the job that we run in.
+ *
+ *   SLURM_JOB_NODELIST="n[1-4]"  SLURM_TASKS_PER_NODE="2(x3),1"  ...  ──►  struct slurm_job: a row per node
+ *
+ * slurm_job_read is a pure function of the environment that it is handed; slurm_time_left_parse,
+ * slurm_states_parse and slurm_racks_parse are pure functions of what squeue, sinfo and scontrol print.
+ * All of it comes from outside: everything is bounded, and a refusal names the variable and the word.
+ * Asking the commands themselves is slurm_ask.h. No thread, no clock, no SLURM library: a login node
+ * without SLURM builds and runs the same program. */
+#ifndef CLUSTER_SLURM_H
+#define CLUSTER_SLURM_H
+
+#include "base/buf.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { SLURM_NODES_MAX = 4096, SLURM_NAME_BYTES = 256, SLURM_ID_BYTES = 32 };
+
+/* ---- hostlist expressions: "login,n[1-3,08-10],rack[0-1]u[1-2]" ---- */
+
+struct hostlist {
+    uint32_t n;
+    char (*names)[SLURM_NAME_BYTES]; /* [n] owned */
+};
+
+/* `what` names the source in the sentence. ST_ERR_FORMAT; ST_ERR_LIMIT over SLURM_NODES_MAX hosts;
+ * ST_ERR_NOMEM. On success the caller owns *list_p (hostlist_fini). */
+status hostlist_expand(const char *what, const char *text, struct hostlist *list_p,
+                       struct err *err);
+void hostlist_fini(struct hostlist *list); /* zeroed storage is fine */
+
+/* ---- the job ---- */
+
+struct slurm_node {
+    char name[SLURM_NAME_BYTES];
+    uint32_t tasks;        /* that SLURM gave it; at least 1 */
+    uint32_t cpus;         /* of the job there; 0: not said */
+    uint32_t gpus;         /* of the job there; 0: none, or not said */
+    uint64_t memory_bytes; /* of the job there; 0: not said */
+    bool is_here;          /* the node that we run on */
+    char rack[64];         /* its switch of level 0; "": not known */
+};
+
+struct slurm_job {
+    char id[SLURM_ID_BYTES]; /* "123", of an array's element its own number */
+    uint32_t n_restarts;     /* SLURM_RESTART_COUNT */
+    uint64_t end_s;          /* seconds since 1970 when SLURM ends it; 0: not said */
+    bool is_step;            /* our process is one of a step's tasks, not the batch script's */
+    uint32_t n_nodes;
+    struct slurm_node *nodes; /* [n_nodes] owned */
+};
+
+/* The value of a variable, or NULL. */
+typedef const char *(*slurm_env_fn)(void *arg, const char *name);
+const char *slurm_getenv(void *arg, const char *name); /* getenv; arg is not looked at */
+
+/* Inside a job that has a node list? */
+bool slurm_in_job(slurm_env_fn env, void *arg);
+/* ST_ERR_FORMAT, ST_ERR_LIMIT, ST_ERR_NOMEM. On success the caller owns *job_p (slurm_job_fini). */
+status slurm_job_read(slurm_env_fn env, void *arg, struct slurm_job *job_p, struct err *err);
+void slurm_job_fini(struct slurm_job *job); /* zeroed storage is fine */
+
+/* ---- what its commands print ---- */
+
+enum { SLURM_LEFT_UNLIMITED = 0 };
+/* `squeue -h -j ID -o %L`: "59", "1:00", "2:00:00", "1-00:00:00" into seconds; "UNLIMITED", "NOT_SET"
+ * and "INVALID" (over, or no limit that can be told): 0. ST_ERR_FORMAT. */
+status slurm_time_left_parse(const char *text, uint64_t *seconds_p, struct err *err);
+
+/* `sinfo -h -N -o "%N %t"`, a line "n1 idle" per node (several where partitions overlap). is_up[i] of
+ * names[i] becomes false where the state says that nothing can be started there (down, drained after a
+ * failure, not responding: a "*" behind the word). A node without a line stays as it was. */
+status slurm_states_parse(const char *text, const struct hostlist *nodes, bool *is_up,
+                          struct err *err);
+
+/* `scontrol show topology`: the switch of level 0 into nodes[].rack. A node that no line holds keeps
+ * what it had. */
+status slurm_racks_parse(const char *text, struct slurm_job *job, struct err *err);
+
+#endif

@@ -1,0 +1,185 @@
+/* cluster/slurm_print.c - reading what SLURM's commands print; see slurm.h. */
+#include "cluster/slurm.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* ---- squeue: time left ---- */
+
+static status bad_time(const char *text, struct err *err)
+{
+    return err_set(err, ST_ERR_FORMAT, "squeue says \"%.40s\" of the time left: not [D-]HH:MM:SS",
+                   text);
+}
+
+static bool begins(const char *text, const char *word)
+{
+    return strncmp(text, word, strlen(word)) == 0;
+}
+
+status slurm_time_left_parse(const char *text, uint64_t *seconds_p, struct err *err)
+{
+    uint64_t days = 0, part = 0, sum = 0;
+    uint32_t n_parts = 0, n_digits = 0;
+    const char *at = text;
+
+    if (begins(text, "UNLIMITED") || begins(text, "NOT_SET") || begins(text, "INVALID")) {
+        *seconds_p = SLURM_LEFT_UNLIMITED;
+        return ST_OK;
+    }
+    for (;; at++) {
+        if (*at >= '0' && *at <= '9' && n_digits < 6) {
+            part = part * 10 + (uint64_t)(*at - '0');
+            n_digits++;
+        } else if (*at == '-' && n_digits > 0 && n_parts == 0 && days == 0) {
+            days = part;
+            part = n_digits = 0;
+        } else if ((*at == ':' || *at == '\0' || *at == '\n') && n_digits > 0 && n_parts < 3) {
+            sum = sum * 60 + part;
+            part = n_digits = 0;
+            n_parts++;
+            if (*at != ':') {
+                break;
+            }
+        } else {
+            return bad_time(text, err);
+        }
+    }
+    *seconds_p = days * 86400 + sum;
+    return ST_OK;
+}
+
+/* ---- lines and words ---- */
+
+struct word {
+    const char *at;
+    size_t len;
+};
+
+static struct word next_word(const char **at_p, const char *end)
+{
+    const char *at = *at_p;
+    struct word w;
+
+    while (at < end && (*at == ' ' || *at == '\t' || *at == '\r')) {
+        at++;
+    }
+    w = (struct word){ at, 0 };
+    while (at < end && *at != ' ' && *at != '\t' && *at != '\r') {
+        at++;
+    }
+    w.len = (size_t)(at - w.at);
+    *at_p = at;
+    return w;
+}
+
+static const char *line_end(const char *at)
+{
+    return at + strcspn(at, "\n");
+}
+
+/* ---- sinfo: states ---- */
+
+/* The short words of sinfo, a flag behind them cut off. "*" says that the node does not answer. What is
+ * drained or draining still carries the jobs that it has. */
+static bool is_up_word(struct word w)
+{
+    static const char *const down[] = { "down", "fail",   "failg", "unk",
+                                        "futr", "pow_dn", "boot",  "reboot" };
+
+    if (w.len > 0 && w.at[w.len - 1] == '*') {
+        return false;
+    }
+    while (w.len > 0 && strchr("~#!%$@^+-", w.at[w.len - 1]) != NULL) {
+        w.len--;
+    }
+    for (size_t i = 0; i < ARRAY_LEN(down); i++) {
+        if (w.len == strlen(down[i]) && memcmp(w.at, down[i], w.len) == 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+status slurm_states_parse(const char *text, const struct hostlist *nodes, bool *is_up,
+                          struct err *err)
+{
+    for (const char *at = text; *at != '\0'; at += *at == '\n') {
+        const char *end = line_end(at);
+        const struct word name = next_word(&at, end), state = next_word(&at, end);
+
+        if (name.len != 0 && state.len == 0) {
+            return err_set(err, ST_ERR_FORMAT, "sinfo says \"%.*s\": not a node and its state",
+                           (int)MIN(name.len, (size_t)40), name.at);
+        }
+        for (uint32_t i = 0; name.len != 0 && i < nodes->n; i++) {
+            if (strlen(nodes->names[i]) == name.len &&
+                memcmp(nodes->names[i], name.at, name.len) == 0) {
+                is_up[i] = is_up_word(state);
+            }
+        }
+        at = end;
+    }
+    return ST_OK;
+}
+
+/* ---- scontrol show topology ---- */
+
+/* The value of KEY= in a line; len 0: not there. */
+static struct word field(const char *at, const char *end, const char *key)
+{
+    const size_t len = strlen(key);
+
+    for (struct word w = next_word(&at, end); w.len != 0; w = next_word(&at, end)) {
+        if (w.len > len && memcmp(w.at, key, len) == 0) {
+            return (struct word){ w.at + len, w.len - len };
+        }
+    }
+    return (struct word){ end, 0 };
+}
+
+static status rack_of_line(const char *at, const char *end, struct slurm_job *job, struct buf *text,
+                           struct err *err)
+{
+    const struct word name = field(at, end, "SwitchName="), level = field(at, end, "Level="),
+                      nodes = field(at, end, "Nodes=");
+    struct hostlist list;
+
+    if (name.len == 0 || level.len != 1 || level.at[0] != '0' || nodes.len == 0) {
+        return ST_OK; /* a switch of switches, or an empty one */
+    }
+    buf_reset(text);
+    status st = buf_append(text, nodes.at, nodes.len);
+    if (st != ST_OK) {
+        return err_set(err, st, "no memory for a line of scontrol show topology");
+    }
+    st = hostlist_expand("scontrol show topology", text->data, &list, err);
+    if (st != ST_OK) {
+        return st;
+    }
+    for (uint32_t i = 0; i < job->n_nodes; i++) {
+        for (uint32_t k = 0; k < list.n; k++) {
+            if (strcmp(job->nodes[i].name, list.names[k]) == 0) {
+                snprintf(job->nodes[i].rack, sizeof(job->nodes[i].rack), "%.*s",
+                         (int)MIN(name.len, sizeof(job->nodes[i].rack) - 1), name.at);
+                break;
+            }
+        }
+    }
+    hostlist_fini(&list);
+    return ST_OK;
+}
+
+status slurm_racks_parse(const char *text, struct slurm_job *job, struct err *err)
+{
+    struct buf nodes = BUF_INIT_MAX(1 << 20);
+    status st = ST_OK;
+
+    for (const char *at = text; st == ST_OK && *at != '\0';) {
+        const char *end = line_end(at);
+        st = rack_of_line(at, end, job, &nodes, err);
+        at = end + (*end == '\n');
+    }
+    buf_fini(&nodes);
+    return st;
+}

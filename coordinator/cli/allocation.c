@@ -1,0 +1,164 @@
+/* coordinator/cli/allocation.c - see allocation.h. */
+#include "coordinator/cli/allocation.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* A node asked for with one task and several GPUs holds a rank per GPU. */
+static uint32_t slots_of(const struct allocation *x, const struct slurm_node *node)
+{
+    return x->slots_are_gpus ? node->gpus : node->tasks;
+}
+
+static void count(const struct allocation_wish *wish, struct allocation *x)
+{
+    const struct slurm_job *job = &x->job;
+    bool one_each = true, gpus = wish->uses_gpus;
+
+    for (uint32_t i = 0; i < job->n_nodes; i++) {
+        one_each = one_each && job->nodes[i].tasks == 1;
+        gpus = gpus && job->nodes[i].gpus > 1;
+    }
+    x->slots_are_gpus = one_each && gpus;
+    x->node_slots_min = UINT32_MAX;
+    x->threads = UINT32_MAX;
+    x->slot_memory_bytes = UINT64_MAX;
+    for (uint32_t i = 0; i < job->n_nodes; i++) {
+        const struct slurm_node *n = &job->nodes[i];
+        const uint32_t slots = slots_of(x, n);
+        x->n_slots += slots;
+        x->node_slots_min = MIN(x->node_slots_min, slots);
+        x->threads = MIN(x->threads, n->cpus == 0 ? 0 : MAX(n->cpus / slots, 1u));
+        x->slot_memory_bytes = MIN(x->slot_memory_bytes, n->memory_bytes / slots);
+    }
+}
+
+/* ---- the hostfile ---- */
+
+static status write_all(int fd, const struct buf *text)
+{
+    for (size_t at = 0; at < text->len;) {
+        const ssize_t n = write(fd, text->data + at, text->len - at);
+        if (n < 0 && errno != EINTR) {
+            return ST_ERR_IO;
+        }
+        at += n > 0 ? (size_t)n : 0;
+    }
+    return ST_OK;
+}
+
+static status hostfile_write(const struct allocation_wish *wish, struct allocation *x,
+                             struct err *err)
+{
+    const char *tmp = wish->tmp_dir != NULL ? wish->tmp_dir : getenv("TMPDIR");
+    struct buf text = BUF_INIT;
+    status st = ST_OK;
+
+    for (uint32_t i = 0; st == ST_OK && i < x->job.n_nodes; i++) {
+        st =
+            buf_printf(&text, "%s slots=%u\n", x->job.nodes[i].name, slots_of(x, &x->job.nodes[i]));
+    }
+    if (st != ST_OK) {
+        buf_fini(&text);
+        return err_set(err, st, "no memory for a host list of %u nodes", x->job.n_nodes);
+    }
+    const int n = snprintf(x->hostfile, sizeof(x->hostfile), "%s/gantry-hosts-XXXXXX",
+                           tmp != NULL && tmp[0] == '/' ? tmp : "/tmp");
+    const int fd = n < (int)sizeof(x->hostfile) ? mkstemp(x->hostfile) : -1;
+    if (fd < 0 || write_all(fd, &text) != ST_OK) {
+        st =
+            err_set_errno(err, ST_ERR_IO, errno, "the host list %s cannot be written", x->hostfile);
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    buf_fini(&text);
+    return st;
+}
+
+/* mpirun takes its slots from this variable and only filters them by the hostfile: where a slot is
+ * not a task, it has to be told. */
+static status slots_word_make(struct allocation *x, struct err *err)
+{
+    status st = buf_append_str(&x->slots_word, "SLURM_TASKS_PER_NODE=");
+
+    for (uint32_t i = 0; st == ST_OK && i < x->job.n_nodes; i++) {
+        st = buf_printf(&x->slots_word, "%s%u", i == 0 ? "" : ",", slots_of(x, &x->job.nodes[i]));
+    }
+    x->env[0] = x->slots_word.data;
+    return st == ST_OK ? st : err_set(err, st, "no memory for the slots of the allocation");
+}
+
+/* ---- ---- */
+
+status allocation_open(const struct allocation_wish *wish, struct allocation *x, struct err *err)
+{
+    *x = (struct allocation){ .slots_word = BUF_INIT };
+    if (!slurm_in_job(slurm_getenv, NULL)) {
+        return ST_OK;
+    }
+    status st = slurm_job_read(slurm_getenv, NULL, &x->job, err);
+    if (st == ST_OK) {
+        x->is_used = true;
+        count(wish, x);
+        st = slots_word_make(x, err);
+    }
+    if (st == ST_OK && x->job.n_nodes > 1) {
+        st = hostfile_write(wish, x, err);
+    }
+    if (st != ST_OK) {
+        allocation_close(x);
+    }
+    return st;
+}
+
+uint32_t allocation_replicas(const struct allocation *x, uint32_t n_ranks)
+{
+    if (x->job.n_nodes == 1) {
+        return MAX(x->n_slots / n_ranks, 1u);
+    }
+    const uint32_t hosts = (n_ranks + x->node_slots_min - 1) / x->node_slots_min;
+    return MAX(x->job.n_nodes / hosts, 1u);
+}
+
+void allocation_say(const struct allocation *x)
+{
+    const struct slurm_job *job = &x->job;
+    const char *what = x->slots_are_gpus ? "GPU" : "task";
+
+    if (!x->is_used) {
+        return;
+    }
+    printf("SLURM job %s", job->id);
+    if (job->n_restarts > 0) {
+        printf(" (requeued, start %u)", job->n_restarts + 1);
+    }
+    printf(": %u node%s, %u rank%s at most (one for each %s)", job->n_nodes,
+           job->n_nodes == 1 ? "" : "s", x->n_slots, x->n_slots == 1 ? "" : "s", what);
+    if (x->threads != 0) {
+        printf(", %u CPU%s a rank", x->threads, x->threads == 1 ? "" : "s");
+    }
+    if (x->slot_memory_bytes != 0) {
+        printf(", %.1f GiB a rank", (double)x->slot_memory_bytes / (double)(1 << 30));
+    }
+    printf("\n  hosts:");
+    for (uint32_t i = 0; i < job->n_nodes; i++) {
+        printf(" %s:%u", job->nodes[i].name, slots_of(x, &job->nodes[i]));
+    }
+    printf("\n");
+    fflush(stdout);
+}
+
+void allocation_close(struct allocation *x)
+{
+    if (x->hostfile[0] != '\0') {
+        unlink(x->hostfile);
+    }
+    slurm_job_fini(&x->job);
+    buf_fini(&x->slots_word);
+    x->hostfile[0] = '\0';
+    x->is_used = false;
+}

@@ -1,0 +1,38 @@
+/* coordinator/cli/allocation.h - the scheduler's job around `gantry serve`, and what it decides.
+ *
+ * Inside a job of SLURM's that nobody gave a --hostfile for, its nodes are the hosts, its tasks the
+ * slots, its CPUs over its tasks the threads of a rank and its memory over its tasks what a rank may
+ * use. Options that the user gave are left as they are. What was chosen is printed (allocation_say).
+ * Zeroed storage is "no job". */
+#ifndef COORDINATOR_CLI_ALLOCATION_H
+#define COORDINATOR_CLI_ALLOCATION_H
+
+#include "cluster/slurm.h"
+
+struct allocation_wish {
+    bool uses_gpus;      /* the user did not say --device cpu */
+    const char *tmp_dir; /* for the hostfile; NULL: $TMPDIR, else /tmp */
+};
+
+struct allocation {
+    bool is_used;
+    struct slurm_job job;       /* owned */
+    uint32_t n_slots;           /* ranks that it holds, over all nodes */
+    uint32_t node_slots_min;    /* of the node that has the fewest */
+    uint32_t threads;           /* CPUs of a slot, on the node where they are fewest; 0: not said */
+    uint64_t slot_memory_bytes; /* of a slot, on the node where it is least; 0: not said */
+    bool slots_are_gpus;        /* a slot is a GPU: one task was asked for, and more GPUs */
+    char hostfile[256];         /* ours, with all nodes; "": one node, none is needed */
+    struct buf slots_word;      /* "SLURM_TASKS_PER_NODE=4,4": what mpirun shall take for slots */
+    const char *env[2];         /* for the launch: that word, NULL-ended */
+};
+
+/* Reads it, where there is one, and writes the hostfile. ST_ERR_FORMAT, ST_ERR_LIMIT, ST_ERR_IO. */
+status allocation_open(const struct allocation_wish *wish, struct allocation *x, struct err *err);
+/* How many replicas of `n_ranks` ranks it holds, each with hosts of its own; at least 1. */
+uint32_t allocation_replicas(const struct allocation *x, uint32_t n_ranks);
+/* A few lines on standard output. */
+void allocation_say(const struct allocation *x);
+void allocation_close(struct allocation *x); /* the hostfile goes */
+
+#endif
