@@ -268,32 +268,6 @@ bool launch_culprit(struct launch *l, uint32_t *rank_p, char *signal_p, size_t s
 
 /* ---- version ---- */
 
-/* Read until the child closes its end, `b` is full, or the deadline. */
-static status read_all(int fd, struct buf *b, uint64_t end_ns)
-{
-    for (;;) {
-        const uint64_t now_ns = clock_now_ns(clock_real());
-        char part[1024];
-        ssize_t n = read(fd, part, sizeof(part));
-
-        if (n > 0) {
-            if (buf_append(b, part, (size_t)n) != ST_OK) {
-                return ST_ERR_LIMIT;
-            }
-        } else if (n == 0) {
-            return ST_OK;
-        } else if (errno != EAGAIN && errno != EINTR) {
-            return ST_ERR_IO;
-        } else if (now_ns >= end_ns) {
-            return ST_ERR_DEADLINE;
-        } else {
-            const struct timespec nap = { .tv_sec = 0, .tv_nsec = 2 * (long)NS_PER_MS };
-
-            (void)nanosleep(&nap, NULL);
-        }
-    }
-}
-
 /* "mpirun (Open MPI) 4.1.4" */
 static status parse_version(const char *name, struct buf *b, uint32_t *major_p, struct err *err)
 {
@@ -316,31 +290,10 @@ status launch_probe(const char *mpirun, uint32_t *major_p, char *line, size_t li
                     struct err *err)
 {
     const char *const argv[] = { mpirun ? mpirun : "mpirun", "--version", NULL };
-    struct process_config process = { .argv = argv, .die_with_parent = true };
     struct buf b = BUF_INIT_MAX(PROBE_TEXT_MAX);
-    int fds[2], pid = -1;
-    status st;
+    int code = 0;
+    status st = process_output(argv, probe_ns, &b, &code, err);
 
-    if (pipe(fds) != 0) {
-        return err_set_errno(err, ST_ERR_IO, errno, "no pipe to run %s --version", argv[0]);
-    }
-    (void)fcntl(fds[0], F_SETFD, FD_CLOEXEC);
-    (void)fcntl(fds[1], F_SETFD, FD_CLOEXEC);
-    (void)fcntl(fds[0], F_SETFL, O_NONBLOCK);
-    process.out_fd = fds[1];
-    st = process_start(&process, &pid, err);
-    close(fds[1]);
-    if (st == ST_OK) {
-        st = read_all(fds[0], &b, clock_now_ns(clock_real()) + probe_ns);
-        if (st != ST_OK) {
-            err_set(err, st, "%s --version: %s within %u s", argv[0],
-                    st == ST_ERR_DEADLINE ? "no answer" : "no readable answer",
-                    (unsigned)(probe_ns / NS_PER_S));
-        }
-        (void)process_session_signal(pid, SIGKILL);
-        (void)waitpid(pid, NULL, 0);
-    }
-    close(fds[0]);
     if (st == ST_OK && b.len == 0) {
         st = err_set(err, ST_ERR_UNSUPPORTED, "%s --version says nothing", argv[0]);
     }

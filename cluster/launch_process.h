@@ -5,7 +5,7 @@
 #ifndef CLUSTER_LAUNCH_PROCESS_H
 #define CLUSTER_LAUNCH_PROCESS_H
 
-#include "base/err.h"
+#include "base/buf.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -22,6 +22,12 @@ struct process_config {
  * put there, and with the words that mpirun wants from root. stdin is /dev/null, all other
  * descriptors are closed, signals are at their defaults. */
 status process_start(const struct process_config *config, int *pid_p, struct err *err);
+
+/* Run a short command (argv[1] is not NULL) to its end; what it writes to stdout and stderr goes behind
+ * what is in `out`. *code_p: its exit code, 128 + signal if a signal ended it. ST_ERR_NOT_FOUND as
+ * above, ST_ERR_DEADLINE, ST_ERR_LIMIT (more than out->max); nothing of it is left then. */
+status process_output(const char *const *argv, uint64_t timeout_ns, struct buf *out, int *code_p,
+                      struct err *err);
 
 /* Send `sig` to every process of session `sid` (0: only count). How many there are, zombies not
  * counted. */

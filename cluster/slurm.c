@@ -11,6 +11,8 @@
  * A step (`srun gantry ...`) has its own lists, which may hold fewer nodes: we want the job's. */
 #include "cluster/slurm.h"
 
+#include "cluster/slurm_text.h"
+
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -47,14 +49,10 @@ bool slurm_in_job(slurm_env_fn env, void *arg)
 
 static status bad(const char *name, const char *text, const char *why, struct err *err)
 {
-    char shown[41];
-    size_t n = 0;
+    char shown[SLURM_SHOWN_BYTES];
 
-    for (; n < sizeof(shown) - 1 && text[n] != '\0'; n++) {
-        shown[n] = text[n] >= ' ' && text[n] <= '~' ? text[n] : '?';
-    }
-    shown[n] = '\0';
-    return err_set(err, ST_ERR_FORMAT, "%s=\"%s\": %s", name, shown, why);
+    return err_set(err, ST_ERR_FORMAT, "%s=\"%s\": %s", name,
+                   slurm_shown(text, strlen(text), shown), why);
 }
 
 /* Digits at *at_p up to `max`; *at_p moves behind them. */

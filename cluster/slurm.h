@@ -68,6 +68,9 @@ enum { SLURM_LEFT_UNLIMITED = 0 };
  * and "INVALID" (over, or no limit that can be told): 0. ST_ERR_FORMAT. */
 status slurm_time_left_parse(const char *text, uint64_t *seconds_p, struct err *err);
 
+/* `scontrol show config`: KillWait, the seconds between SIGTERM and SIGKILL. 0: no such line. */
+status slurm_kill_wait_parse(const char *text, uint64_t *seconds_p, struct err *err);
+
 /* `sinfo -h -N -o "%N %t"`, a line "n1 idle" per node (several where partitions overlap). is_up[i] of
  * names[i] becomes false where the state says that nothing can be started there (down, drained after a
  * failure, not responding: a "*" behind the word). A node without a line stays as it was. */
@@ -77,5 +80,14 @@ status slurm_states_parse(const char *text, const struct hostlist *nodes, bool *
 /* `scontrol show topology`: the switch of level 0 into nodes[].rack. A node that no line holds keeps
  * what it had. */
 status slurm_racks_parse(const char *text, struct slurm_job *job, struct err *err);
+
+/* ---- asking: blocks, at most SLURM_ASK_S per command ---- */
+
+enum { SLURM_ASK_S = 5 };
+
+/* What the environment does not say: the end of the job (into job->end_s, where it is 0), the switches
+ * of its nodes, KillWait. A command that is missing or fails leaves its part as it was; the sentence of
+ * the last one is in `note`. `now_s`: seconds since 1970. */
+void slurm_ask(struct slurm_job *job, uint64_t now_s, uint64_t *kill_wait_s_p, struct err *note);
 
 #endif

@@ -10,6 +10,8 @@
  * for a string, and none where we plan outside of SLURM). */
 #include "cluster/slurm.h"
 
+#include "cluster/slurm_text.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,14 +26,10 @@ struct expansion {
 
 static status bad(const struct expansion *x, const char *at, const char *why, struct err *err)
 {
-    char shown[41];
-    size_t n = 0;
+    char shown[SLURM_SHOWN_BYTES];
 
-    for (; n < sizeof(shown) - 1 && at[n] != '\0'; n++) {
-        shown[n] = at[n] >= ' ' && at[n] <= '~' ? at[n] : '?';
-    }
-    shown[n] = '\0';
-    return err_set(err, ST_ERR_FORMAT, "%s: \"%s\": %s", x->what, shown, why);
+    return err_set(err, ST_ERR_FORMAT, "%s: \"%s\": %s", x->what,
+                   slurm_shown(at, strlen(at), shown), why);
 }
 
 static bool is_name_char(char c)

@@ -1,15 +1,53 @@
 /* cluster/slurm_print.c - reading what SLURM's commands print; see slurm.h. */
 #include "cluster/slurm.h"
 
+#include "cluster/slurm_text.h"
+
 #include <stdio.h>
 #include <string.h>
+
+/* ---- lines and words ---- */
+
+struct word {
+    const char *at;
+    size_t len;
+};
+
+static struct word next_word(const char **at_p, const char *end)
+{
+    const char *at = *at_p;
+    struct word w;
+
+    while (at < end && (*at == ' ' || *at == '\t' || *at == '\r')) {
+        at++;
+    }
+    w = (struct word){ at, 0 };
+    while (at < end && *at != ' ' && *at != '\t' && *at != '\r') {
+        at++;
+    }
+    w.len = (size_t)(at - w.at);
+    *at_p = at;
+    return w;
+}
+
+static const char *line_end(const char *at)
+{
+    return at + strcspn(at, "\n");
+}
+
+static bool word_is(struct word w, const char *text)
+{
+    return w.len == strlen(text) && memcmp(w.at, text, w.len) == 0;
+}
 
 /* ---- squeue: time left ---- */
 
 static status bad_time(const char *text, struct err *err)
 {
-    return err_set(err, ST_ERR_FORMAT, "squeue says \"%.40s\" of the time left: not [D-]HH:MM:SS",
-                   text);
+    char shown[SLURM_SHOWN_BYTES];
+
+    return err_set(err, ST_ERR_FORMAT, "squeue says \"%s\" of the time left: not [D-]HH:MM:SS",
+                   slurm_shown(text, strlen(text), shown));
 }
 
 static bool begins(const char *text, const char *word)
@@ -49,33 +87,32 @@ status slurm_time_left_parse(const char *text, uint64_t *seconds_p, struct err *
     return ST_OK;
 }
 
-/* ---- lines and words ---- */
+/* ---- scontrol show config ---- */
 
-struct word {
-    const char *at;
-    size_t len;
-};
-
-static struct word next_word(const char **at_p, const char *end)
+status slurm_kill_wait_parse(const char *text, uint64_t *seconds_p, struct err *err)
 {
-    const char *at = *at_p;
-    struct word w;
+    for (const char *at = text; *at != '\0'; at += *at == '\n') {
+        const char *end = line_end(at), *p = at;
+        uint64_t s = 0;
 
-    while (at < end && (*at == ' ' || *at == '\t' || *at == '\r')) {
-        at++;
+        if (word_is(next_word(&p, end), "KillWait")) {
+            const struct word equals = next_word(&p, end), value = next_word(&p, end);
+            for (size_t i = 0; i < value.len; i++) {
+                s = value.at[i] >= '0' && value.at[i] <= '9' && s < UINT16_MAX
+                        ? s * 10 + (uint64_t)(value.at[i] - '0')
+                        : UINT64_MAX / 16;
+            }
+            if (!word_is(equals, "=") || value.len == 0 || s > UINT16_MAX) {
+                return err_set(err, ST_ERR_FORMAT,
+                               "scontrol show config: KillWait is not a number of seconds");
+            }
+            *seconds_p = s;
+            return ST_OK;
+        }
+        at = end;
     }
-    w = (struct word){ at, 0 };
-    while (at < end && *at != ' ' && *at != '\t' && *at != '\r') {
-        at++;
-    }
-    w.len = (size_t)(at - w.at);
-    *at_p = at;
-    return w;
-}
-
-static const char *line_end(const char *at)
-{
-    return at + strcspn(at, "\n");
+    *seconds_p = 0;
+    return ST_OK;
 }
 
 /* ---- sinfo: states ---- */
@@ -94,7 +131,7 @@ static bool is_up_word(struct word w)
         w.len--;
     }
     for (size_t i = 0; i < ARRAY_LEN(down); i++) {
-        if (w.len == strlen(down[i]) && memcmp(w.at, down[i], w.len) == 0) {
+        if (word_is(w, down[i])) {
             return false;
         }
     }
@@ -109,12 +146,12 @@ status slurm_states_parse(const char *text, const struct hostlist *nodes, bool *
         const struct word name = next_word(&at, end), state = next_word(&at, end);
 
         if (name.len != 0 && state.len == 0) {
-            return err_set(err, ST_ERR_FORMAT, "sinfo says \"%.*s\": not a node and its state",
-                           (int)MIN(name.len, (size_t)40), name.at);
+            char shown[SLURM_SHOWN_BYTES];
+            return err_set(err, ST_ERR_FORMAT, "sinfo says \"%s\": not a node and its state",
+                           slurm_shown(name.at, name.len, shown));
         }
         for (uint32_t i = 0; name.len != 0 && i < nodes->n; i++) {
-            if (strlen(nodes->names[i]) == name.len &&
-                memcmp(nodes->names[i], name.at, name.len) == 0) {
+            if (word_is(name, nodes->names[i])) {
                 is_up[i] = is_up_word(state);
             }
         }
