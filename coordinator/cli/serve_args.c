@@ -65,7 +65,8 @@ static void rows_fill(struct serve_args *a, struct opt *rows)
           "ranks must be ready within this (default 600)", NULL },
         { .kind = OPT_HEADING, .help = "Replicas and failures" },
         { OPT_U32, "replicas", "N", &a->replicas, 0, 1024,
-          "copies of the model, each an MPI job of its own (default 1, inside an allocation as many "
+          "copies of the model, each an MPI job of its own (default 1, inside an allocation as "
+          "many "
           "as it holds, where --tp or --pp say how large one is; 0: as --external-only)",
           &a->replicas_given },
         { OPT_U32, "hang-timeout", "SECONDS", &a->hang_timeout_s, 1, 86400,
@@ -163,7 +164,7 @@ static status allocation_take(struct serve_args *a, struct serve_setup *s, struc
     struct plan_device_word word;
     status st = plan_device_word(a->plan.device, &word, err);
 
-    if (st != ST_OK || a->hostfile != NULL || a->external_ranks != 0) {
+    if (st != ST_OK || a->hostfile != NULL || a->external_ranks != 0 || a->external_only) {
         return st;
     }
     const struct allocation_wish wish = { .uses_gpus = word.kind == PLAN_CUDA || word.is_auto };
@@ -197,7 +198,7 @@ static status replicas_settle(struct serve_args *a, const struct serve_setup *s,
     if (s->job.is_used && !a->replicas_given && is_sized) {
         a->replicas = allocation_replicas(&s->job, s->plan->n_ranks);
     }
-    if (a->hostfile != NULL && s->n_hosts < a->replicas) {
+    if (!a->external_only && a->hostfile != NULL && s->n_hosts < a->replicas) {
         return err_set(err, ST_ERR_LIMIT, "%u replicas need a host each at least, %s %s has %u",
                        a->replicas, s->job.is_used ? "SLURM job" : "hostfile",
                        s->job.is_used ? s->job.job.id : a->hostfile, s->n_hosts);

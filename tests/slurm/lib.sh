@@ -84,6 +84,11 @@ cluster() {
     head=$(host 1)
 }
 
+# kill_wait SECONDS: between SIGTERM and SIGKILL; slurm-up says 5, too few for a machine that is busy.
+kill_wait() {
+    sed -i "s/^KillWait=.*/KillWait=$1/" "$GX_STATE/slurm/etc/slurm.conf"
+    on_head scontrol reconfigure
+}
 host() { echo "$GX_PREFIX$1"; }
 on() { "$hosts/netns-rsh" -E "$@"; }
 on_head() { on "$head" "$@"; }

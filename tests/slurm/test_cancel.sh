@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # tests/slurm/test_cancel.sh - scancel in mid-stream: SLURM sends SIGTERM to every process of the job, on every node, and
-# SIGKILL KillWait seconds (5 here) later. What runs must end in between, with all its tokens.
+# SIGKILL KillWait seconds later. What runs must end in between, with all its tokens.
 # shellcheck source=tests/slurm/lib.sh
 . "$(dirname "$0")/lib.sh"
 
 cluster 4
+kill_wait 60
 wanted 1 2 3 4
 
-submit -N4 --ntasks-per-node=1 -- --tp 2 --pp 1 --replicas 2
+submit -N4 --ntasks-per-node=1 -- --tp 2 --pp 1 --replicas 2 --grace 50
 serves
 for seed in 1 2 3 4; do ask cancel "$seed"; done
 within 20 begun cancel 1 2 3 4 || fail "streams begin"
@@ -21,7 +22,7 @@ on_head "$GANTRY" generate --connect "127.0.0.1:$port" x > /dev/null 2> "$dir/re
 answers_well cancel
 same cancel 1 2 3 4
 ok "scancel: 4 running streams over 4 nodes end with all their tokens, a new one is refused"
-within 20 job_gone || fail "the job is gone"
+within 60 job_gone || fail "the job is gone"
 grep -q '^stopped' "$dir/job.log" || fail "it ended by itself, before SLURM killed it"
 [ ! -e "$dir/run/endpoint.json" ] || fail "nothing is left in the run directory"
 for i in 1 2 3 4; do
