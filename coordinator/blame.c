@@ -252,6 +252,7 @@ uint32_t coord_replica_restart(struct coord *c, uint32_t replica)
     ASSERT(r->has_verdict && r->n_attached == 0);
     memset(r->ranks, 0, r->shape.n_ranks * sizeof(*r->ranks));
     memset(&r->sign, 0, sizeof(r->sign));
+    memset(&r->canary, 0, sizeof(r->canary));
     if (r->kept != NULL) {
         prefix_map_clear(r->kept);
     }

@@ -10,6 +10,7 @@
  *   blame.c    a replica is lost: why, and does it come back; the state of the whole
  *   detect.c   ranks that are silent, stuck or overdue
  *   waits.c    who waits for whom, and so whom to name
+ *   canary.c   a few tokens that every replica must compute alike
  *   drain.c    one replica is emptied on purpose
  *   status.c   GetStatus
  *   coord.c    life, state, stopping
@@ -111,7 +112,27 @@ struct replica_shape {
     char profile[64];
 };
 
-struct drain { /* drain.c */
+enum { CANARY_PROMPT = 8, CANARY_TOKENS = 4, CANARY_PROFILES = 4 };
+
+struct canary {      /* canary.c */
+    uint32_t serial; /* of the last one sent */
+    bool is_out;
+    uint64_t sent_ns;
+    uint32_t n_tokens;
+    uint32_t tokens[CANARY_TOKENS];
+    float logprobs[CANARY_TOKENS];
+};
+
+struct canary_known {
+    char profile[64]; /* "": free */
+    char host[64];    /* of the replica that computed it first */
+    uint32_t replica;
+    uint32_t tokens[CANARY_TOKENS];
+    float logprobs[CANARY_TOKENS];
+};
+
+struct drain {
+    /* drain.c */
     bool is_on, restart;
     bool ranks_are_told;
     uint64_t by_ns;        /* the grace's end; then the ranks' */
@@ -144,6 +165,8 @@ struct replica {
     struct prefix_map *kept; /* owned; NULL: prefixes are not cached */
 
     struct drain drain;
+    struct canary canary;
+    uint64_t proven_ns; /* it computed something then */
 
     /* blame.c */
     struct sign sign;
@@ -184,6 +207,7 @@ struct coord {
     uint32_t n_replicas,
         n_own; /* own: the first of them, started by whoever made the coordinator */
     bool has_served;
+    struct canary_known known[CANARY_PROFILES];
     struct hash128 digest; /* of the weights: all replicas must have the same */
     char digest_hex[HASH_HEX_BYTES];
     struct rpc_timer watch_timer;
@@ -254,7 +278,8 @@ void replica_attach_open(void *arg, struct rpc_call *call, const void *data, siz
 void replica_attach_message(void *arg, struct rpc_call *call, const void *data, size_t len);
 void replica_attach_done(void *arg, struct rpc_call *call, bool cancelled);
 status replica_send_leader(struct replica *r, const struct msg_coord *m);
-void replica_stop(struct replica *r); /* tell its ranks */
+void replica_serve(struct replica *r); /* all is loaded and proven: it takes streams */
+void replica_stop(struct replica *r);  /* tell its ranks */
 void replica_stop_ranks(struct coord *c);
 bool replica_has_joined(const struct replica *r); /* others have started it */
 /* Nothing of the service's own can say any more what the weights are. */
@@ -284,8 +309,17 @@ void replica_cut_off(struct replica *r);        /* end its ranks' streams, sayin
 void coord_judge(struct coord *c);              /* the state that follows from the replicas' */
 
 /* detect.c */
+uint64_t detect_bound_ns(const struct replica *r); /* it may stand still for so long */
 status detect_start(struct coord *c);
 void detect_stop(struct coord *c);
+
+/* canary.c */
+bool canary_admit(struct replica *r); /* false: it serves when its canary is back */
+void canary_tick(struct replica *r, uint64_t now);
+bool canary_is(uint64_t stream);
+void canary_token(struct replica *r, const struct msg_token *t);
+void canary_finish(struct replica *r, const struct msg_finish *m);
+bool canary_is_fresh(const struct replica *r, uint64_t now); /* it has computed something lately */
 
 /* drain.c */
 void drain_call(void *arg, struct rpc_call *call, const void *data, size_t len);

@@ -37,7 +37,7 @@ static uint64_t layer_bound_ns(const struct replica_shape *s)
     return (uint64_t)((double)s->layer_bytes * s->rows_max / slowest_flops * 1e9);
 }
 
-static uint64_t hang_bound_ns(const struct replica *r)
+uint64_t detect_bound_ns(const struct replica *r)
 {
     return MAX(r->coord->config.hang_ns, layer_bound_ns(&r->shape));
 }
@@ -175,7 +175,7 @@ static void check_movement(struct replica *r, uint64_t now)
         r->moved_ns = MAX(now, r->moved_ns);
         return;
     }
-    if (now - r->moved_ns <= hang_bound_ns(r)) {
+    if (now - r->moved_ns <= detect_bound_ns(r)) {
         return;
     }
     judge(r, now, r->coord->config.hang_ns, &v, &why);
@@ -238,6 +238,8 @@ static void add_stall(struct coord *c, uint64_t gap)
         struct replica *r = c->replicas[i];
         r->moved_ns += gap;
         r->started_ns += gap;
+        r->proven_ns += gap;
+        r->canary.sent_ns += gap;
         for (uint32_t k = 0; k < r->shape.n_ranks; k++) {
             r->ranks[k].heard_ns += gap;
         }
@@ -258,15 +260,18 @@ static void tick(void *arg)
         if (replica_is_alive(r)) {
             check_silence(r, now);
         }
-        if (r->state == REPLICA_SERVING) {
+        if (r->state == REPLICA_SERVING || r->canary.is_out) {
             check_movement(r, now);
-        }
-        if (r->state == REPLICA_STARTING || r->state == REPLICA_LOADING) {
+        } else if (r->state == REPLICA_STARTING || r->state == REPLICA_LOADING) {
             check_loading(r, now);
             check_start(r, now);
         }
     }
+    for (uint32_t i = 0; i < c->n_replicas; i++) {
+        canary_tick(c->replicas[i], now);
+    }
     drain_tick(c, now);
+    health_push(c);   /* a proof may have grown old */
     route_waiting(c); /* what found a full queue */
     c->watch_due_ns = now + WATCH_MS * NS_PER_MS;
     rpc_timer_set(c->loop, &c->watch_timer, c->watch_due_ns);

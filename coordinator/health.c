@@ -12,12 +12,25 @@ static bool is_known(const char *service)
     return service[0] == '\0' || strcmp(service, "gantry.v1.Generation") == 0;
 }
 
+/* Some replica takes streams and has computed something lately. */
+static bool any_is_proven(const struct coord *c)
+{
+    const uint64_t now = coord_now(c);
+
+    for (uint32_t i = 0; i < c->n_replicas; i++) {
+        if (route_can_take(c->replicas[i]) && canary_is_fresh(c->replicas[i], now)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static enum health_state health_now(const struct coord *c, const char *service)
 {
     if (!is_known(service)) {
         return HEALTH_SERVICE_UNKNOWN;
     }
-    return c->state == COORD_SERVING && route_count(c) > 0 ? HEALTH_SERVING : HEALTH_NOT_SERVING;
+    return c->state == COORD_SERVING && any_is_proven(c) ? HEALTH_SERVING : HEALTH_NOT_SERVING;
 }
 
 /* The service's name, or NULL when the call was answered with an error. */

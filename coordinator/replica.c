@@ -179,11 +179,12 @@ static void hello_take(struct replica *r, struct attach *a, const struct msg_hel
 
 /* ---- from the ranks: the rest ---- */
 
-static void serve_begin(struct replica *r)
+void replica_serve(struct replica *r)
 {
     struct coord *c = r->coord;
 
     r->state = REPLICA_SERVING;
+    r->proven_ns = coord_now(c);
     r->n_restarts = 0;
     r->moved_ns = coord_now(c);
     log_info("replica", "replica %u.%u serves, %.1f s after its start", r->index, r->generation,
@@ -202,8 +203,9 @@ static void serve_if_ready(struct replica *r)
 {
     const bool is_proven = !replica_has_joined(r) || (r->has_digest && digest_is_known(r->coord));
 
-    if (r->n_ready == r->shape.n_ranks && r->state == REPLICA_LOADING && is_proven) {
-        serve_begin(r);
+    if (r->n_ready == r->shape.n_ranks && r->state == REPLICA_LOADING && is_proven &&
+        canary_admit(r)) {
+        replica_serve(r);
     }
 }
 
@@ -321,12 +323,21 @@ static void events_take(struct replica *r, uint32_t rank, const struct msg_event
         return;
     }
     r->n_events++;
-    status_count_tokens(r, m->n_tokens);
+    r->proven_ns = coord_now(r->coord);
     for (uint32_t i = 0; i < m->n_tokens; i++) {
-        front_token(r, &m->tokens[i]);
+        if (canary_is(m->tokens[i].stream)) {
+            canary_token(r, &m->tokens[i]);
+        } else {
+            status_count_tokens(r, 1);
+            front_token(r, &m->tokens[i]);
+        }
     }
     for (uint32_t i = 0; i < m->n_finishes; i++) {
-        front_finish(r, &m->finishes[i]);
+        if (canary_is(m->finishes[i].stream)) {
+            canary_finish(r, &m->finishes[i]);
+        } else {
+            front_finish(r, &m->finishes[i]);
+        }
     }
 }
 

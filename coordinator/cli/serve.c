@@ -175,6 +175,7 @@ static status coord_open(struct serve *s, struct err *err)
                                    .retries = s->args.retries,
                                    .restarts = s->args.restarts,
                                    .hang_ns = s->args.hang_timeout_s * NS_PER_S,
+                                   .canary_ns = s->args.canary_s * NS_PER_S,
                                    .start_ns = s->args.start_timeout_s * NS_PER_S,
                                    .queue_max = s->args.queue,
                                    .prefix_cache = s->args.prefix_cache == NULL ||

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OWN_ROWS = 35 };
+enum { OWN_ROWS = 36 };
 
 static const char about[] =
     "Serves MODEL (a Hugging Face directory) over gRPC. Makes a plan, starts its ranks with "
@@ -71,6 +71,9 @@ static void rows_fill(struct serve_args *a, struct opt *rows)
           &a->replicas_given },
         { OPT_U32, "hang-timeout", "SECONDS", &a->hang_timeout_s, 1, 86400,
           "a rank that is silent or stuck for longer is taken for dead (default 5)", NULL },
+        { OPT_U32, "canary", "SECONDS", &a->canary_s, 0, 86400,
+          "try a replica at its start, and when it was idle for so long (default 10; 0: never)",
+          NULL },
         { OPT_U32, "restarts", "N", &a->restarts, 0, 1 << 30,
           "starts in a row that may fail before a lost replica is given up (default 5)", NULL },
         { OPT_U32, "retries", "N", &a->retries, 0, 1 << 30,
@@ -119,6 +122,7 @@ status serve_args_parse(int argc, char **argv, struct serve_args *a, struct err 
                               .retries = 3,
                               .restarts = 5,
                               .hang_timeout_s = 5,
+                              .canary_s = 10,
                               .level = LOG_WARN };
     rows_fill(a, rows);
     const struct opts opts = { .usage = "gantry serve MODEL [options]",

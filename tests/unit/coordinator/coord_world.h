@@ -29,6 +29,8 @@ struct rank {
     uint32_t n_submits, n_cancels, n_stops, n_welcomes;
     struct msg_submit last;
     uint32_t last_stop_id;
+    bool is_mute;             /* takes work and does none */
+    float logprob;            /* of all its tokens, beside -0.5 */
     uint32_t last_emitted[8]; /* of the last submit, as many as fit */
     bool is_done;
     status done_st;
@@ -126,9 +128,11 @@ static void rank_say(struct rank *r, const struct msg_rank *m)
 
 static void rank_token(struct rank *r, const struct msg_submit *s, uint32_t index, uint32_t token)
 {
-    const struct msg_token t = {
-        .stream = s->stream, .attempt = s->attempt, .index = index, .token = token, .logprob = -0.5f
-    };
+    const struct msg_token t = { .stream = s->stream,
+                                 .attempt = s->attempt,
+                                 .index = index,
+                                 .token = token,
+                                 .logprob = -0.5f + r->logprob };
     rank_say(r, &(struct msg_rank){ MSG_EVENTS, .events = { 1, 1, 0, &t, NULL } });
 }
 
@@ -144,7 +148,7 @@ static void rank_answer(struct rank *r, const struct msg_submit *s)
     static const char words[] = "hello ";
     const uint32_t first = s->prompt[s->n_prompt > 1 ? 1 : 0];
 
-    if (first == 'w') {
+    if (first == 'w' || r->is_mute) {
         return;
     }
     if (first == 's') {
@@ -369,6 +373,7 @@ static void world_open_as(struct world *w, uint32_t tp, const struct coord_confi
                                          .retries = more->retries,
                                          .restarts = more->restarts,
                                          .hang_ns = more->hang_ns,
+                                         .canary_ns = more->canary_ns,
                                          .prefix_cache = more->prefix_cache,
                                          .on_lost = more->on_lost,
                                          .on_change = on_change,
