@@ -90,7 +90,7 @@ static void test_canary__an_idle_leader_that_takes_no_work_is_found(void **state
 {
     struct world w;
 
-    open_with(&w, 50 * NS_PER_MS, 300 * NS_PER_MS);
+    open_with(&w, 50 * NS_PER_MS, 1500 * NS_PER_MS);
     rank_ready(rank_attach(&w, 0));
     await_count(&w, &w.n_states, 1);
     beat(&w, 0, 200);
