@@ -27,7 +27,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { TAIL_BYTES = 2048, PROBE_TEXT_MAX = 64 * 1024 };
+enum { TAIL_BYTES = 2048, LOOK_BYTES = 4 << 20, PROBE_TEXT_MAX = 64 * 1024 };
 
 static const uint64_t term_again_ns = 1 * NS_PER_S;
 static const uint64_t kill_ns = 3 * NS_PER_S;
@@ -209,32 +209,65 @@ void launch_destroy(struct launch *l)
 
 /* ---- output ---- */
 
+/* Ranks that fail write down their last steps (worker/trail.h), a line each: they stay in the log,
+ * but would push what was said about the failure out of its end. */
+static bool is_trail(const char *line, size_t len)
+{
+    static const char word[] = "trail r";
+
+    return len >= sizeof(word) - 1 && memcmp(line, word, sizeof(word) - 1) == 0;
+}
+
+/* The last lines of text[n] without the trails, as many whole ones as fit into `tail`. */
+static void keep_last(const char *text, size_t n, char tail[TAIL_BYTES + 1])
+{
+    size_t at = TAIL_BYTES, end = n;
+
+    tail[TAIL_BYTES] = '\0';
+    while (end > 0) {
+        const char *before = end > 1 ? memrchr(text, '\n', end - 1) : NULL;
+        const size_t begin = before != NULL ? (size_t)(before + 1 - text) : 0;
+        const size_t len = end - begin;
+        if (!is_trail(text + begin, len)) {
+            const size_t take = len <= at ? len : (at == TAIL_BYTES ? at : 0);
+            at -= take;
+            memcpy(tail + at, text + end - take, take);
+            if (take != len) {
+                break;
+            }
+        }
+        end = begin;
+    }
+    memmove(tail, tail + at, TAIL_BYTES + 1 - at);
+}
+
 const char *launch_tail(struct launch *l)
 {
-    off_t end, begin;
-    ssize_t n = 0;
-    char *text = l->tail;
+    char *text = NULL;
 
-    text[0] = '\0';
+    l->tail[0] = '\0';
     if (l->log_fd < 0) {
-        return text;
+        return l->tail;
     }
-    end = lseek(l->log_fd, 0, SEEK_END);
-    begin = MAX(l->log_begin, end - TAIL_BYTES);
+    const off_t end = lseek(l->log_fd, 0, SEEK_END);
+    const off_t begin = MAX(l->log_begin, end - (off_t)LOOK_BYTES);
     if (end > begin) {
-        n = pread(l->log_fd, l->tail, (size_t)(end - begin), begin);
+        text = malloc((size_t)(end - begin));
     }
-    n = MAX(n, (ssize_t)0);
-    text[n] = '\0';
-    if (begin > l->log_begin) { /* cut in the middle: begin with a whole line */
-        const char *line = strchr(text, '\n');
-
-        text = line ? l->tail + (line + 1 - l->tail) : text;
+    if (text != NULL) {
+        const ssize_t n = pread(l->log_fd, text, (size_t)(end - begin), begin);
+        size_t from = 0;
+        if (begin > l->log_begin && n > 0) { /* cut in the middle: begin with a whole line */
+            const char *line = memchr(text, '\n', (size_t)n);
+            from = line != NULL ? (size_t)(line + 1 - text) : 0;
+        }
+        keep_last(text + from, (size_t)MAX(n, (ssize_t)0) - from, l->tail);
+        free(text);
     }
-    while (n > 0 && (l->tail[n - 1] == '\n' || l->tail[n - 1] == '\0')) {
-        l->tail[--n] = '\0';
+    for (size_t n = strlen(l->tail); n > 0 && l->tail[n - 1] == '\n'; n--) {
+        l->tail[n - 1] = '\0';
     }
-    return text;
+    return l->tail;
 }
 
 /* "mpirun noticed that process rank 2 with PID 0 on node n1 exited on signal 9 (Killed)." The line

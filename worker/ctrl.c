@@ -68,6 +68,7 @@ static void end_process(void *arg)
 {
     struct ctrl *c = arg;
 
+    trail_tell("the coordinator is lost");
     log_error("control", "the coordinator is gone and this rank is stuck in %s, ending it",
               rank_phase_name((enum rank_phase)atomic_load(&c->config.progress->phase)));
     _exit(status_exit_code(ST_ERR_PEER));

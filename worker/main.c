@@ -259,8 +259,10 @@ int worker_run(const struct worker_args *args, const struct coll_mpi_world *worl
     struct err err = ERR_INIT;
 
     log_set_rank((int)world->rank);
+    trail_watch_signals(&l.progress.trail, &l.progress.watch, (int)world->rank);
     status st = live(&l, &err);
     if (st == ST_OK) {
+        trail_forget();
         ctrl_destroy(l.ctrl);
         life_fini(&l);
         return 0;
@@ -268,6 +270,7 @@ int worker_run(const struct worker_args *args, const struct coll_mpi_world *worl
     if (st == ST_ERR_CANCELLED && l.ctrl != NULL && ctrl_is_lost(l.ctrl, &err)) {
         st = err.code; /* who told this rank to end, and why, says more */
     }
+    trail_tell(status_name(st));
     log_error("rank", "%s: %s", status_name(st), err.text);
     if (l.ctrl != NULL) {
         ctrl_fault(l.ctrl, &err);

@@ -31,7 +31,7 @@ static status alloc_buffers(struct rank *r, struct err *err)
     r->plan_bytes_max = step_bytes_max(&r->limits);
     r->plans = calloc(r->n_plans, r->plan_bytes_max);
     r->results = calloc(r->limits.seqs_max, sizeof(*r->results));
-    r->plan_reqs = calloc((size_t)r->n_plans * PLAN_CHILDREN_MAX, sizeof(*r->plan_reqs));
+    r->plan_reqs = calloc((size_t)r->n_plans * PLAN_REQS_MAX, sizeof(*r->plan_reqs));
     r->n_plan_reqs = calloc(r->n_plans, sizeof(*r->n_plan_reqs));
     if (r->plans == NULL || r->results == NULL || r->plan_reqs == NULL || r->n_plan_reqs == NULL) {
         return err_set(err, ST_ERR_NOMEM, "rank %u: no memory for step plans", r->rank);
@@ -291,7 +291,7 @@ struct step_head *rank_plan(const struct rank *r, uint32_t i)
 
 status rank_settle_plan(struct rank *r, uint32_t i, struct err *err)
 {
-    struct coll_req *reqs = r->plan_reqs + (size_t)i * PLAN_CHILDREN_MAX;
+    struct coll_req *reqs = r->plan_reqs + (size_t)i * PLAN_REQS_MAX;
 
     for (uint32_t k = 0; k < r->n_plan_reqs[i]; k++) {
         const status st = r->coll->ops->wait(r->coll, reqs[k], err);
@@ -306,7 +306,7 @@ status rank_settle_plan(struct rank *r, uint32_t i, struct err *err)
 status rank_pass_plan(struct rank *r, uint32_t i, struct err *err)
 {
     const struct step_head *plan = rank_plan(r, i);
-    struct coll_req *reqs = r->plan_reqs + (size_t)i * PLAN_CHILDREN_MAX;
+    struct coll_req *reqs = r->plan_reqs + (size_t)i * PLAN_REQS_MAX;
 
     for (uint32_t bit = 1; r->rank + bit < r->plan->n_ranks; bit <<= 1) {
         if (bit <= r->rank) {
@@ -315,6 +315,15 @@ status rank_pass_plan(struct rank *r, uint32_t i, struct err *err)
         const status st =
             r->coll->ops->send_start(r->coll, NULL, r->rank + bit, RANK_TAG_PLAN, plan, plan->bytes,
                                      &reqs[r->n_plan_reqs[i]], err);
+        if (st != ST_OK) {
+            return st;
+        }
+        r->n_plan_reqs[i]++;
+    }
+    if (plan->kind == STEP_RUN && r->coll->stage + 1 < r->plan->pp) {
+        const status st = r->coll->ops->send_start(
+            r->coll, NULL, r->rank + r->plan->tp, RANK_TAG_STAMP, &plan->digest,
+            sizeof(plan->digest), &reqs[r->n_plan_reqs[i]], err);
         if (st != ST_OK) {
             return st;
         }
@@ -351,11 +360,14 @@ status rank_run_stage(struct rank *r, const struct step_head *plan, uint32_t i_x
     atomic_store(&r->progress->step, plan->id);
     atomic_store(&r->progress->digest, plan->digest);
     atomic_store(&r->progress->phase, RANK_STEP);
+    trail_begin(&r->progress->trail,
+                &(struct trail_note){ plan->id, plan->digest, plan->n_rows, plan->n_seqs });
     const status st = exec_step(r->exec, plan, r->x[i_x], r->results, err);
     if (st != ST_OK) {
         err_prefix(err, "rank %u, step %llu: ", r->rank, (unsigned long long)plan->id);
         return st;
     }
+    trail_end(&r->progress->trail, &r->progress->watch);
     note_times(r);
     return r->coll->stage + 1 < r->plan->pp ? rank_send_x(r, plan, i_x, err) : ST_OK;
 }
@@ -398,11 +410,31 @@ static status await_plan(struct rank *r, struct step_head *plan, struct err *err
     return st == ST_OK ? step_check(plan, bytes, &r->limits, r->plan->kv_blocks, err) : st;
 }
 
+/* The stage before runs the same plan? Inside a stage the collectives compare (their stamps). Its
+ * message left with the plan, so it is here. */
+static status compare_plans(struct rank *r, const struct step_head *plan, struct err *err)
+{
+    const uint32_t from = r->rank - r->plan->tp;
+    uint64_t theirs = 0;
+    const status st = recv_now(r, NULL, from, RANK_TAG_STAMP, &theirs, sizeof(theirs), err);
+
+    if (st == ST_OK && theirs != plan->digest) {
+        return err_set(err, ST_ERR_MISMATCH,
+                       "step %llu: rank %u has plan %016llx, rank %u has %016llx",
+                       (unsigned long long)plan->id, r->rank, (unsigned long long)plan->digest,
+                       from, (unsigned long long)theirs);
+    }
+    return st;
+}
+
 static status follow(struct rank *r, const struct step_head *plan, struct err *err)
 {
     uint32_t i_x = 0;
     status st = rank_take_x(r, &i_x, err);
 
+    if (st == ST_OK && r->coll->stage > 0) {
+        st = compare_plans(r, plan, err);
+    }
     if (st == ST_OK && r->coll->stage > 0) {
         const size_t bytes = (size_t)exec_rows(r->exec, plan) * r->plan->desc.dim * sizeof(float);
         atomic_store(&r->progress->phase, RANK_WAITING);

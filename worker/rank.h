@@ -17,6 +17,7 @@
 #include "cluster/coll_device.h"
 #include "worker/exec.h"
 #include "worker/sched/sched.h"
+#include "worker/trail.h"
 
 enum rank_phase { RANK_STARTING, RANK_LOADING, RANK_IDLE, RANK_STEP, RANK_WAITING, RANK_ENDED };
 const char *rank_phase_name(enum rank_phase phase);
@@ -33,6 +34,7 @@ struct rank_progress {
     _Atomic uint32_t kv_cached;
     _Atomic uint64_t cache_hits, cache_tokens;
     _Atomic uint64_t step_ns, kernel_ns; /* means over the last steps, this rank */
+    struct trail trail;                  /* its last steps */
 };
 
 /* The leader's connection to whoever submits. Called on the rank's thread. */

@@ -4,7 +4,7 @@
 
 #include "worker/rank.h"
 
-enum { RANK_TAG_PLAN = 1, RANK_TAG_X, RANK_TAG_RESULT, RANK_TAG_DIGEST };
+enum { RANK_TAG_PLAN = 1, RANK_TAG_X, RANK_TAG_RESULT, RANK_TAG_DIGEST, RANK_TAG_STAMP };
 
 /* Residual buffers: one being computed, one still being sent. */
 enum { RANK_X_BUFFERS = 2 };
@@ -34,7 +34,7 @@ struct rank {
     void *plans; /* [n_plans][plan_bytes_max] */
     uint32_t n_plans;
     size_t plan_bytes_max;
-    struct coll_req *plan_reqs;  /* [n_plans][n_ranks] sends of a plan */
+    struct coll_req *plan_reqs;  /* [n_plans][PLAN_REQS_MAX] sends of a plan, and of its digest */
     uint32_t *n_plan_reqs;       /* [n_plans] */
     struct step_result *results; /* [seqs_max] */
 };
@@ -42,11 +42,11 @@ struct rank {
 /* Plans go down a binomial tree over the ranks: r passes them to r + 2^k for every 2^k > r. A
  * parent has a smaller rank, so its stage is the child's or an earlier one, and it passes a plan on
  * before it runs it: the plan is there before the residual is. */
-enum { PLAN_CHILDREN_MAX = 12 };
+enum { PLAN_CHILDREN_MAX = 12, PLAN_REQS_MAX = PLAN_CHILDREN_MAX + 1 };
 _Static_assert(PLAN_RANKS_MAX <= 1 << PLAN_CHILDREN_MAX, "children of rank 0");
 
 struct step_head *rank_plan(const struct rank *r, uint32_t i);
-/* Start sending plan i of the ring to this rank's children. */
+/* Start sending plan i of the ring to this rank's children, and its digest to the next stage. */
 status rank_pass_plan(struct rank *r, uint32_t i, struct err *err);
 /* The ring slot's earlier sends must be over before its plan is overwritten. */
 status rank_settle_plan(struct rank *r, uint32_t i, struct err *err);

@@ -154,6 +154,15 @@ serve leader "${four[@]}"
 ready
 mapfile -t ranks < <(rank_pids)
 lost rank0 "${ranks[0]}" "rank 0 (host" "the leader killed"
+serve crash "${four[@]}"
+ready
+mapfile -t ranks < <(rank_pids)
+stream crash
+kill -SEGV "${ranks[1]}"
+client_ends crash "$client" 10 6 "rank 1 (host" "a rank crashes: the client is told"
+serve_ends 10 6 "a rank crashes: the service ends"
+grep -qE "trail r1 signal 11: [0-9]+ steps" "$run/mpirun.log" || fail "a rank that crashes leaves its last steps" "$run/mpirun.log"
+left_nothing "a rank crashes"
 serve draining "${four[@]}" --grace 60
 ready
 mapfile -t ranks < <(rank_pids)
@@ -214,12 +223,17 @@ serve waits "${four[@]}" --hang-timeout 3
 ready
 mapfile -t ranks < <(rank_pids)
 stream waits
+kill -USR2 "${ranks[1]}"
+within 10 grep -q "trail r1 on SIGUSR2: [0-9]* steps" "$run/mpirun.log" || fail "SIGUSR2 shows a rank's last steps" "$run/mpirun.log"
 kill -STOP "${ranks[3]}"
 within 15 grep -qE "rank 2 \(host [^)]*\) waits [0-9.]+ s in (sum|gather) #[0-9]+ for rank 3 \(host [^)]*\), which is silent since [0-9.]+ s" "$log" ||
     fail "the rank that waits for the stopped one is named, with its exchange" "$log"
 grep -qE "rank 3 \(host [^)]*, pid ${ranks[3]}\) has been silent for" "$log" || fail "the stopped rank is named" "$log"
 client_ends waits "$client" 10 6 "rank 3 (host" "a rank stopped in mid-step: the client is told, and who waited for whom"
 serve_ends 15 8 "a rank stopped in mid-step: the service ends"
+grep -qE "trail r2 .* (in (sum|gather) #[0-9]+ for rank 3|runs, exchanges)" "$run/mpirun.log" ||
+    fail "the rank that waited leaves its last steps in the log" "$run/mpirun.log"
+ok "and the ranks leave their last steps in the log"
 left_nothing "a rank stopped in mid-step"
 
 # ---- as one MPI job ----

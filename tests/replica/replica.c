@@ -6,6 +6,7 @@
 
 #include "base/cpu.h"
 #include "kernels/plugin.h"
+#include "worker/rank_priv.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -123,6 +124,138 @@ static void nap(void *self UNUSED, uint32_t ms UNUSED)
 {
 }
 
+/* ---- a rank whose plan goes wrong between its arrival and its use ---- */
+
+struct wrong {
+    struct coll base;
+    struct coll *inner; /* owned */
+    void *plan;         /* borrowed: where the plan being received goes */
+    struct coll_req req;
+    uint32_t n_plans;
+};
+
+enum { WRONG_PLAN = 3 };
+
+static struct coll *wrong_inner(struct coll *c)
+{
+    struct wrong *w = CONTAINER_OF(c, struct wrong, base);
+
+    w->inner->abort = c->abort;
+    w->inner->timeout_ns = c->timeout_ns;
+    w->inner->watch = c->watch;
+    return w->inner;
+}
+
+static status wrong_sum(struct coll *c, struct kern_stream *s, float *x, size_t n, uint64_t stamp,
+                        struct err *err)
+{
+    struct coll *in = wrong_inner(c);
+    return in->ops->all_reduce_tree(in, s, x, n, stamp, err);
+}
+
+static status wrong_gather(struct coll *c, struct kern_stream *s, const void *mine, size_t bytes,
+                           void *all, uint64_t stamp, struct err *err)
+{
+    struct coll *in = wrong_inner(c);
+    return in->ops->all_gather(in, s, mine, bytes, all, stamp, err);
+}
+
+static status wrong_send(struct coll *c, struct kern_stream *s, uint32_t to, uint32_t tag,
+                         const void *data, size_t bytes, struct coll_req *req_p, struct err *err)
+{
+    struct coll *in = wrong_inner(c);
+    return in->ops->send_start(in, s, to, tag, data, bytes, req_p, err);
+}
+
+static status wrong_recv(struct coll *c, struct kern_stream *s, uint32_t from, uint32_t tag,
+                         void *data, size_t bytes, struct coll_req *req_p, struct err *err)
+{
+    struct wrong *w = CONTAINER_OF(c, struct wrong, base);
+    struct coll *in = wrong_inner(c);
+    const status st = in->ops->recv_start(in, s, from, tag, data, bytes, req_p, err);
+
+    if (st == ST_OK && tag == RANK_TAG_PLAN) {
+        w->plan = data;
+        w->req = *req_p;
+    }
+    return st;
+}
+
+static status wrong_test(struct coll *c, struct coll_req req, struct err *err)
+{
+    struct coll *in = wrong_inner(c);
+    return in->ops->test(in, req, err);
+}
+
+static status wrong_wait(struct coll *c, struct coll_req req, struct err *err)
+{
+    struct wrong *w = CONTAINER_OF(c, struct wrong, base);
+    struct coll *in = wrong_inner(c);
+    const status st = in->ops->wait(in, req, err);
+
+    if (st == ST_OK && w->plan != NULL && req.slot == w->req.slot) {
+        struct step_head *plan = w->plan;
+        w->plan = NULL;
+        if (++w->n_plans == WRONG_PLAN && plan->kind == STEP_RUN) {
+            step_tokens(plan)[0] ^= 1;
+            step_seal(plan); /* no damage on the way: the rank believes in it */
+        }
+    }
+    return st;
+}
+
+static status wrong_probe(struct coll *c, uint32_t from, uint32_t tag, size_t *bytes_p,
+                          struct err *err)
+{
+    struct coll *in = wrong_inner(c);
+    return in->ops->probe(in, from, tag, bytes_p, err);
+}
+
+static status wrong_barrier(struct coll *c, struct err *err)
+{
+    struct coll *in = wrong_inner(c);
+    return in->ops->barrier(in, err);
+}
+
+static status wrong_bcast(struct coll *c, void *data, size_t bytes, uint32_t root, struct err *err)
+{
+    struct coll *in = wrong_inner(c);
+    return in->ops->bcast(in, data, bytes, root, err);
+}
+
+static void wrong_destroy(struct coll *c)
+{
+    struct wrong *w = CONTAINER_OF(c, struct wrong, base);
+
+    w->inner->ops->destroy(w->inner);
+    free(w);
+}
+
+static const struct coll_ops wrong_ops = {
+    .name = "wrong",
+    .all_reduce_tree = wrong_sum,
+    .all_gather = wrong_gather,
+    .send_start = wrong_send,
+    .recv_start = wrong_recv,
+    .test = wrong_test,
+    .wait = wrong_wait,
+    .probe = wrong_probe,
+    .barrier = wrong_barrier,
+    .bcast = wrong_bcast,
+    .destroy = wrong_destroy,
+};
+
+static struct coll *wrong_create(struct coll *inner)
+{
+    struct wrong *w = calloc(1, sizeof(*w));
+
+    ASSERT(w != NULL);
+    w->base = *inner;
+    w->base.ops = &wrong_ops;
+    w->inner = inner;
+    return &w->base;
+}
+
 /* ---- ranks ---- */
 
 static status play(struct player *p)
@@ -134,6 +267,9 @@ static status play(struct player *p)
     status st;
 
     st = coll_local_create(p->hub, p->rank, &coll, &p->err);
+    if (st == ST_OK && p->config->wrong_rank == p->rank + 1) {
+        coll = wrong_create(coll);
+    }
     if (st == ST_OK) {
         coll->abort = p->abort;
         coll->timeout_ns = 60 * NS_PER_S;
@@ -273,11 +409,15 @@ static status play_all(const struct replica_config *config, const struct plan *p
     for (uint32_t i = 0; st == ST_OK && i < plan->n_ranks; i++) {
         pthread_join(threads[i], NULL);
     }
-    for (uint32_t i = 0; st == ST_OK && i < plan->n_ranks; i++) {
-        /* The first cause, not those who were told to end because of it. */
-        if (players[i].st != ST_OK && players[i].st != ST_ERR_CANCELLED) {
-            *err = players[i].err;
-            st = players[i].st;
+    for (uint32_t pass = 0; pass < 2; pass++) {
+        for (uint32_t i = 0; st == ST_OK && i < plan->n_ranks; i++) {
+            /* The first cause; not those who were told to end because of it, and those who only
+             * saw the exchange fail after all others. */
+            const status is = players[i].st;
+            if (is != ST_OK && is != ST_ERR_CANCELLED && (pass == 1 || is != ST_ERR_PEER)) {
+                *err = players[i].err;
+                st = is;
+            }
         }
     }
     if (config->device != REPLICA_CPU && !is_cuda(config->device)) {

@@ -31,6 +31,8 @@ struct replica_config {
     uint32_t n_threads; /* per rank */
     uint32_t cpu_flags; /* kern_ops_path(flags); UINT32_MAX: the scalar specification */
     bool no_prefix_cache;
+    /* This rank (+ 1; 0: none) runs its third plan with another token than it was sent. */
+    uint32_t wrong_rank;
     uint32_t chunk_max, seqs_max, rows_max, ctx_max, kv_tokens; /* 0: the plan's choice */
 };
 

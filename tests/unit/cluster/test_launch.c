@@ -280,6 +280,36 @@ static void test_launch__tail_is_cut_at_a_line(void **state)
     launch_destroy(l);
 }
 
+/* What ranks write of their last steps stays in the log, and does not hide the words before it. */
+static void test_launch__tail_leaves_trails_out(void **state)
+{
+    const struct place *p = *state;
+    struct launch *l;
+
+    write_script(p, v4,
+                 "echo 'the reason'; i=0; while [ $i -lt 500 ]; do echo trail r1 step $i; "
+                 "i=$((i+1)); done; echo 'trail mix'; echo trail r0 x");
+    l = start(p, NULL);
+    assert_int_equal(run_out(l, false), 0);
+    assert_string_equal(launch_tail(l), "the reason\ntrail mix");
+    launch_destroy(l);
+}
+
+static void test_launch__a_long_last_line_is_cut_in_front(void **state)
+{
+    const struct place *p = *state;
+    struct launch *l;
+
+    write_script(p, v4,
+                 "echo first; i=0; while [ $i -lt 900 ]; do printf abc; i=$((i+1)); done; "
+                 "echo end");
+    l = start(p, NULL);
+    assert_int_equal(run_out(l, false), 0);
+    assert_int_equal(strlen(launch_tail(l)), 2047); /* and its newline */
+    assert_string_equal(launch_tail(l) + 2047 - 9, "abcabcend");
+    launch_destroy(l);
+}
+
 static void test_launch__names_the_rank_that_a_signal_ended(void **state)
 {
     static const struct {
@@ -623,6 +653,8 @@ int main(void)
         CASE(test_launch_probe__says_what_is_missing),
         CASE(test_launch__code_and_tail_are_those_of_the_child),
         CASE(test_launch__tail_is_cut_at_a_line),
+        CASE(test_launch__tail_leaves_trails_out),
+        CASE(test_launch__a_long_last_line_is_cut_in_front),
         CASE(test_launch__names_the_rank_that_a_signal_ended),
         CASE(test_launch__child_has_no_descriptor_of_ours),
         CASE(test_launch__environment_of_a_job_is_dropped),
