@@ -55,7 +55,7 @@ static void failure_tell(struct coord *c)
     }
 }
 
-static bool is_over(const struct replica *r)
+bool replica_is_over(const struct replica *r)
 {
     return r->state == REPLICA_FAILED || r->state == REPLICA_GONE ||
            (r->state == REPLICA_DRAINED && drain_keeps_down(r));
@@ -68,7 +68,7 @@ void coord_judge(struct coord *c)
 
     for (uint32_t i = 0; i < c->n_replicas; i++) {
         n_serving += c->replicas[i]->state == REPLICA_SERVING ? 1 : 0;
-        n_over += is_over(c->replicas[i]) ? 1 : 0;
+        n_over += replica_is_over(c->replicas[i]) ? 1 : 0;
     }
     if (n_over == c->n_replicas && !c->config.external_only) { /* joined ones have left as well */
         if (c->state != COORD_FAILED) {

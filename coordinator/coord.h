@@ -36,15 +36,17 @@ struct coord_config {
     const char *build;           /* NULL: msg_build(); what a rank's Hello must carry */
     uint32_t n_replicas;         /* that on_lost starts again; 0: 1 */
     bool external_only;          /* none of them: all have to join */
-    uint32_t join_max;           /* replicas that others started, at a time; 0: none may join */
-    uint32_t generation;         /* of their first starts */
-    uint32_t retries;            /* replicas that may be lost under one request */
-    uint32_t restarts;           /* of one replica in a row, without serving in between */
-    uint64_t hang_ns;            /* a rank that is silent or stuck for longer is lost; 0: never */
-    uint64_t canary_ns; /* a replica that is idle so long is tried; 0: never, nor at its start */
-    uint64_t start_ns;  /* a restart that takes longer has failed; 0: never */
-    uint32_t queue_max; /* streams open at a time; 0: 256 */
-    bool prefix_cache;  /* replicas keep KV blocks: streams go where their beginning is */
+    bool mixed_profiles;         /* they may be of other numeric profiles than the plan's */
+    uint64_t rejoin_ns;  /* a stream that only one of them could take waits so long for it */
+    uint32_t join_max;   /* replicas that others started, at a time; 0: none may join */
+    uint32_t generation; /* of their first starts */
+    uint32_t retries;    /* replicas that may be lost under one request */
+    uint32_t restarts;   /* of one replica in a row, without serving in between */
+    uint64_t hang_ns;    /* a rank that is silent or stuck for longer is lost; 0: never */
+    uint64_t canary_ns;  /* a replica that is idle so long is tried; 0: never, nor at its start */
+    uint64_t start_ns;   /* a restart that takes longer has failed; 0: never */
+    uint32_t queue_max;  /* streams open at a time; 0: 256 */
+    bool prefix_cache;   /* replicas keep KV blocks: streams go where their beginning is */
 
     const char *listen; /* of the public server */
     const char *token;  /* bearer token asked of clients; NULL: none */

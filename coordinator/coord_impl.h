@@ -109,7 +109,7 @@ struct replica_shape {
     uint64_t layer_bytes; /* weights of the heaviest layer of a rank */
     uint64_t plan_digest;
     uint64_t model_digest;
-    char profile[64];
+    char profile[MSG_PROFILE_BYTES];
 };
 
 enum { CANARY_PROMPT = 8, CANARY_TOKENS = 4, CANARY_PROFILES = 4 };
@@ -242,6 +242,8 @@ void front_done(void *arg, struct rpc_call *call, bool cancelled);
  * dropped. */
 void front_token(struct replica *r, const struct msg_token *t);
 void front_finish(struct replica *r, const struct msg_finish *f);
+/* The stream has a replica: if this is its first, its client hears of it. May close the entry. */
+void front_placed(struct journal_entry *e);
 bool front_is_running(const struct journal_entry *e); /* its answer is not complete */
 void front_fail(struct journal_entry *e, status st, const char *text);
 void front_flush_dirty(struct coord *c);
@@ -306,6 +308,7 @@ bool blame_is_pending(const struct coord *c);
 void replica_sign(struct replica *r, enum sign_weight weight, status code, const char *text);
 bool replica_is_alive(const struct replica *r); /* it has ranks, or waits for its first */
 void replica_cut_off(struct replica *r);        /* end its ranks' streams, saying `why` */
+bool replica_is_over(const struct replica *r);  /* and nobody here starts it again */
 void coord_judge(struct coord *c);              /* the state that follows from the replicas' */
 
 /* detect.c */

@@ -201,6 +201,7 @@ static status entry_open(struct coord *c, const struct msg_generate *m, const st
     e->presence_penalty = m->presence_penalty; /* 0 if absent */
     e->frequency_penalty = m->frequency_penalty;
     e->repetition_penalty = m->has_repetition_penalty ? m->repetition_penalty : 1.0f;
+    e->exact = m->exact;
     e->cache_scope = cache_scope_of(c);
     stop_ids_set(c, m, e);
     if (journal_set_biases(e, m->biases, m->n_biases) < 0) {
@@ -256,7 +257,6 @@ static status call_open(struct coord *c, struct rpc_call *call, const struct msg
                                            .entry = e,
                                            .stop = m->stop,
                                            .n_stop = m->n_stop,
-                                           .profile = c->config.plan->profile,
                                            .weights_digest = c->digest_hex,
                                            .model = c->desc->name,
                                            .is_unary = is_unary,
@@ -378,7 +378,16 @@ static void generate(struct coord *c, struct rpc_call *call, const void *data, s
     log_req(LOG_DEBUG, "front", f->entry->request_id,
             "%u prompt tokens, at most %u more, stream %llu", f->entry->n_prompt,
             f->entry->max_tokens, (unsigned long long)f->entry->stream);
-    settle(f, session_start(f->session));
+    front_placed(f->entry);
+}
+
+void front_placed(struct journal_entry *e)
+{
+    struct front_call *f = e->owner;
+
+    if (e->replica >= 0) { /* else later: what it starts with is not known yet */
+        settle(f, session_start(f->session));
+    }
 }
 
 void front_generate(void *arg, struct rpc_call *call, const void *data, size_t len)
@@ -504,6 +513,9 @@ void front_token(struct replica *r, const struct msg_token *t)
         session_fail(f->session, ST_ERR_INTERNAL, "the replica sent a token that does not exist");
         settle(f, true);
         return;
+    }
+    if (session_state(f->session) == SESSION_RUNNING) {
+        journal_note_profile(f->entry, r->shape.profile);
     }
     route_resumed(c, f->entry);
     settle(f, session_token(f->session, t));

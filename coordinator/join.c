@@ -70,10 +70,11 @@ static status check_model(const struct coord *c, const struct msg_hello *h, stru
                        ", the service's has %016" PRIx64 "; is MODEL the same there?",
                        h->rank, h->host, j->model_digest, own.model_digest);
     }
-    if (strcmp(h->profile, plan->profile) != 0) {
+    if (strcmp(h->profile, plan->profile) != 0 && !c->config.mixed_profiles) {
         return err_set(err, ST_ERR_MISMATCH,
-                       "rank %u computes profile %s, the coordinator serves %s", h->rank,
-                       h->profile, plan->profile);
+                       "rank %u computes profile %s, the coordinator serves %s; the service may "
+                       "take both (--mixed-profiles)",
+                       h->rank, h->profile, plan->profile);
     }
     if (j->ctx_max < plan->ctx_max) {
         return err_set(err, ST_ERR_MISMATCH,
@@ -109,6 +110,32 @@ static status check_room(const struct coord *c, struct err *err)
     return ST_OK;
 }
 
+/* The names of the profiles in one service go into a message: there is a bound. */
+static status check_profile(const struct coord *c, const char *profile, struct err *err)
+{
+    uint32_t n = 1;
+
+    if (strlen(profile) >= MSG_PROFILE_BYTES) {
+        return err_set(err, ST_ERR_MISMATCH, "a profile's name of %zu bytes (at most %d)",
+                       strlen(profile), (int)MSG_PROFILE_BYTES - 1);
+    }
+    for (uint32_t i = 0; i < c->n_replicas; i++) {
+        const struct replica *r = c->replicas[i];
+        bool is_new = r->state != REPLICA_GONE && strcmp(r->shape.profile, profile) != 0;
+        for (uint32_t k = 0; k < i && is_new; k++) {
+            const struct replica *o = c->replicas[k];
+            is_new = o->state == REPLICA_GONE || strcmp(o->shape.profile, r->shape.profile) != 0;
+        }
+        n += is_new ? 1 : 0;
+    }
+    if (n > MSG_PROFILES_MAX) {
+        return err_set(err, ST_ERR_MISMATCH,
+                       "profile %s would be number %u in this service, at most %d are allowed",
+                       profile, n, (int)MSG_PROFILES_MAX);
+    }
+    return ST_OK;
+}
+
 static void shape_fill(const struct msg_hello *h, struct replica_shape *s)
 {
     const struct msg_join *j = &h->join;
@@ -135,7 +162,8 @@ static status make(struct coord *c, const struct msg_hello *h, struct replica **
     char job[2 * MSG_JOB_BYTES + 1];
     status st = check_numbers(h, err);
 
-    (void)(st || (st = check_model(c, h, err)) || (st = check_room(c, err)));
+    (void)(st || (st = check_model(c, h, err)) || (st = check_profile(c, h->profile, err)) ||
+           (st = check_room(c, err)));
     if (st == ST_OK) {
         shape_fill(h, &shape);
         st = table_add(c, &shape, &r, err);

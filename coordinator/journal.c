@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/hash.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -160,6 +161,23 @@ status journal_set_biases(struct journal_entry *entry, const struct msg_bias *bi
     entry->biases = list;
     entry->n_biases = n;
     return ST_OK;
+}
+
+void journal_note_profile(struct journal_entry *e, const char *profile)
+{
+    for (uint32_t i = 0; i < e->n_profiles; i++) {
+        if (strcmp(e->profiles[i], profile) == 0) {
+            return;
+        }
+    }
+    if (e->n_profiles < MSG_PROFILES_MAX) { /* so many there are at a time; more in a long life */
+        snprintf(e->profiles[e->n_profiles++], MSG_PROFILE_BYTES, "%s", profile);
+    }
+}
+
+bool journal_is_of(const struct journal_entry *e, const char *profile)
+{
+    return e->n_profiles == 0 || (e->n_profiles == 1 && strcmp(e->profiles[0], profile) == 0);
 }
 
 struct journal_entry *journal_find(const struct journal *j, uint64_t stream)

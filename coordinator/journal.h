@@ -39,11 +39,19 @@ struct journal_entry {
     uint64_t cache_scope;    /* whose prefixes it may share; 0: everybody's */
     uint64_t deadline_ns;    /* on the coordinator's clock; CLOCK_NEVER: none */
 
+    /* Numeric profiles: of the replica that it was placed on first (Started), and all that have
+     * produced tokens of it, in the order of their first one. */
+    bool exact;                      /* it goes on under `profile` or not at all */
+    char profile[MSG_PROFILE_BYTES]; /* "": not placed yet */
+    uint32_t n_profiles;
+    char profiles[MSG_PROFILES_MAX][MSG_PROFILE_BYTES];
+
     /* Where it runs (route.c). */
-    int32_t replica;   /* -1: nowhere, it waits for one */
-    uint32_t n_moves;  /* replicas that were lost under it */
-    uint32_t n_blocks; /* KV blocks it counts for there */
-    uint64_t lost_ns;  /* its replica was lost then and no token has come since; 0: all is well */
+    int32_t replica;      /* -1: nowhere, it waits for one */
+    uint32_t n_moves;     /* replicas that were lost under it */
+    uint32_t n_blocks;    /* KV blocks it counts for there */
+    uint64_t stranded_ns; /* no replica that there is could take it, since then; 0: one could */
+    uint64_t lost_ns; /* its replica was lost then and no token has come since; 0: all is well */
 
     void *owner;                                      /* the session; borrowed */
     struct journal_entry *next_stream, *next_request; /* private: hash chains */
@@ -65,6 +73,11 @@ status journal_append(struct journal_entry *entry, uint32_t token) WARN_UNUSED; 
 /* Copy the list. ST_ERR_NOMEM. */
 status journal_set_biases(struct journal_entry *entry, const struct msg_bias *biases,
                           uint32_t n) WARN_UNUSED;
+
+/* A token of it came from a replica of this profile. */
+void journal_note_profile(struct journal_entry *entry, const char *profile);
+/* Its tokens are of this one profile, as far as there are any. */
+bool journal_is_of(const struct journal_entry *entry, const char *profile);
 
 struct journal_entry *journal_find(const struct journal *j, uint64_t stream); /* NULL: not open */
 struct journal_entry *journal_find_request(const struct journal *j, const char *request_id);

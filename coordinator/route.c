@@ -14,6 +14,10 @@
  * ahead of the idlest one: a popular beginning fills one replica, spills over to the next and is
  * then kept there too; none starves, and none is ever ahead by more than what the cache saves it.
  *
+ * Profiles. Replicas that join may compute other bits (--mixed-profiles). A stream that has begun
+ * goes on under its own profile where a replica of that serves, else under another and says so at its
+ * end; one that was asked to be exact waits.
+ *
  * Fencing. An event counts only if it comes from the stream's replica and carries its attempt;
  * whatever a lost replica still says is dropped (front.c, event_owner). */
 #include "coordinator/coord_impl.h"
@@ -22,6 +26,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 bool route_can_take(const struct replica *r)
 {
@@ -87,7 +92,7 @@ enum { KEPT_WEIGHT = 2 };
 struct choice {
     struct replica *replica; /* NULL: none takes streams */
     uint32_t n_kept, n_keys;
-    bool is_full;
+    bool is_full, is_foreign; /* foreign: of another profile than its tokens so far */
     int64_t score;
 };
 
@@ -101,22 +106,52 @@ static uint32_t keys_of(struct coord *c, const struct journal_entry *e)
                        c->key_tokens, c->keys, c->n_keys_max);
 }
 
+/* It could hold the stream, and may go on with it. */
+static bool fits(const struct replica *r, const struct journal_entry *e)
+{
+    const bool is_bound = e->exact && e->profile[0] != '\0';
+
+    return blocks_of(r, e) <= r->shape.kv_blocks &&
+           (!is_bound || strcmp(e->profile, r->shape.profile) == 0);
+}
+
+static bool is_better(const struct choice *a, const struct choice *b)
+{
+    if (a->is_foreign != b->is_foreign) {
+        return b->is_foreign;
+    }
+    return a->is_full != b->is_full ? b->is_full : a->score < b->score;
+}
+
+static bool any_can_take(const struct coord *c, const struct journal_entry *e)
+{
+    for (uint32_t i = 0; i < c->n_replicas; i++) {
+        if (route_can_take(c->replicas[i]) && fits(c->replicas[i], e)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static struct choice pick(struct coord *c, const struct journal_entry *e)
 {
-    const uint32_t n_keys = keys_of(c, e);
-    struct choice best = { .n_keys = n_keys };
+    struct choice best = { .replica = NULL };
 
+    if (!any_can_take(c, e)) { /* what waits is looked at often: no keys for nothing */
+        return best;
+    }
+    best.n_keys = keys_of(c, e);
     for (uint32_t i = 0; i < c->n_replicas; i++) {
         struct replica *r = c->replicas[i];
-        if (!route_can_take(r) || blocks_of(r, e) > r->shape.kv_blocks) {
+        if (!route_can_take(r) || !fits(r, e)) {
             continue;
         }
-        struct choice now = { .replica = r, .n_keys = n_keys };
-        now.n_kept = n_keys != 0 ? prefix_map_match(r->kept, c->keys, n_keys) : 0;
+        struct choice now = { .replica = r, .n_keys = best.n_keys };
+        now.n_kept = now.n_keys != 0 ? prefix_map_match(r->kept, c->keys, now.n_keys) : 0;
         now.is_full = r->n_blocks + blocks_of(r, e) > r->shape.kv_blocks;
+        now.is_foreign = e->profile[0] != '\0' && strcmp(e->profile, r->shape.profile) != 0;
         now.score = (int64_t)r->n_blocks - (int64_t)KEPT_WEIGHT * now.n_kept;
-        const bool is_better = now.is_full != best.is_full ? best.is_full : now.score < best.score;
-        if (best.replica == NULL || is_better) {
+        if (best.replica == NULL || is_better(&now, &best)) {
             best = now;
         }
     }
@@ -159,6 +194,14 @@ static status place(struct coord *c, struct journal_entry *e)
         return st == ST_BUSY ? ST_BUSY : ST_ERR_UNAVAILABLE;
     }
     e->replica = (int32_t)r->index;
+    e->stranded_ns = 0;
+    if (e->profile[0] == '\0') {
+        snprintf(e->profile, sizeof(e->profile), "%s", r->shape.profile);
+    } else if (choice.is_foreign) {
+        log_req(LOG_INFO, "route", e->request_id,
+                "began under profile %s and goes on under %s: its bits may differ from here on",
+                e->profile, r->shape.profile);
+    }
     e->n_blocks = blocks_of(r, e);
     r->n_blocks += e->n_blocks;
     r->n_streams++;
@@ -200,18 +243,63 @@ void route_cancel(struct coord *c, const struct journal_entry *e)
 
 /* ---- what waits ---- */
 
+/* One that could take it is there, though it may not serve now. */
+static bool may_go_on(const struct coord *c, const struct journal_entry *e)
+{
+    for (uint32_t i = 0; i < c->n_replicas; i++) {
+        const struct replica *r = c->replicas[i];
+        if (!replica_is_over(r) && fits(r, e)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Nobody here will start what it needs. Somebody elsewhere may: for so long it waits. */
+static void wait_on(struct coord *c, struct journal_entry *e)
+{
+    const uint64_t now = coord_now(c);
+    char text[ERR_TEXT_BYTES];
+
+    if (may_go_on(c, e)) {
+        e->stranded_ns = 0;
+        return;
+    }
+    if (e->stranded_ns == 0) {
+        e->stranded_ns = now;
+    }
+    if (c->config.join_max != 0 && now - e->stranded_ns < c->config.rejoin_ns) {
+        return;
+    }
+    if (e->exact && e->profile[0] != '\0') {
+        snprintf(text, sizeof(text),
+                 "the stream has begun under profile %s and is exact, and no replica of that "
+                 "profile is left",
+                 e->profile);
+    } else {
+        snprintf(text, sizeof(text), "no replica is left that could hold the stream's %u tokens",
+                 e->n_prompt + e->max_tokens);
+    }
+    front_fail(e, ST_ERR_UNAVAILABLE, text);
+}
+
 static void place_one(void *arg, struct journal_entry *e)
 {
     struct coord *c = arg;
 
-    if (e->replica < 0 && e->owner != NULL && front_is_running(e)) {
-        (void)place(c, e); /* else it goes on waiting */
+    if (e->replica >= 0 || e->owner == NULL || !front_is_running(e)) {
+        return;
+    }
+    if (place(c, e) == ST_OK) {
+        front_placed(e);
+    } else {
+        wait_on(c, e);
     }
 }
 
 void route_waiting(struct coord *c)
 {
-    if (journal_count(c->journal) != 0 && route_count(c) != 0) {
+    if (journal_count(c->journal) != 0) {
         journal_each(c->journal, place_one, c);
     }
 }
@@ -252,7 +340,9 @@ static void move_one(void *arg, struct journal_entry *e)
         return;
     }
     m->n_moved++;
-    (void)place(c, e);
+    if (place(c, e) == ST_OK) {
+        front_placed(e);
+    }
 }
 
 void route_evacuate(struct replica *r)

@@ -123,13 +123,29 @@ void session_abandon(struct session *s)
     s->state = SESSION_OVER;
 }
 
-static void chunk_make(const struct session *s, bool has_started, struct msg_chunk *c)
+/* What made the tokens, where that is not what `started` says. */
+static void profiles_fill(const struct session *s, struct msg_finished *f, const char **list)
+{
+    const struct journal_entry *e = s->entry;
+
+    if (!journal_is_of(e, e->profile)) {
+        for (uint32_t i = 0; i < e->n_profiles; i++) {
+            list[i] = e->profiles[i];
+        }
+        f->n_profiles = e->n_profiles;
+        f->profiles = list;
+    }
+}
+
+/* `profiles` is what the message points to. */
+static void chunk_make(const struct session *s, bool has_started, struct msg_chunk *c,
+                       const char *profiles[MSG_PROFILES_MAX])
 {
     memset(c, 0, sizeof(*c));
     c->has_started = has_started;
     if (has_started) {
         c->started = (struct msg_started){ .request_id = s->entry->request_id,
-                                           .profile = s->config.profile,
+                                           .profile = s->entry->profile,
                                            .weights_digest = s->config.weights_digest,
                                            .model = s->config.model,
                                            .seed = s->entry->seed,
@@ -140,6 +156,7 @@ static void chunk_make(const struct session *s, bool has_started, struct msg_chu
     c->n_tokens = s->n_pieces;
     c->has_finished = s->state == SESSION_ENDING;
     c->finished = s->finished;
+    profiles_fill(s, &c->finished, profiles);
 }
 
 static void pending_clear(struct session *s)
@@ -153,9 +170,10 @@ static void pending_clear(struct session *s)
 static void reply(struct session *s)
 {
     struct buf out = BUF_INIT_MAX(MSG_BYTES_MAX);
+    const char *profiles[MSG_PROFILES_MAX];
     struct msg_chunk chunk;
 
-    chunk_make(s, true, &chunk);
+    chunk_make(s, true, &chunk, profiles);
     const status st = msg_response_pack(&chunk, &out);
     if (st < 0) {
         session_fail(s, ST_ERR_LIMIT,
@@ -171,9 +189,10 @@ static void reply(struct session *s)
 static bool send_pending(struct session *s)
 {
     struct buf out = BUF_INIT_MAX(MSG_BYTES_MAX);
+    const char *profiles[MSG_PROFILES_MAX];
     struct msg_chunk chunk;
 
-    chunk_make(s, !s->has_started, &chunk);
+    chunk_make(s, !s->has_started, &chunk, profiles);
     status st = msg_chunk_pack(&chunk, &out);
     if (st == ST_OK) {
         st = s->config.sink.send(s->config.sink.self, out.data, out.len);
@@ -203,7 +222,9 @@ static bool send_pending(struct session *s)
 
 bool session_start(struct session *s)
 {
-    return s->config.is_unary ? false : send_pending(s);
+    const bool is_over = s->state == SESSION_OVER || s->has_started || s->is_blocked;
+
+    return s->config.is_unary || is_over ? false : send_pending(s);
 }
 
 bool session_flush(struct session *s)
@@ -352,6 +373,11 @@ bool session_token(struct session *s, const struct msg_token *t)
     if (t->index < s->entry->n_emitted && t->token == s->entry->emitted[t->index]) {
         log_req(LOG_DEBUG, "stream", s->entry->request_id, "token %u came again, ignoring",
                 t->index);
+        return false;
+    }
+    if (t->index < s->entry->n_emitted && s->entry->n_profiles > 1) {
+        log_req(LOG_DEBUG, "stream", s->entry->request_id,
+                "token %u came again and differs, as other profiles may, ignoring", t->index);
         return false;
     }
     if (t->index < s->entry->n_emitted) { /* the promise of equal bits is broken */

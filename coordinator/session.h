@@ -46,7 +46,7 @@ struct session_config {
     struct journal_entry *entry;
     const struct msg_str *stop; /* copied */
     uint32_t n_stop;
-    const char *profile, *weights_digest, *model;
+    const char *weights_digest, *model;
     bool is_unary;
     uint64_t arrived_ns;
     struct session_sink sink;
@@ -58,8 +58,8 @@ status session_create(const struct session_config *config, struct session **sess
                       struct err *err);
 void session_destroy(struct session *s); /* NULL is fine */
 
-/* Streaming: sends `started` at once, so that a client knows its id and seed before the first
- * token. */
+/* It was placed, and its entry knows the profile. Streaming: sends `started` at once, so that a
+ * client knows its id and seed before the first token. Once; later calls do nothing. */
 bool session_start(struct session *s) WARN_UNUSED;
 /* A token of this stream's current attempt. A gap or repetition in the index fails the stream. */
 bool session_token(struct session *s, const struct msg_token *t) WARN_UNUSED;

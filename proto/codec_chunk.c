@@ -42,6 +42,7 @@ struct finished_parts {
     Gantry__V1__Finished finished;
     Gantry__V1__Usage usage;
     Gantry__V1__Timings timings;
+    char *profiles[MSG_PROFILES_MAX];
 };
 
 static status finished_fill(const struct msg_finished *f, struct arena *arena,
@@ -64,6 +65,12 @@ static status finished_fill(const struct msg_finished *f, struct arena *arena,
     parts->timings.queued_us = f->queued_us;
     parts->timings.first_token_us = f->first_token_us;
     parts->timings.total_us = f->total_us;
+    ASSERT(f->n_profiles <= MSG_PROFILES_MAX);
+    for (uint32_t i = 0; i < f->n_profiles; i++) {
+        parts->profiles[i] = pb_text(f->profiles[i]);
+    }
+    parts->finished.n_profiles = f->n_profiles;
+    parts->finished.profiles = parts->profiles;
     parts->finished.usage = &parts->usage;
     parts->finished.timings = &parts->timings;
     return ST_OK;
@@ -184,8 +191,22 @@ static status pieces_read(const Gantry__V1__GenerateChunk *c, struct arena *aren
     return ST_OK;
 }
 
-static void finished_read(const Gantry__V1__Finished *f, struct msg_finished *m)
+static status finished_read(const Gantry__V1__Finished *f, struct arena *arena,
+                            struct msg_finished *m, struct err *err)
 {
+    if (f->n_profiles > MSG_PROFILES_MAX) {
+        return err_set(err, ST_ERR_PROTO, "Finished.profiles has %zu names (at most %d)",
+                       f->n_profiles, (int)MSG_PROFILES_MAX);
+    }
+    const char **profiles = arena_alloc(arena, MAX(f->n_profiles, (size_t)1) * sizeof(*profiles));
+    if (profiles == NULL) {
+        return err_set(err, ST_ERR_LIMIT, "no memory for %zu profiles", f->n_profiles);
+    }
+    for (size_t i = 0; i < f->n_profiles; i++) {
+        profiles[i] = f->profiles[i];
+    }
+    m->n_profiles = (uint32_t)f->n_profiles;
+    m->profiles = profiles;
     m->reason = (enum finish_reason)f->reason;
     m->stop = (struct msg_str){ f->stop, strlen(f->stop) };
     if (f->usage != NULL) {
@@ -198,6 +219,7 @@ static void finished_read(const Gantry__V1__Finished *f, struct msg_finished *m)
         m->first_token_us = f->timings->first_token_us;
         m->total_us = f->timings->total_us;
     }
+    return ST_OK;
 }
 
 status msg_chunk_unpack(const void *data, size_t len, struct arena *arena, struct msg_chunk *m_p,
@@ -225,9 +247,11 @@ status msg_chunk_unpack(const void *data, size_t len, struct arena *arena, struc
     m.text = (struct msg_str){ c->text, pb_str_len(desc, "text", c->text) };
     if (c->finished != NULL) {
         m.has_finished = true;
-        finished_read(c->finished, &m.finished);
+        st = finished_read(c->finished, arena, &m.finished, err);
     }
-    st = pieces_read(c, arena, &m, err);
+    if (st == ST_OK) {
+        st = pieces_read(c, arena, &m, err);
+    }
     if (st == ST_OK) {
         *m_p = m;
     }

@@ -12,6 +12,7 @@ static void options_fill(const struct msg_generate *m, Gantry__V1__GenerateReque
 {
     r->ignore_eos = m->ignore_eos;
     r->request_id = pb_text(m->request_id);
+    r->exact = m->exact;
     if (m->has_max_tokens) {
         r->opt_max_tokens_case = GANTRY__V1__GENERATE_REQUEST__OPT_MAX_TOKENS_MAX_TOKENS;
         r->max_tokens = m->max_tokens;
@@ -110,6 +111,7 @@ static void options_read(const Gantry__V1__GenerateRequest *r, struct msg_genera
 {
     m->ignore_eos = r->ignore_eos != 0;
     m->request_id = r->request_id;
+    m->exact = r->exact != 0;
     m->has_max_tokens = r->opt_max_tokens_case != 0;
     m->max_tokens = m->has_max_tokens ? r->max_tokens : 0;
     m->has_temperature = r->opt_temperature_case != 0;

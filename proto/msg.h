@@ -24,6 +24,8 @@ enum {
     MSG_TOP_K_MAX = 1024,
     MSG_BIASES_MAX = 300,
     MSG_REQUEST_ID_MAX = 128,
+    MSG_PROFILE_BYTES = 64,         /* with its NUL */
+    MSG_PROFILES_MAX = 8,           /* numeric profiles in one service at a time */
     MSG_PROMPT_BYTES_MAX = 4 << 20, /* of text in one request */
     MSG_BYTES_MAX = 16 << 20        /* one packed message, either side */
 };
@@ -227,6 +229,7 @@ struct msg_generate {
     const uint32_t *stop_ids;
     bool ignore_eos;
     const char *request_id; /* "" if absent */
+    bool exact;
 };
 
 struct msg_piece { /* a token as clients see it */
@@ -252,6 +255,8 @@ struct msg_finished {
     struct msg_str stop;
     uint32_t prompt_tokens, completion_tokens, cached_tokens;
     uint64_t queued_us, first_token_us, total_us;
+    uint32_t n_profiles; /* 0: Started's alone */
+    const char *const *profiles;
 };
 
 /* GenerateChunk and GenerateResponse have the same fields. */

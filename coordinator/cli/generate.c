@@ -16,7 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { OWN_ROWS = 22, ANSWER_BYTES_MAX = 256 << 20 };
+enum { OWN_ROWS = 23, ANSWER_BYTES_MAX = 256 << 20 };
 
 struct run {
     struct client client;
@@ -32,6 +32,7 @@ struct run {
     uint32_t timeout_s;
     bool json, stats;
     struct msg_finished finished; /* of the last message; its strings are not kept */
+    char profiles[MSG_PROFILES_MAX * (MSG_PROFILE_BYTES + 2)]; /* but these, if there are several */
 
     struct rpc_call *call;
     struct signals signals;
@@ -91,6 +92,8 @@ static status parse(struct run *r, int argc, char **argv, struct err *err)
           "report log-probabilities: the token's and the K best (with --json)", &q->has_logprobs },
         { OPT_STRING, "request-id", "ID", &q->request_id, 0, 0, "name of this request in logs",
           NULL },
+        { OPT_FLAG, "exact", NULL, &q->exact, 0, 0,
+          "never go on at a replica of another numeric profile", NULL },
         { OPT_U32, "timeout", "SECONDS", &r->timeout_s, 1, 86400 * 7.0,
           "give up after so long (default: never)", NULL },
         { OPT_FLAG, "json", NULL, &r->json, 0, 0, "one JSON object per message, with token ids",
@@ -272,12 +275,21 @@ static json_t *token_json(const struct msg_piece *p)
 
 static json_t *finished_json(const struct msg_finished *f)
 {
-    return json_pack(
+    json_t *root = json_pack(
         "{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I}", "reason",
         f->reason == FINISH_STOP ? "stop" : "length", "stop", f->stop.data, "prompt_tokens",
         (json_int_t)f->prompt_tokens, "completion_tokens", (json_int_t)f->completion_tokens,
         "cached_tokens", (json_int_t)f->cached_tokens, "queued_us", (json_int_t)f->queued_us,
         "first_token_us", (json_int_t)f->first_token_us, "total_us", (json_int_t)f->total_us);
+    json_t *profiles = f->n_profiles != 0 ? json_array() : NULL;
+
+    for (uint32_t i = 0; i < f->n_profiles; i++) {
+        json_array_append_new(profiles, json_string(f->profiles[i]));
+    }
+    if (profiles != NULL) {
+        json_object_set_new(root, "profiles", profiles);
+    }
+    return root;
 }
 
 static void print_json(const struct msg_chunk *c)
@@ -318,6 +330,10 @@ static void on_message(void *arg, struct rpc_call *call, const void *data, size_
 
     if (st == ST_OK && chunk.has_finished) {
         r->finished = chunk.finished;
+        for (uint32_t i = 0, at = 0; i < chunk.finished.n_profiles; i++) {
+            at += (uint32_t)snprintf(r->profiles + at, sizeof(r->profiles) - at, "%s%.63s",
+                                     i == 0 ? "" : ", ", chunk.finished.profiles[i]);
+        }
     }
     if (st == ST_OK) {
         if (r->json) {
@@ -406,14 +422,18 @@ static status talk(struct run *r, struct err *err)
 }
 
 /* The first token pays for the prompt, so the rate is that of the others. */
-static void print_stats(const struct msg_finished *f)
+static void print_stats(const struct run *r)
 {
+    const struct msg_finished *f = &r->finished;
     const double first_s = (double)f->first_token_us / 1e6, all_s = (double)f->total_us / 1e6;
 
     fprintf(stderr, "%u prompt tokens, first token after %.1f ms; %u tokens in %.3f s",
             f->prompt_tokens, first_s * 1e3, f->completion_tokens, all_s);
     if (f->completion_tokens > 1 && all_s > first_s) {
         fprintf(stderr, ", %.1f tokens/s", (f->completion_tokens - 1) / (all_s - first_s));
+    }
+    if (r->profiles[0] != '\0') {
+        fprintf(stderr, ", under profiles %s", r->profiles);
     }
     fputc('\n', stderr);
 }
@@ -451,7 +471,7 @@ int cli_generate(int argc, char **argv)
         if (r.wrote && !r.ends_with_newline && !isatty(STDOUT_FILENO)) {
             fputc('\n', stderr);
         }
-        print_stats(&r.finished);
+        print_stats(&r);
     }
     buf_fini(&r.prompt);
     free(r.ids);

@@ -171,6 +171,8 @@ static status coord_open(struct serve *s, struct err *err)
                                    .n_replicas = s->args.replicas,
                                    .external_only = s->args.external_only,
                                    .join_max = s->args.join_max,
+                                   .mixed_profiles = s->args.mixed_profiles,
+                                   .rejoin_ns = s->args.rejoin_s * NS_PER_S,
                                    .generation = 1,
                                    .retries = s->args.retries,
                                    .restarts = s->args.restarts,

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OWN_ROWS = 36 };
+enum { OWN_ROWS = 38 };
 
 static const char about[] =
     "Serves MODEL (a Hugging Face directory) over gRPC. Makes a plan, starts its ranks with "
@@ -83,6 +83,13 @@ static void rows_fill(struct serve_args *a, struct opt *rows)
           "start no replica: wait for those that join", NULL },
         { OPT_U32, "join-max", "N", &a->join_max, 0, 1023,
           "replicas that may join at a time (default 64; 0: none)", NULL },
+        { OPT_FLAG, "mixed-profiles", NULL, &a->mixed_profiles, 0, 0,
+          "let replicas of other numeric profiles join: a stream that moves may go on with other "
+          "bits, "
+          "and says so",
+          NULL },
+        { OPT_U32, "rejoin-wait", "SECONDS", &a->rejoin_s, 0, 86400,
+          "how long a stream waits for one that could take it to join (default 60)", NULL },
         { OPT_STRING, "secret-file", "FILE", &a->secret_file, 0, 0,
           "file of mode 0600; ranks must know its first line (default: drawn, RUN_DIR/token)",
           NULL },
@@ -119,6 +126,7 @@ status serve_args_parse(int argc, char **argv, struct serve_args *a, struct err 
                               .start_timeout_s = 600,
                               .replicas = 1,
                               .join_max = 64,
+                              .rejoin_s = 60,
                               .retries = 3,
                               .restarts = 5,
                               .hang_timeout_s = 5,

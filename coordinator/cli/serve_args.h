@@ -15,8 +15,8 @@ struct serve_args {
     const char *tls_cert, *tls_key, *tls_client_ca, *log_level, *advertise, *control_listen;
     uint32_t threads, queue, chunk, grace_s, start_timeout_s, external_ranks;
     const char *secret_file;
-    bool external_only;
-    uint32_t join_max, replicas, retries, restarts, hang_timeout_s, canary_s;
+    bool external_only, mixed_profiles;
+    uint32_t join_max, rejoin_s, replicas, retries, restarts, hang_timeout_s, canary_s;
     uint32_t announce_fd;     /* 0: none */
     const char *prefix_cache; /* "on" or "off"; NULL: on */
     bool dry_run, external_local;

@@ -27,6 +27,7 @@ struct rank {
     struct rpc_call *call;
     struct msg_hello hello;
     uint32_t n_submits, n_cancels, n_stops, n_welcomes;
+    uint32_t replica, generation; /* as it was welcomed */
     struct msg_submit last;
     uint32_t last_stop_id;
     bool is_mute;             /* takes work and does none */
@@ -40,6 +41,7 @@ struct rank {
 struct client {
     struct rpc_call *call;
     char text[1024], error[1100], request_id[130];
+    char profile[64], profiles[256]; /* of `started`; of `finished`, with a space behind each */
     size_t text_len;
     uint32_t n_messages, n_tokens;
     uint64_t seed;
@@ -57,7 +59,7 @@ struct world {
     struct rpc_loop *loop;
     struct coord *coord;
     struct rpc_channel *channel;
-    struct rank ranks[2];
+    struct rank ranks[4];
     enum coord_state states[8];
     uint32_t n_lost, last_lost; /* on_lost, by tests that give one */
     uint64_t last_delay_ns;
@@ -181,6 +183,8 @@ static void rank_message(void *arg, struct rpc_call *call UNUSED, const void *da
     assert_int_equal(msg_coord_unpack(data, len, &arena, &m, &err), ST_OK);
     if (m.kind == MSG_WELCOME) {
         r->n_welcomes++;
+        r->replica = m.welcome.replica;
+        r->generation = m.welcome.generation;
     } else if (m.kind == MSG_SUBMIT) {
         r->n_submits++;
         r->last = m.submit;
@@ -234,10 +238,15 @@ static struct rank *rank_attach(struct world *w, uint32_t i)
     return r;
 }
 
+static void rank_ready_of(struct rank *r, uint8_t digest)
+{
+    const struct msg_ready ready = { .weights_digest = { { digest, 1 } }, .weight_bytes = 5 };
+    rank_say(r, &(struct msg_rank){ MSG_READY, .ready = ready });
+}
+
 static void rank_ready(struct rank *r)
 {
-    const struct msg_ready ready = { .weights_digest = { { 0xAB, 1 } }, .weight_bytes = 5 };
-    rank_say(r, &(struct msg_rank){ MSG_READY, .ready = ready });
+    rank_ready_of(r, 0xAB);
 }
 
 /* ---- clients ---- */
@@ -258,10 +267,14 @@ static void client_message(void *arg, struct rpc_call *call UNUSED, const void *
     if (m.has_started) {
         c->seed = m.started.seed;
         snprintf(c->request_id, sizeof(c->request_id), "%s", m.started.request_id);
+        snprintf(c->profile, sizeof(c->profile), "%s", m.started.profile);
         assert_string_equal(m.started.weights_digest, "ab010000000000000000000000000000");
     }
     if (m.has_finished) {
         c->reason = m.finished.reason;
+        for (uint32_t i = 0; i < m.finished.n_profiles; i++) {
+            strcat(strcat(c->profiles, m.finished.profiles[i]), " ");
+        }
     }
     arena_fini(&arena);
 }
@@ -375,6 +388,10 @@ static void world_open_as(struct world *w, uint32_t tp, const struct coord_confi
                                          .hang_ns = more->hang_ns,
                                          .canary_ns = more->canary_ns,
                                          .prefix_cache = more->prefix_cache,
+                                         .external_only = more->external_only,
+                                         .join_max = more->join_max,
+                                         .mixed_profiles = more->mixed_profiles,
+                                         .rejoin_ns = more->rejoin_ns,
                                          .on_lost = more->on_lost,
                                          .on_change = on_change,
                                          .arg = w };
@@ -408,7 +425,7 @@ static void world_open_as(struct world *w, uint32_t tp, const struct coord_confi
     if (coord_create(w->loop, &full, &w->coord, &err) != ST_OK) {
         fail_msg("%s", err.text);
     }
-    for (uint32_t i = 0; i < 2; i++) {
+    for (uint32_t i = 0; i < ARRAY_LEN(w->ranks); i++) {
         w->ranks[i].hello = (struct msg_hello){ .build = msg_build(),
                                                 .protocol = MSG_PROTOCOL,
                                                 .generation = 4,
@@ -445,7 +462,7 @@ static void world_close(struct world *w)
 {
     coord_stop(w->coord, 0, on_stopped, w);
     await(w, &w->is_stopped);
-    for (uint32_t i = 0; i < 2; i++) {
+    for (uint32_t i = 0; i < ARRAY_LEN(w->ranks); i++) {
         if (w->ranks[i].call != NULL) {
             await(w, &w->ranks[i].is_done);
         }

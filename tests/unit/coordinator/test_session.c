@@ -104,7 +104,6 @@ static struct world *world_make(bool is_unary, const char *stop)
                                            .entry = w->entry,
                                            .stop = &stops,
                                            .n_stop = stop != NULL,
-                                           .profile = "p",
                                            .weights_digest = "d",
                                            .model = "m",
                                            .is_unary = is_unary,

@@ -185,7 +185,10 @@ static const struct msg_generate generate_full = {
     .stop_ids = ids,
     .ignore_eos = true,
     .request_id = "r-1",
+    .exact = true,
 };
+static const char *const profiles[] = { "cpu-bf16-v1", "cpu-f32-v1" };
+
 static const struct msg_chunk chunk_full = {
     .has_started = true,
     .has_finished = true,
@@ -193,7 +196,15 @@ static const struct msg_chunk chunk_full = {
     .text = { "a\0\xE2\x82\xAC", 5 },
     .n_tokens = 3,
     .tokens = pieces,
-    .finished = { FINISH_STOP, { "\n\n", 2 }, 5, 3, 0, 10, 20, 30 },
+    .finished = { .reason = FINISH_STOP,
+                  .stop = { "\n\n", 2 },
+                  .prompt_tokens = 5,
+                  .completion_tokens = 3,
+                  .queued_us = 10,
+                  .first_token_us = 20,
+                  .total_us = 30,
+                  .n_profiles = 2,
+                  .profiles = profiles },
 };
 
 static int samples_make(void **state UNUSED)
@@ -340,6 +351,7 @@ static void test_codec__generate_keeps_every_field(void **state UNUSED)
     assert_int_equal(m.n_stop_ids, 4);
     assert_true(m.stop_ids[3] == 4000000000u && m.ignore_eos);
     assert_string_equal(m.request_id, "r-1");
+    assert_true(m.exact);
     assert_true(m.has_presence_penalty && m.presence_penalty == 0.f);
     assert_true(m.has_frequency_penalty && m.frequency_penalty == -2.f);
     assert_true(m.has_repetition_penalty && m.repetition_penalty == 1.5f);
@@ -404,6 +416,8 @@ static void test_codec__text_may_hold_a_nul(void **state UNUSED)
     assert_int_equal(m.tokens[0].top[1].piece.len, 3);
     assert_true(m.tokens[1].has_logprob && !m.tokens[2].has_logprob);
     assert_int_equal(m.finished.total_us, 30);
+    assert_int_equal(m.finished.n_profiles, 2);
+    assert_string_equal(m.finished.profiles[1], "cpu-f32-v1");
     buf_fini(&bytes);
     arena_fini(&arena);
 }

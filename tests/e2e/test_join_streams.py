@@ -1,0 +1,204 @@
+#!/usr/bin/env python3
+"""Replicas that others start, under load: two jobs of another shape than the service's own replica join it, are killed and come
+again, and every answer is the undisturbed one (promise P3, across tp x pp and across mpiruns).
+
+Then mixed profiles: a replica that computes in f32 joins one in bf16. A stream that moves between them says so in its last message; one
+that was asked to be exact waits for its own profile and has its bits, or fails with a sentence.
+"""
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import threading
+
+SOURCE = pathlib.Path(os.environ["GANTRY_SOURCE_DIR"])
+sys.path.insert(0, str(SOURCE / "tests" / "common"))
+try:
+    import chaos
+except ImportError as error:
+    print(f"skipped: {error}")
+    sys.exit(77)
+import grpc  # noqa: E402  (chaos has found it)
+import gantry_pb2  # noqa: E402
+import gantry_pb2_grpc  # noqa: E402
+
+MODEL = SOURCE / "model" / "demo"
+COMMON = ["--threads", "1", "--hang-timeout", "10", "--retries", "100"]
+BF16, F32 = "cpu-bf16-v1", "cpu-f32-v1"
+
+
+def claim(is_so, text):
+    if not is_so:
+        raise chaos.Failed(text)
+    print(f"  ok    {text}", flush=True)
+
+
+class Job:
+    """A replica under an mpirun of its own."""
+
+    def __init__(self, service, n, options):
+        port = json.loads((service.run_dir / "endpoint.json").read_text())["control_port"]
+        environment = dict(os.environ, XDG_CACHE_HOME=service.dir.name, TMPDIR=service.dir.name,
+                           GANTRY_CHAOS=service.dir.name, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
+                           OMPI_MCA_btl_vader_backing_directory=service.dir.name)
+        command = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(n), chaos.GANTRY, "worker", "--join",
+                   f"127.0.0.1:{port}", "--secret-file", str(service.run_dir / "token"), str(MODEL), "--threads", "1", *options]
+        self.log = open(pathlib.Path(service.dir.name) / f"job-{random.randrange(1 << 60)}", "wb")
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL, env=environment)
+
+    def ends(self, timeout_s=30):
+        code = self.process.wait(timeout_s)
+        self.log.close()
+        return code
+
+    def kill(self):
+        self.process.send_signal(signal.SIGTERM)
+        self.ends()
+
+
+def n_serving(service):
+    return sum(r.state == "serving" for r in service.status().replicas)
+
+
+def joined(service, n, options):
+    have = n_serving(service)
+    job = Job(service, n, options)
+    service.wait_for(lambda: n_serving(service) > have, 60, f"a replica of {options} to join")
+    return job
+
+
+def pid_of(service, profile, tp, pp):
+    """The leader of the first serving replica of that kind."""
+    return next(r.ranks[0].pid for r in service.status().replicas
+                if r.state == "serving" and (r.profile, r.tp, r.pp) == (profile, tp, pp))
+
+
+def shapes():
+    print("three shapes, two of them joined", flush=True)
+    rng = random.Random(int(os.environ.get("GANTRY_SEED", "1")))
+    wanted = chaos.undisturbed(MODEL)
+    with chaos.Service(MODEL, COMMON + ["--tp", "1", "--pp", "1"]) as service:
+        kinds = [(2, (1, 2)), (2, (2, 1))]
+        jobs = [joined(service, n, ["--tp", str(tp), "--pp", str(pp)]) for n, (tp, pp) in kinds]
+        with chaos.Crowd(service, wanted, 8) as crowd:
+            for i in (0, 1):
+                seen = crowd.n_tokens
+                service.wait_for(lambda: service.status().streams >= 6, 30, "streams to run")
+                chaos.time.sleep(rng.uniform(0.2, 1.0))
+                (n, (tp, pp)) = kinds[i]
+                os.kill(pid_of(service, BF16, tp, pp), signal.SIGKILL)
+                claim(jobs[i].ends() != 0, f"the job of tp {tp} x pp {pp} ends when its leader is killed")
+                service.wait_for(lambda: n_serving(service) == 2, 30, "it to be gone")
+                jobs[i] = joined(service, n, ["--tp", str(tp), "--pp", str(pp)])
+                service.wait_for(lambda: crowd.n_tokens > seen, 60, "tokens to go on")
+            victim = next(r for r in service.status().replicas if not r.joined)
+            os.kill(victim.ranks[0].pid, signal.SIGKILL)  # and from the service's own to the joined ones
+            service.wait_for(lambda: n_serving(service) == 3, 60, "the service's own to be started again")
+        crowd.check()
+        claim(crowd.n_answers > 8, f"{crowd.n_answers} answers, {crowd.n_tokens} tokens: those of an undisturbed service")
+    for job in jobs:
+        claim(job.ends() == 0, "a joined job ends with 0 when the service does")
+
+
+class Stream(threading.Thread):
+    """One answer, as it comes."""
+
+    def __init__(self, service, **request):
+        super().__init__(daemon=True)
+        self.stub = gantry_pb2_grpc.GenerationStub(service.channel)
+        self.request = gantry_pb2.GenerateRequest(temperature=0, ignore_eos=True, **request)
+        self.ids, self.started, self.finished, self.error = [], None, None, None
+        self.start()
+
+    def run(self):
+        try:
+            for chunk in self.stub.GenerateStream(self.request, timeout=120):
+                self.started = self.started or (chunk.started if chunk.HasField("started") else None)
+                self.ids += [t.id for t in chunk.tokens]
+                self.finished = chunk.finished if chunk.HasField("finished") else None
+        except grpc.RpcError as error:
+            self.error = error
+
+    def over(self):
+        self.join(120)
+        if self.is_alive():
+            raise chaos.Failed("a stream does not end")
+
+
+def alone(service, **request):
+    s = Stream(service, **request)
+    s.over()
+    if s.error:
+        raise chaos.Failed(str(s.error))
+    return s
+
+
+def halfway(service, stream):
+    service.wait_for(lambda: len(stream.ids) >= 10, 60, "a stream to be on its way")
+
+
+def busy_own(service):
+    """All are idle, so it goes to the first; what comes next goes elsewhere."""
+    stream = Stream(service, prompt="The sea", max_tokens=900)
+    halfway(service, stream)
+    return stream
+
+
+def profiles():
+    print("two profiles", flush=True)
+    asked = dict(prompt="Once upon a time", max_tokens=900)
+    with chaos.Service(MODEL, COMMON + ["--mixed-profiles", "--rejoin-wait", "120"]) as service:
+        bf16 = alone(service, **asked)
+        claim(bf16.started.profile == BF16 and not bf16.finished.profiles, "one profile is named once, at the start")
+        job = joined(service, 1, ["--format", "f32"])
+        busy = busy_own(service)
+        f32 = alone(service, **asked)
+        claim(f32.started.profile == F32 and not f32.finished.profiles, "an answer names the profile of the replica that it was placed on")
+        busy.over()
+
+        free, exact = [], []
+        for kind, is_exact in ((free, False), (exact, True)):
+            service.wait_for(lambda: service.status().streams == 0, 60, "all to be over")
+            leader = pid_of(service, F32, 1, 1)
+            busy = busy_own(service)
+            kind.append(Stream(service, exact=is_exact, **asked))
+            halfway(service, kind[0])
+            os.kill(leader, signal.SIGKILL)
+            job.ends()
+            if is_exact:
+                job = joined(service, 1, ["--format", "f32"])
+            kind[0].over()
+            busy.over()
+            claim(kind[0].started.profile == F32, "it began at the replica that joined")
+            claim(kind[0].error is None and len(kind[0].ids) == len(f32.ids), "a stream that loses its replica goes on")
+            if not is_exact:
+                job = joined(service, 1, ["--format", "f32"])
+        claim(list(free[0].finished.profiles) == [F32, BF16], "one that moved to another profile says so at its end")
+        claim(exact[0].ids == f32.ids and not exact[0].finished.profiles, "an exact one waited for its own, and has its bits")
+
+
+def nobody_comes():
+    with chaos.Service(MODEL, COMMON + ["--mixed-profiles", "--rejoin-wait", "1"]) as service:
+        job = joined(service, 1, ["--format", "f32"])
+        leader = pid_of(service, F32, 1, 1)
+        busy = busy_own(service)
+        lost = Stream(service, exact=True, prompt="Once upon a time", max_tokens=900)
+        halfway(service, lost)
+        os.kill(leader, signal.SIGKILL)
+        job.ends()
+        lost.over()
+        claim(lost.error is not None and lost.error.code() == grpc.StatusCode.UNAVAILABLE and F32 in lost.error.details(),
+              "an exact one whose profile does not come again fails, and says which")
+        busy.over()
+        claim(busy.error is None, "and nobody else does")
+
+
+try:
+    shapes()
+    profiles()
+    nobody_comes()
+except chaos.Failed as failure:
+    sys.exit(f"FAIL  {failure}")
