@@ -1,11 +1,16 @@
 /* coordinator/cli/allocation.c - see allocation.h. */
 #include "coordinator/cli/allocation.h"
 
+#include "base/clock.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
+
+enum { END_S = 10, END_KILLED_S = 2 }; /* what the end of ranks and mpirun may take */
 
 /* A node asked for with one task and several GPUs holds a rank per GPU. */
 static uint32_t slots_of(const struct allocation *x, const struct slurm_node *node)
@@ -92,6 +97,40 @@ static status slots_word_make(struct allocation *x, struct err *err)
     return st == ST_OK ? st : err_set(err, st, "no memory for the slots of the allocation");
 }
 
+/* ---- time ---- */
+
+static uint64_t left_s(const struct allocation *x)
+{
+    const uint64_t now = (uint64_t)time(NULL);
+
+    return x->job.end_s > now ? x->job.end_s - now : 0;
+}
+
+uint64_t allocation_drain_at_ns(const struct allocation *x, uint32_t wall_margin_s)
+{
+    const uint64_t left = left_s(x);
+
+    if (!x->is_used || x->job.end_s == 0) {
+        return 0;
+    }
+    return clock_now_ns(clock_real()) +
+           (left > wall_margin_s ? left - wall_margin_s : 0) * NS_PER_S;
+}
+
+uint32_t allocation_wall_grace_s(uint32_t wall_margin_s)
+{
+    return wall_margin_s > 2 * END_S ? wall_margin_s - END_S : wall_margin_s / 2;
+}
+
+uint32_t allocation_kill_grace_s(const struct allocation *x)
+{
+    if (!x->is_used || x->kill_wait_s == 0) {
+        return UINT32_MAX;
+    }
+    return (uint32_t)(x->kill_wait_s > 2 * END_KILLED_S ? x->kill_wait_s - END_KILLED_S
+                                                        : x->kill_wait_s / 2);
+}
+
 /* ---- ---- */
 
 status allocation_open(const struct allocation_wish *wish, struct allocation *x, struct err *err)
@@ -103,8 +142,16 @@ status allocation_open(const struct allocation_wish *wish, struct allocation *x,
     status st = slurm_job_read(slurm_getenv, NULL, &x->job, err);
     if (st == ST_OK) {
         x->is_used = true;
+        x->wall_margin_s = wish->wall_margin_s;
+        slurm_ask(&x->job, (uint64_t)time(NULL), &x->kill_wait_s, &x->note);
         count(wish, x);
         st = slots_word_make(x, err);
+    }
+    if (st == ST_OK && x->job.end_s != 0 && left_s(x) <= wish->wall_margin_s) {
+        st = err_set(err, ST_ERR_DEADLINE,
+                     "SLURM job %s ends in %u s, and --wall-margin is %u s: give the job a longer "
+                     "limit, or a shorter margin",
+                     x->job.id, (unsigned)left_s(x), wish->wall_margin_s);
     }
     if (st == ST_OK && x->job.n_nodes > 1) {
         st = hostfile_write(wish, x, err);
@@ -149,6 +196,20 @@ void allocation_say(const struct allocation *x)
         printf(" %s:%u", job->nodes[i].name, slots_of(x, &job->nodes[i]));
     }
     printf("\n");
+    if (job->end_s != 0) {
+        printf(
+            "  it ends in %u s: requests are refused from %u s before that on, and running answers "
+            "then have %u s (--wall-margin)\n",
+            (unsigned)left_s(x), x->wall_margin_s, allocation_wall_grace_s(x->wall_margin_s));
+    }
+    if (x->kill_wait_s != 0) {
+        printf("  scancel: running answers have %u s (SLURM's KillWait is %u s), or --grace where "
+               "that is less\n",
+               allocation_kill_grace_s(x), (unsigned)x->kill_wait_s);
+    }
+    if (x->note.code != ST_OK) {
+        printf("  not known: %s\n", x->note.text);
+    }
     fflush(stdout);
 }
 

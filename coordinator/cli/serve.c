@@ -26,7 +26,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { TICK_MS = 100, SAY_MS = 500 };
+enum { TICK_MS = 100, SAY_MS = 500, CANCELLED_S = 2 };
 
 struct serve {
     struct serve_args args;
@@ -43,7 +43,8 @@ struct serve {
     char control[300]; /* HOST:PORT that ranks dial */
 
     uint64_t started_ns, said_ns;
-    char said[160]; /* the last progress line */
+    uint64_t drain_at_ns; /* before the scheduler ends the job; 0: no end is known */
+    char said[160];       /* the last progress line */
     uint32_t n_signals;
     bool is_stopping, was_ready;
     bool
@@ -318,16 +319,25 @@ static void stop(struct serve *s, uint64_t grace_ns)
     coord_stop(s->coord, grace_ns, on_stopped, s);
 }
 
+/* New requests are refused from here on. */
+static void drain(struct serve *s, uint32_t grace_s, const char *why)
+{
+    progress_end(s);
+    say("stopping%s: running answers have %u s to end (again to stop at once)\n", why, grace_s);
+    stop(s, s->was_ready ? grace_s * NS_PER_S : 0);
+}
+
 static void on_signal(void *arg)
 {
     struct serve *s = arg;
+    uint32_t grace_s = s->args.grace_s;
 
     s->n_signals++;
     if (s->n_signals == 1 && !s->is_stopping) {
-        progress_end(s);
-        say("stopping: running answers have %u s to end (again to stop at once)\n",
-            s->args.grace_s);
-        stop(s, s->was_ready ? s->args.grace_s * NS_PER_S : 0);
+        if (signals_continued(&s->signals, CANCELLED_S * NS_PER_S)) {
+            grace_s = MIN(grace_s, allocation_kill_grace_s(&s->setup.job));
+        }
+        drain(s, grace_s, "");
     } else {
         stop(s, 0);
     }
@@ -405,6 +415,10 @@ static void on_tick(void *arg)
     if (s->is_stopping) {
         return;
     }
+    if (s->drain_at_ns != 0 && now >= s->drain_at_ns) {
+        drain(s, allocation_wall_grace_s(s->args.wall_margin_s), " before the job's end");
+        return;
+    }
     jobs_tick(&s->jobs, now);
     if (coord_state(s->coord) == COORD_STARTING) {
         say_progress(s, now);
@@ -424,6 +438,7 @@ static void on_tick(void *arg)
 static void loop_run(struct serve *s)
 {
     s->started_ns = clock_now_ns(clock_real());
+    s->drain_at_ns = allocation_drain_at_ns(&s->setup.job, s->args.wall_margin_s);
     s->tick.fn = on_tick;
     s->tick.arg = s;
     rpc_timer_set(s->loop, &s->tick, s->started_ns);

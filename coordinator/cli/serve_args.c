@@ -44,6 +44,9 @@ static void rows_fill(struct serve_args *a, struct opt *rows)
           "streams open at a time; more are refused (default 256)", NULL },
         { OPT_U32, "grace", "SECONDS", &a->grace_s, 0, 86400,
           "how long running answers may go on at the end (default 10)", NULL },
+        { OPT_U32, "wall-margin", "SECONDS", &a->wall_margin_s, 1, 86400,
+          "inside a scheduler's job with a time limit: stop that long before its end (default 60)",
+          NULL },
         { .kind = OPT_HEADING, .help = "Ranks" },
         { OPT_STRING, "hostfile", "FILE", &a->hostfile, 0, 0,
           "hosts and slots, as mpirun reads them (default: this host)", NULL },
@@ -124,6 +127,7 @@ status serve_args_parse(int argc, char **argv, struct serve_args *a, struct err 
                               .queue = 256,
                               .grace_s = 10,
                               .start_timeout_s = 600,
+                              .wall_margin_s = 60,
                               .replicas = 1,
                               .join_max = 64,
                               .rejoin_s = 60,
@@ -179,7 +183,8 @@ static status allocation_take(struct serve_args *a, struct serve_setup *s, struc
     if (st != ST_OK || a->hostfile != NULL || a->external_ranks != 0 || a->external_only) {
         return st;
     }
-    const struct allocation_wish wish = { .uses_gpus = word.kind == PLAN_CUDA || word.is_auto };
+    const struct allocation_wish wish = { .uses_gpus = word.kind == PLAN_CUDA || word.is_auto,
+                                          .wall_margin_s = a->wall_margin_s };
     st = allocation_open(&wish, &s->job, err);
     if (st == ST_OK && s->job.is_used) {
         s->n_slots = s->job.n_slots;

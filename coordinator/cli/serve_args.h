@@ -13,6 +13,7 @@ struct serve_args {
     struct plan_opts plan;
     const char *hostfile, *listen, *mpirun, *mpirun_args, *run_dir, *cpu_mask, *token_file;
     const char *tls_cert, *tls_key, *tls_client_ca, *log_level, *advertise, *control_listen;
+    uint32_t wall_margin_s; /* of a job with a time limit */
     uint32_t threads, queue, chunk, grace_s, start_timeout_s, external_ranks;
     const char *secret_file;
     bool external_only, mixed_profiles;

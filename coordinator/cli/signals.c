@@ -1,6 +1,8 @@
 /* coordinator/cli/signals.c - see signals.h. */
 #include "coordinator/cli/signals.h"
 
+#include "base/clock.h"
+
 #include <errno.h>
 #include <signal.h>
 
@@ -10,6 +12,7 @@ static void signals_set(sigset_t *set)
     sigaddset(set, SIGINT);
     sigaddset(set, SIGTERM);
     sigaddset(set, SIGHUP); /* the terminal is gone; under nohup it stays ignored */
+    sigaddset(set, SIGCONT);
 }
 
 void signals_block(void)
@@ -32,6 +35,10 @@ static void *wait_loop(void *arg)
         if (sigwait(&set, &number) != 0 || atomic_load(&s->is_ending)) {
             return NULL;
         }
+        if (number == SIGCONT) {
+            atomic_store(&s->continued_ns, clock_now_ns(clock_real()));
+            continue;
+        }
         /* A full loop would lose this one; 65,536 posts waiting means that it is gone anyway. */
         (void)rpc_loop_post(s->loop, s->fn, s->arg);
     }
@@ -44,12 +51,20 @@ status signals_start(struct signals *s, struct rpc_loop *loop, rpc_fn fn, void *
     s->fn = fn;
     s->arg = arg;
     atomic_init(&s->is_ending, false);
+    atomic_init(&s->continued_ns, 0);
     const int errnum = pthread_create(&s->thread, NULL, wait_loop, s);
     if (errnum != 0) {
         return err_set_errno(err, ST_ERR_NOMEM, errnum, "no thread to wait for signals");
     }
     s->runs = true;
     return ST_OK;
+}
+
+bool signals_continued(const struct signals *s, uint64_t within_ns)
+{
+    const uint64_t at_ns = atomic_load(&s->continued_ns);
+
+    return at_ns != 0 && clock_now_ns(clock_real()) - at_ns < within_ns;
 }
 
 void signals_stop(struct signals *s)

@@ -9,11 +9,13 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdint.h>
 
 struct signals {
     struct rpc_loop *loop; /* borrowed */
     rpc_fn fn;
     void *arg;
+    _Atomic uint64_t continued_ns; /* when the last SIGCONT came; 0: none */
     pthread_t thread;
     atomic_bool is_ending;
     bool runs;
@@ -24,6 +26,9 @@ void signals_block(void);
 /* fn(arg) on the loop thread for each signal. */
 status signals_start(struct signals *s, struct rpc_loop *loop, rpc_fn fn, void *arg,
                      struct err *err);
+/* Did SIGCONT come less than `within_ns` ago? SLURM sends it just before the SIGTERM that its SIGKILL
+ * follows, and not before one that a person or --signal asked for. */
+bool signals_continued(const struct signals *s, uint64_t within_ns);
 void signals_stop(struct signals *s); /* before the loop is destroyed; zeroed storage is fine */
 
 #endif
