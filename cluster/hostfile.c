@@ -1,4 +1,4 @@
-/* cluster/hostfile.c - read a host list in Open MPI's syntax, only to count what it offers.
+/* cluster/hostfile.c - read a host list in Open MPI's syntax, for what it offers.
  *
  *   # comment                         blank lines and comments are skipped
  *   node1 slots=4 max_slots=8
@@ -13,7 +13,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { FILE_BYTES_MAX = 1 << 20, HOSTS_MAX = 4096, HOST_BYTES_MAX = 255, SLOTS_MAX = 65536 };
+enum {
+    FILE_BYTES_MAX = 1 << 20,
+    HOSTS_MAX = 4096,
+    HOST_BYTES_MAX = HOSTFILE_NAME_BYTES - 1,
+    SLOTS_MAX = 65536
+};
 
 struct word {
     const char *at;
@@ -141,18 +146,19 @@ static status options(struct cursor *c, uint32_t *n_slots_p, struct err *err)
     return ST_OK;
 }
 
-static bool known(const struct word *hosts, uint32_t n, struct word w)
+/* The row of that host; n: none yet. */
+static uint32_t find(const struct hostfile_row *rows, uint32_t n, struct word w)
 {
-    for (uint32_t i = 0; i < n; i++) {
-        if (hosts[i].len == w.len && memcmp(hosts[i].at, w.at, w.len) == 0) {
-            return true;
-        }
+    uint32_t i = 0;
+
+    while (i < n && (strlen(rows[i].name) != w.len || memcmp(rows[i].name, w.at, w.len) != 0)) {
+        i++;
     }
-    return false;
+    return i;
 }
 
-static status parse(const struct hostfile_text *text, struct word *hosts, uint32_t *n_slots_p,
-                    uint32_t *n_hosts_p, struct err *err)
+static status parse(const struct hostfile_text *text, struct hostfile_row *rows,
+                    uint32_t *n_slots_p, uint32_t *n_hosts_p, struct err *err)
 {
     const char *at = text->data, *end = text->data + text->len;
     uint32_t n_slots = 0, n_hosts = 0;
@@ -182,13 +188,16 @@ static status parse(const struct hostfile_text *text, struct word *hosts, uint32
         if (st != ST_OK) {
             return st;
         }
-        if (!known(hosts, n_hosts, host)) {
-            if (n_hosts == HOSTS_MAX) {
-                return err_set(err, ST_ERR_LIMIT, "%s line %u: more than %d hosts", text->name,
-                               c.line, HOSTS_MAX);
-            }
-            hosts[n_hosts++] = host;
+        const uint32_t i = find(rows, n_hosts, host);
+        if (i == HOSTS_MAX) {
+            return err_set(err, ST_ERR_LIMIT, "%s line %u: more than %d hosts", text->name, c.line,
+                           HOSTS_MAX);
         }
+        if (i == n_hosts) {
+            rows[n_hosts++] = (struct hostfile_row){ .slots = 0 };
+            memcpy(rows[i].name, host.at, host.len);
+        }
+        rows[i].slots += slots;
         n_slots += slots;
         if (n_slots > SLOTS_MAX) {
             return err_set(err, ST_ERR_LIMIT, "%s line %u: more than %d slots in all", text->name,
@@ -203,18 +212,41 @@ static status parse(const struct hostfile_text *text, struct word *hosts, uint32
     return ST_OK;
 }
 
+status hostfile_rows(const struct hostfile_text *text, struct hostfile_row **rows_p, uint32_t *n_p,
+                     struct err *err)
+{
+    struct hostfile_row *rows = malloc(HOSTS_MAX * sizeof(*rows));
+    uint32_t n_slots;
+
+    if (!rows) {
+        return err_set(err, ST_ERR_NOMEM, "%s: no memory for its host names", text->name);
+    }
+    const status st = parse(text, rows, &n_slots, n_p, err);
+    if (st != ST_OK) {
+        free(rows);
+        return st;
+    }
+    *rows_p = rows;
+    return ST_OK;
+}
+
 status hostfile_parse(const struct hostfile_text *text, uint32_t *n_slots_p, uint32_t *n_hosts_p,
                       struct err *err)
 {
-    struct word *hosts = malloc(HOSTS_MAX * sizeof(*hosts));
-    status st;
+    struct hostfile_row *rows = NULL;
+    uint32_t n_slots = 0, n = 0;
+    const status st = hostfile_rows(text, &rows, &n, err);
 
-    if (!hosts) {
-        return err_set(err, ST_ERR_NOMEM, "%s: no memory for its host names", text->name);
+    if (st != ST_OK) {
+        return st;
     }
-    st = parse(text, hosts, n_slots_p, n_hosts_p, err);
-    free(hosts);
-    return st;
+    for (uint32_t i = 0; i < n; i++) {
+        n_slots += rows[i].slots;
+    }
+    free(rows);
+    *n_slots_p = n_slots;
+    *n_hosts_p = n;
+    return ST_OK;
 }
 
 status hostfile_slots(const char *path, uint32_t *n_slots_p, uint32_t *n_hosts_p, struct err *err)

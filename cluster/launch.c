@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "cluster/launch_process.h"
+#include "cluster/launch_words.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -44,12 +45,13 @@ struct launch {
     enum launch_state state;
     int pid; /* of mpirun, also its session */
     int code;
-    int end_sig;          /* SIGTERM, or SIGINT where SIGTERM is held off */
-    uint32_t n_terms;     /* of them sent */
-    uint64_t end_at_ns;   /* first launch_end, 0 before */
-    uint64_t sweep_at_ns; /* when SWEEP began */
-    int log_fd;           /* owned; < 0: none */
-    off_t log_begin;      /* where this launch's output begins */
+    int end_sig;                    /* SIGTERM, or SIGINT where SIGTERM is held off */
+    uint32_t n_terms;               /* of them sent */
+    uint64_t end_at_ns;             /* first launch_end, 0 before */
+    uint64_t sweep_at_ns;           /* when SWEEP began */
+    int log_fd;                     /* owned; < 0: none */
+    off_t log_begin;                /* where this launch's output begins */
+    char layout[LAUNCH_PATH_BYTES]; /* srun's list of hosts, a file of ours; "": none */
     char tail[TAIL_BYTES + 1];
 };
 
@@ -76,14 +78,41 @@ static status open_log(struct launch *l, const char *dir, const char *name, stru
     return ST_OK;
 }
 
+/* What differs between the launchers beside their words: how they are ended, and what they find in the
+ * environment. */
+static status prepare(const struct launch_config *config, struct launch *l,
+                      struct process_config *process, const char **env, struct buf *text,
+                      struct err *err)
+{
+    const bool by_srun = config->kind == LAUNCH_SRUN;
+
+    l->end_sig = config->in_slurm && !by_srun ? SIGINT : SIGTERM;
+    process->hold_term = config->in_slurm && !by_srun;
+    process->die_with_parent = !config->outlive;
+    process->env = config->env;
+    if (!by_srun) {
+        return ST_OK;
+    }
+    process->env = env;
+    return launch_srun_prepare(config, l->layout, env, text, err);
+}
+
+static void forget(struct launch *l)
+{
+    if (l->layout[0] != '\0') {
+        unlink(l->layout);
+    }
+    if (l->log_fd >= 0) {
+        close(l->log_fd);
+    }
+    free(l);
+}
+
 status launch_start(const struct launch_config *config, struct launch **launch_p, struct err *err)
 {
-    const char *argv[LAUNCH_ARGS_MAX];
-    struct process_config process = { .argv = argv,
-                                      .die_with_parent = !config->outlive,
-                                      .hold_term = config->in_slurm,
-                                      .env = config->env };
-    struct buf text = BUF_INIT;
+    const char *argv[LAUNCH_ARGS_MAX], *env[LAUNCH_ENV_MAX];
+    struct process_config process = { .argv = argv };
+    struct buf text = BUF_INIT, env_text = BUF_INIT;
     struct launch *l = calloc(1, sizeof(*l));
     uint32_t major = 0;
     char line[128];
@@ -93,24 +122,18 @@ status launch_start(const struct launch_config *config, struct launch **launch_p
         return err_set(err, ST_ERR_NOMEM, "no memory for a launch");
     }
     l->log_fd = -1;
-    l->end_sig = config->in_slurm ? SIGINT : SIGTERM;
-    st = launch_probe(config->mpirun, &major, line, sizeof(line), err);
-    if (st == ST_OK) {
-        st = launch_command(config, major, argv, LAUNCH_ARGS_MAX, &text, err);
-    }
-    if (st == ST_OK) {
-        st = open_log(l, config->log_dir, config->log_name, err);
-    }
+    (void)((st = launch_probe_kind(config, &major, line, sizeof(line), err)) ||
+           (st = launch_command(config, major, argv, LAUNCH_ARGS_MAX, &text, err)) ||
+           (st = prepare(config, l, &process, env, &env_text, err)) ||
+           (st = open_log(l, config->log_dir, config->log_name, err)));
     if (st == ST_OK) {
         process.out_fd = l->log_fd;
         st = process_start(&process, &l->pid, err);
     }
     buf_fini(&text);
+    buf_fini(&env_text);
     if (st != ST_OK) {
-        if (l->log_fd >= 0) {
-            close(l->log_fd);
-        }
-        free(l);
+        forget(l);
         return st;
     }
     log_info("launch", "%s started for %u ranks, pid %d", line, config->n_ranks, l->pid);
@@ -201,10 +224,7 @@ void launch_destroy(struct launch *l)
     while (launch_poll(l, &code) != ST_END) {
         (void)nanosleep(&nap, NULL);
     }
-    if (l->log_fd >= 0) {
-        close(l->log_fd);
-    }
-    free(l);
+    forget(l);
 }
 
 /* ---- output ---- */
@@ -270,6 +290,25 @@ const char *launch_tail(struct launch *l)
     return l->tail;
 }
 
+/* "srun: error: n3: task 2: Killed" */
+static bool srun_culprit(const char *line, uint32_t *rank_p, char *signal_p, size_t signal_bytes)
+{
+    const char *at = strstr(line, "srun: error: "), *task = at ? strstr(at, ": task ") : NULL;
+    uint32_t rank;
+    int used = 0;
+
+    if (!task || sscanf(task, ": task %u: %n", &rank, &used) != 1 || used == 0) {
+        return false;
+    }
+    const int n = (int)strcspn(task + used, "\n");
+    if (n == 0 || strncmp(task + used, "Exited", 6) == 0) {
+        return false; /* an exit code is the rank's own affair, which it has told the coordinator */
+    }
+    snprintf(signal_p, signal_bytes, "a signal (%.*s)", MIN(n, 40), task + used);
+    *rank_p = rank;
+    return true;
+}
+
 /* "mpirun noticed that process rank 2 with PID 0 on node n1 exited on signal 9 (Killed)." The line
  * may be broken by mpirun at any space. */
 bool launch_culprit(struct launch *l, uint32_t *rank_p, char *signal_p, size_t signal_bytes)
@@ -280,6 +319,9 @@ bool launch_culprit(struct launch *l, uint32_t *rank_p, char *signal_p, size_t s
     size_t n;
 
     snprintf(line, sizeof(line), "%s", launch_tail(l));
+    if (srun_culprit(line, rank_p, signal_p, signal_bytes)) {
+        return true;
+    }
     for (char *p = line; *p != '\0'; p++) {
         *p = (char)(*p == '\n' ? ' ' : *p);
     }
@@ -338,4 +380,14 @@ status launch_probe(const char *mpirun, uint32_t *major_p, char *line, size_t li
     }
     buf_fini(&b);
     return st;
+}
+
+status launch_probe_kind(const struct launch_config *config, uint32_t *major_p, char *line,
+                         size_t line_bytes, struct err *err)
+{
+    if (config->kind == LAUNCH_MPIRUN) {
+        return launch_probe(config->mpirun, major_p, line, line_bytes, err);
+    }
+    *major_p = 0;
+    return launch_srun_probe(line, line_bytes, err);
 }

@@ -16,7 +16,11 @@
 
 enum { LAUNCH_ARGS_MAX = 256 };
 
+/* What starts the ranks. srun needs a SLURM job and a SLURM with PMIx. */
+enum launch_kind { LAUNCH_MPIRUN, LAUNCH_SRUN };
+
 struct launch_config {
+    enum launch_kind kind;
     uint32_t n_ranks;
     const char *hostfile;    /* NULL: this host (or the scheduler's allocation) */
     const char *mpirun;      /* NULL: "mpirun" from PATH */
@@ -24,11 +28,11 @@ struct launch_config {
     const char *const *args; /* NULL-ended, after the program: "worker", "--run-dir", ... */
     const char *log_dir;     /* mpirun's own output goes to log_dir/mpirun.log; NULL: to stderr */
     const char *log_name;    /* NULL: "mpirun.log" */
-    const char *extra;       /* more mpirun options, split at spaces; NULL: none */
+    const char *extra;       /* more options of mpirun or srun, split at spaces; NULL: none */
     const char *shm_dir;     /* for shared memory of ranks on this host; NULL: where MPI likes */
     bool oversubscribe;      /* more ranks than cores on some host */
     bool outlive;            /* the job goes on when the process that started it dies */
-    const char *const *env;  /* "NAME=value" words that replace or add, NULL-ended; NULL: none */
+    const char *const *env;  /* as process_config.env (launch_process.h) */
     bool in_slurm;           /* inside a job of SLURM's, whose SIGTERM must not end the ranks */
 };
 
@@ -38,6 +42,10 @@ struct launch; /* a running (or ended) job */
  * such program (says how to install or name it). Runs it once with --version (at most 5 s). */
 status launch_probe(const char *mpirun, uint32_t *major_p, char *line, size_t line_bytes,
                     struct err *err);
+/* As launch_probe, for what config->kind starts ("slurm 22.05.8"; the major is then 0). srun:
+ * ST_ERR_UNSUPPORTED outside of a job, and where its list of MPI kinds has no pmix. */
+status launch_probe_kind(const struct launch_config *config, uint32_t *major_p, char *line,
+                         size_t line_bytes, struct err *err);
 /* The exact argument vector, NULL-ended; strings live in `text` (arena-like, owned by the caller).
  */
 status launch_command(const struct launch_config *config, uint32_t major, const char **argv,
@@ -73,5 +81,13 @@ struct hostfile_text {
 };
 status hostfile_parse(const struct hostfile_text *text, uint32_t *n_slots_p, uint32_t *n_hosts_p,
                       struct err *err);
+/* A row per host, in the order in which they are first named. The caller frees *rows_p. */
+enum { HOSTFILE_NAME_BYTES = 256 };
+struct hostfile_row {
+    char name[HOSTFILE_NAME_BYTES];
+    uint32_t slots;
+};
+status hostfile_rows(const struct hostfile_text *text, struct hostfile_row **rows_p, uint32_t *n_p,
+                     struct err *err);
 
 #endif

@@ -70,7 +70,8 @@ static bool is_job_variable(const char *entry)
 static bool is_replaced(const char *entry, const char *const *words)
 {
     for (; words != NULL && *words != NULL; words++) {
-        if (strncmp(entry, *words, strcspn(*words, "=") + 1) == 0) {
+        const size_t len = strcspn(*words, "=");
+        if (strncmp(entry, *words, len) == 0 && entry[len] == '=') {
             return true;
         }
     }
@@ -105,7 +106,9 @@ static char **child_environment(const char *const *words)
         }
     }
     for (size_t i = 0; i < n_words; i++) {
-        env[at++] = (char *)(uintptr_t)words[i];
+        if (strchr(words[i], '=') != NULL) {
+            env[at++] = (char *)(uintptr_t)words[i];
+        }
     }
     for (size_t i = 0; geteuid() == 0 && i < ARRAY_LEN(root); i++) {
         env[at++] = (char *)(uintptr_t)root[i];

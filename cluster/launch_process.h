@@ -15,7 +15,8 @@ struct process_config {
     int out_fd;              /* becomes stdout and stderr; < 0: both are inherited */
     bool die_with_parent;    /* SIGTERM (or SIGINT, below) when the calling thread ends */
     bool hold_term;          /* the child begins with SIGTERM blocked: SIGINT is what ends it */
-    const char *const *env;  /* "NAME=value" words that replace or add, NULL-ended; NULL: none */
+    /* "NAME=value" words that replace or add, "NAME" words that remove; NULL-ended; NULL: none */
+    const char *const *env;
 };
 
 /* ST_ERR_NOT_FOUND: no such program. The environment is ours without what an MPI job around us has

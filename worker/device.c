@@ -23,7 +23,9 @@ static void choose_cpu(struct worker_device *d)
 /* This rank's number on its host. */
 static uint32_t local_rank(void)
 {
-    const char *text = getenv("OMPI_COMM_WORLD_LOCAL_RANK");
+    /* A task of srun's has SLURM's; below mpirun that one is the daemon's. */
+    const char *open_mpi = getenv("OMPI_COMM_WORLD_LOCAL_RANK");
+    const char *text = open_mpi != NULL ? open_mpi : getenv("SLURM_LOCALID");
     const long n = text != NULL ? strtol(text, NULL, 10) : 0;
 
     return n > 0 && n < 1 << 16 ? (uint32_t)n : 0;

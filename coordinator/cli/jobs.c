@@ -93,6 +93,7 @@ void jobs_config(const struct jobs *j, uint32_t replica, const struct worker_wor
     const uint32_t n_ranks = j->setup->plan->n_ranks;
 
     *c = (struct launch_config){
+        .kind = j->args->kind,
         .n_ranks = n_ranks,
         .hostfile = job != NULL && job->hostfile[0] != '\0' ? job->hostfile : j->args->hostfile,
         .mpirun = j->args->mpirun,
@@ -179,6 +180,11 @@ static status check_hosts(const struct jobs *j, struct err *err)
 
 /* ---- start ---- */
 
+static const char *launcher_word(enum launch_kind kind)
+{
+    return kind == LAUNCH_SRUN ? "srun" : "mpirun";
+}
+
 static void say_started(const struct jobs *j, uint32_t replica, const struct launch_config *c)
 {
     const struct job *job = &j->jobs[replica];
@@ -187,8 +193,9 @@ static void say_started(const struct jobs *j, uint32_t replica, const struct lau
     if (j->n > 1) {
         snprintf(which, sizeof(which), "replica %u: ", replica);
     }
-    printf("%sstarting %u rank%s with mpirun (pid %d), log in %s/%s\n", which, c->n_ranks,
-           c->n_ranks == 1 ? "" : "s", launch_pid(job->launch), j->dir->path, job->log_name);
+    printf("%sstarting %u rank%s with %s (pid %d), log in %s/%s\n", which, c->n_ranks,
+           c->n_ranks == 1 ? "" : "s", launcher_word(j->args->kind), launch_pid(job->launch),
+           j->dir->path, job->log_name);
     fflush(stdout);
 }
 
@@ -312,7 +319,8 @@ static void look_at_running(struct jobs *j, uint32_t i)
 
     if (launch_poll(job->launch, &code) == ST_END) {
         job->state = JOB_ENDED; /* its last words may still be asked for */
-        snprintf(text, sizeof(text), "mpirun has ended with exit code %d", code);
+        snprintf(text, sizeof(text), "%s has ended with exit code %d", launcher_word(j->args->kind),
+                 code);
         coord_job_ended(j->coord, i, text);
     }
 }

@@ -498,11 +498,13 @@ static status dry_run(struct serve *s, struct err *err)
     snprintf(s->dir.token_path, sizeof(s->dir.token_path), "RUN_DIR/token");
     snprintf(s->dir.path, sizeof(s->dir.path), "RUN_DIR");
     jobs_fill(s);
-    (void)(st || (st = launch_probe(s->args.mpirun, &major, name, sizeof(name), err)) ||
-           (st = worker_words_make(&s->jobs, 0, 1, &words, err)));
+    (void)(st || (st = worker_words_make(&s->jobs, 0, 1, &words, err)));
     if (st == ST_OK) {
         jobs_config(&s->jobs, 0, &words, program, &config);
-        st = launch_command_line(&config, major, &line, err);
+        st = launch_probe_kind(&config, &major, name, sizeof(name), err);
+        if (st == ST_OK) {
+            st = launch_command_line(&config, major, &line, err);
+        }
         worker_words_fini(&words);
     }
     if (st == ST_OK) {

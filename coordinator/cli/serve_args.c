@@ -58,10 +58,12 @@ static void rows_fill(struct serve_args *a, struct opt *rows)
           "keep KV of finished streams for those that begin alike (default on)", NULL },
         { OPT_STRING, "cpu-mask", "PATH", &a->cpu_mask, 0, 0,
           "no better kernels than: scalar, avx2, avx512, avx512bf16, native", NULL },
+        { OPT_STRING, "launcher", "mpirun|srun", &a->launcher, 0, 0,
+          "what starts the ranks; srun inside a SLURM job only (default mpirun)", NULL },
         { OPT_STRING, "mpirun", "PATH", &a->mpirun, 0, 0, "that mpirun (default: from PATH)",
           NULL },
         { OPT_STRING, "mpirun-args", "\"...\"", &a->mpirun_args, 0, 0,
-          "further options for mpirun, split at spaces", NULL },
+          "further options for mpirun or srun, split at spaces", NULL },
         { OPT_STRING, "advertise", "HOST", &a->advertise, 0, 0,
           "name or address by which ranks on other hosts reach this one", NULL },
         { OPT_U32, "start-timeout", "SECONDS", &a->start_timeout_s, 1, 86400,
@@ -150,6 +152,11 @@ status serve_args_parse(int argc, char **argv, struct serve_args *a, struct err 
     }
     if (st == ST_OK) {
         st = opts_switch("prefix-cache", a->prefix_cache, &prefix_cache, err);
+    }
+    if (st == ST_OK && a->launcher != NULL && strcmp(a->launcher, "srun") == 0) {
+        a->kind = LAUNCH_SRUN;
+    } else if (st == ST_OK && a->launcher != NULL && strcmp(a->launcher, "mpirun") != 0) {
+        return err_set(err, ST_ERR_ARG, "--launcher %.40s: known are mpirun and srun", a->launcher);
     }
     if (st == ST_OK && (a->tls_cert == NULL) != (a->tls_key == NULL)) {
         return err_set(err, ST_ERR_ARG, "--tls-cert and --tls-key go together");

@@ -4,6 +4,7 @@
 #define COORDINATOR_CLI_SERVE_ARGS_H
 
 #include "base/log.h"
+#include "cluster/launch.h"
 #include "coordinator/cli/allocation.h"
 #include "coordinator/cli/device.h"
 #include "model/tokenizer.h"
@@ -22,6 +23,8 @@ struct serve_args {
     const char *prefix_cache; /* "on" or "off"; NULL: on */
     bool dry_run, external_local;
     bool replicas_given;
+    const char *launcher; /* "mpirun" or "srun"; NULL: mpirun */
+    enum launch_kind kind;
     enum log_level level;
 };
 
