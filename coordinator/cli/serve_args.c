@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OWN_ROWS = 38 };
+enum { OWN_ROWS_MAX = 64 };
 
 static const char about[] =
     "Serves MODEL (a Hugging Face directory) over gRPC. Makes a plan, starts its ranks with "
@@ -28,9 +28,10 @@ static const char examples[] =
     "--token-file token\n"
     "  gantry serve ./stories --tp 2 --dry-run\n";
 
-static void rows_fill(struct serve_args *a, struct opt *rows)
+/* How many rows there are. */
+static uint32_t rows_fill(struct serve_args *a, struct opt *rows)
 {
-    const struct opt own[OWN_ROWS] = {
+    const struct opt own[] = {
         { .kind = OPT_HEADING, .help = "Service" },
         { OPT_STRING, "listen", "HOST:PORT", &a->listen, 0, 0,
           "where clients connect (default 127.0.0.1:50051; port 0: any)", NULL },
@@ -115,13 +116,15 @@ static void rows_fill(struct serve_args *a, struct opt *rows)
           "where ranks attach (default: any port, loopback if all are on this host)", NULL },
     };
 
+    _Static_assert(sizeof(own) / sizeof(own[0]) <= OWN_ROWS_MAX, "room in rows");
     plan_opts_rows(&a->plan, rows);
     memcpy(rows + PLAN_OPTS_ROWS, own, sizeof(own));
+    return PLAN_OPTS_ROWS + ARRAY_LEN(own);
 }
 
 status serve_args_parse(int argc, char **argv, struct serve_args *a, struct err *err)
 {
-    struct opt rows[PLAN_OPTS_ROWS + OWN_ROWS];
+    struct opt rows[PLAN_OPTS_ROWS + OWN_ROWS_MAX];
     uint32_t n = 0;
     bool prefix_cache = true; /* only looked at: the workers get the word */
 
@@ -138,11 +141,11 @@ status serve_args_parse(int argc, char **argv, struct serve_args *a, struct err 
                               .hang_timeout_s = 5,
                               .canary_s = 10,
                               .level = LOG_WARN };
-    rows_fill(a, rows);
+    const uint32_t n_rows = rows_fill(a, rows);
     const struct opts opts = { .usage = "gantry serve MODEL [options]",
                                .about = about,
                                .options = rows,
-                               .n_options = ARRAY_LEN(rows),
+                               .n_options = n_rows,
                                .examples = examples,
                                .n_args_min = 1,
                                .n_args_max = 1 };
