@@ -24,6 +24,7 @@ static const struct command {
     { "inspect", cli_inspect, "what a model directory holds" },
     { "serve", serve_main, "serve a model: start its ranks and answer requests" },
     { "generate", cli_generate, "ask a running service to go on from a prompt" },
+    { "batch", cli_batch, "answer a file of requests, without a port; may be killed and goes on" },
     { "status", cli_status, "what a running service does now" },
     { "drain", cli_drain,
       "empty a replica, or start all again one by one, without losing a stream" },

@@ -71,7 +71,8 @@ struct rpc_method {
 };
 
 struct rpc_server_config {
-    const char *listen; /* "127.0.0.1:0", "[::1]:50051", "0.0.0.0:50051"; port 0: any */
+    const char *listen; /* "127.0.0.1:0", "[::1]:50051", "0.0.0.0:50051"; port 0: any. Or
+                         * "unix:/path": who can open it needs no token */
     const char *token;  /* bearer token that every call must carry; NULL: none asked. */
     const char *tls_cert_pem, *tls_key_pem, *tls_client_ca_pem; /* contents; NULL: plaintext */
     const struct rpc_method *methods; /* borrowed, lives as long as the server */

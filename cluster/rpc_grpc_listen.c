@@ -12,12 +12,33 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 struct address {
     char host[256]; /* without brackets */
     char port[8];
 };
+
+static bool is_unix(const char *listen_at)
+{
+    return strncmp(listen_at, "unix:", 5) == 0;
+}
+
+/* "unix:/path", behind the permissions of its directory. */
+static status unix_check(const char *listen_at, struct err *err)
+{
+    struct sockaddr_un room;
+    const size_t len = strlen(listen_at + 5);
+
+    if (listen_at[5] != '/' || len >= sizeof(room.sun_path)) {
+        return err_set(err, ST_ERR_ARG,
+                       "listen address \"%s\": a socket is unix: and an absolute path of at most "
+                       "%zu bytes",
+                       listen_at, sizeof(room.sun_path) - 1);
+    }
+    return ST_OK;
+}
 
 /* "host:port" or "[v6]:port". */
 static status address_parse(const char *listen_at, struct address *address_p, struct err *err)
@@ -73,7 +94,8 @@ status rpc_listen_check(const struct rpc_server_config *config, struct err *err)
     if (config->listen == NULL) {
         return err_set(err, ST_ERR_ARG, "no listen address");
     }
-    st = address_parse(config->listen, &a, err);
+    const bool is_local = is_unix(config->listen);
+    st = is_local ? unix_check(config->listen, err) : address_parse(config->listen, &a, err);
     if (st == ST_OK && config->token != NULL) {
         st = rpc_token_check(config->token, err);
     }
@@ -88,7 +110,8 @@ status rpc_listen_check(const struct rpc_server_config *config, struct err *err)
         return err_set(err, ST_ERR_ARG, "%s: client certificates need a server certificate",
                        config->listen);
     }
-    if (!is_loopback(a.host) && config->token == NULL && config->tls_client_ca_pem == NULL) {
+    if (!is_local && !is_loopback(a.host) && config->token == NULL &&
+        config->tls_client_ca_pem == NULL) {
         return err_set(err, ST_ERR_DENIED,
                        "%s is reachable from other machines: a token or a CA for client "
                        "certificates is needed to listen there",
@@ -147,8 +170,14 @@ status rpc_listen_why(const struct rpc_server_config *config, struct err *err)
                                     .ai_socktype = SOCK_STREAM };
     struct address a;
     struct addrinfo *infos;
-    status st = address_parse(config->listen, &a, err);
+    status st = ST_OK;
     int e;
+
+    if (is_unix(config->listen)) {
+        return err_set(err, ST_ERR_IO, "gRPC cannot listen on %s: is its directory there?",
+                       config->listen);
+    }
+    st = address_parse(config->listen, &a, err);
 
     if (st != ST_OK) {
         return st;

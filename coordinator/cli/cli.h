@@ -9,6 +9,7 @@ int cli_inspect(int argc, char **argv);
 int cli_serve(int argc, char **argv);
 int cli_generate(int argc, char **argv);
 int cli_status(int argc, char **argv);
+int cli_batch(int argc, char **argv);
 int cli_drain(int argc, char **argv);
 
 #endif

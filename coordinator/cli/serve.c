@@ -343,6 +343,11 @@ static void on_signal(void *arg)
     }
 }
 
+static bool listens_on_socket(const struct serve *s)
+{
+    return strncmp(s->args.listen, "unix:", 5) == 0;
+}
+
 static void say_ready(struct serve *s)
 {
     const char *token_path = s->own_token ? s->dir.token_path : s->args.token_file;
@@ -357,12 +362,19 @@ static void say_ready(struct serve *s)
     } else {
         snprintf(ranks, sizeof(ranks), "%u rank%s", n_ranks, n_ranks == 1 ? "" : "s");
     }
+    char at[300], dial[300];
+    if (listens_on_socket(s)) {
+        snprintf(at, sizeof(at), "%s", s->args.listen);
+        snprintf(dial, sizeof(dial), "%s", s->args.listen);
+    } else {
+        snprintf(at, sizeof(at), "%s:%u", s->host, coord_port(s->coord));
+        snprintf(dial, sizeof(dial), "%s:%u",
+                 strcmp(s->host, "0.0.0.0") == 0 ? "127.0.0.1" : s->host, coord_port(s->coord));
+    }
     progress_end(s);
-    say("ready: listening on %s:%u, %s, try: gantry generate --connect %s:%u%s%s "
-        "\"Once upon a time\"\n",
-        s->host, coord_port(s->coord), ranks,
-        strcmp(s->host, "0.0.0.0") == 0 ? "127.0.0.1" : s->host, coord_port(s->coord),
-        token_path != NULL ? " --token-file " : "", token_path != NULL ? token_path : "");
+    say("ready: listening on %s, %s, try: gantry generate --connect %s%s%s \"Once upon a time\"\n",
+        at, ranks, dial, token_path != NULL ? " --token-file " : "",
+        token_path != NULL ? token_path : "");
 }
 
 static void on_change(void *arg, enum coord_state state)

@@ -34,7 +34,7 @@ static uint32_t rows_fill(struct serve_args *a, struct opt *rows)
     const struct opt own[] = {
         { .kind = OPT_HEADING, .help = "Service" },
         { OPT_STRING, "listen", "HOST:PORT", &a->listen, 0, 0,
-          "where clients connect (default 127.0.0.1:50051; port 0: any)", NULL },
+          "where clients connect (default 127.0.0.1:50051; port 0: any), or unix:/PATH", NULL },
         { OPT_STRING, "token-file", "FILE", &a->token_file, 0, 0,
           "file of mode 0600; clients must know its first line", NULL },
         { OPT_STRING, "tls-cert", "FILE", &a->tls_cert, 0, 0, "certificate chain (PEM)", NULL },
