@@ -26,7 +26,7 @@ static void beat(struct world *w, uint32_t i, uint32_t ms)
 {
     const struct msg_heartbeat beat = { .phase = "idle" };
 
-    for (uint32_t t = 0; t < ms; t += 20) {
+    for (uint32_t t = 0; t < ms && !w->ranks[i].is_done; t += 20) {
         rank_say(&w->ranks[i], &(struct msg_rank){ MSG_HEARTBEAT, .heartbeat = beat });
         settle_ms(w, 20);
     }
