@@ -28,7 +28,7 @@
 struct kern_stream; /* kernels/kern.h; NULL: the buffers of the call are host memory */
 struct coll;
 
-enum { COLL_REQS_MAX = 256 };
+enum { COLL_REQS_MAX = 256, COLL_MARK_ALL = 255 };
 
 /* A pending send or receive of this coll: index of a slot. */
 struct coll_req {
@@ -72,9 +72,10 @@ struct coll_ops {
 
     /* ---- only where operations are queued (is_queued), else NULL ---- */
 
-    /* Until all work of the stream is done, watching for peers that are gone, the abort flag and
-     * the deadline. What failed is given up first, so that the stream drains. */
-    status (*sync)(struct coll *c, struct kern_stream *s, struct err *err);
+    /* Until the work of the stream up to `mark` (kern_ops.mark; COLL_MARK_ALL: all of it) is done,
+     * watching for peers that are gone, the abort flag and the deadline. What failed is given up
+     * first, so that the stream drains. */
+    status (*sync)(struct coll *c, struct kern_stream *s, uint32_t mark, struct err *err);
 
     void (*destroy)(struct coll *c); /* frees c */
 };

@@ -27,6 +27,8 @@ struct coll_device {
     status (*sync)(struct kern_stream *s, struct err *err);
     /* Is the stream's work done? ST_BUSY if not, never blocks. NULL: only `sync` can say. */
     status (*poll)(struct kern_stream *s, struct err *err);
+    /* The same of a mark of the stream; together with `poll`. */
+    status (*mark_poll)(struct kern_stream *s, uint32_t mark, struct err *err);
     /* Host memory that the device copies from and to at full speed. */
     status (*host_alloc)(struct kern_stream *s, size_t bytes, void **mem_p, struct err *err);
     void (*host_free)(struct kern_stream *s, void *mem, size_t bytes);

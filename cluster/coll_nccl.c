@@ -194,7 +194,7 @@ static status look(struct coll_nccl *d, struct err *err)
     return ST_OK;
 }
 
-static status nccl_sync(struct coll *c, struct kern_stream *s, struct err *err)
+static status nccl_sync(struct coll *c, struct kern_stream *s, uint32_t mark, struct err *err)
 {
     struct coll_nccl *d = coll_nccl_of(c);
     struct coll_waiter w;
@@ -205,7 +205,8 @@ static status nccl_sync(struct coll *c, struct kern_stream *s, struct err *err)
     }
     coll_waiter_init(&w, c, 0, NULL);
     coll_watch_begin(c->watch, COLL_OP_DEVICE, ++d->n_syncs);
-    while ((st = d->dev.poll(s, err)) == ST_BUSY) {
+    while ((st = mark == COLL_MARK_ALL ? d->dev.poll(s, err) : d->dev.mark_poll(s, mark, err)) ==
+           ST_BUSY) {
         st = look(d, err);
         if (st != ST_OK) {
             return st;

@@ -32,6 +32,7 @@ enum {
     KERN_VOCAB_BLOCK = 1024, /* ids in a block of (max, sum); vocabulary slices end on blocks */
     KERN_CAND_MAX = 1024,    /* candidates kept for top-k / top-p / min-p / top log-probabilities */
     KERN_HEAD_DIM_MAX = 1024, /* D at most */
+    KERN_MARKS = 2,           /* of a stream: steps that may be queued at a time */
     KERN_ALIGN = 64           /* bytes; every pointer given to an op is so aligned unless marked */
 };
 
@@ -290,6 +291,24 @@ struct kern_ops {
     void (*scan_rows)(struct kern_stream *s, float *logits, uint32_t id0, uint32_t n_ids,
                       uint32_t n_rows, const struct kern_scan_row *rows,
                       struct kern_adjusts adjusts, void *flat);
+
+    /* ---- one step behind the other on a device; NULL on CPU ---- */
+
+    /* mark: all that is queued so far is `mark` (< KERN_MARKS), which forgets what it was before; not
+     * inside a recording. ST_OK: that is done (or there is no such mark); mark_poll: ST_BUSY if not,
+     * never blocks. */
+    void (*mark)(struct kern_stream *s, uint32_t mark);
+    status (*mark_poll)(struct kern_stream *s, uint32_t mark, struct err *err);
+    status (*mark_wait)(struct kern_stream *s, uint32_t mark, struct err *err);
+    /* best[i] <- what row i's scan of scan_rows would choose of this slice's ids, where the sampling
+     * is plain (sample_is_plain): with gumbel_all the best score and its id, else the best logit and
+     * its id. Rows that are skipped, and all rows where n_ids is 0: (-inf, UINT32_MAX). */
+    void (*pick)(struct kern_stream *s, struct kern_cand *best, const struct kern_scan_row *rows,
+                 const void *flat, uint32_t n_ids, uint32_t n_rows);
+    /* tokens[i] <- the id of the first among best[slice * stride + from[i] - 1] over the slices, by
+     * (logit descending, id ascending); from[i] 0 leaves it. */
+    void (*feed)(struct kern_stream *s, uint32_t *tokens, const uint32_t *from,
+                 const struct kern_cand *best, uint32_t n_slices, uint32_t stride, uint32_t n_rows);
 };
 
 /* The best CPU table that this machine runs, cpu_mask() applied; every part of it was compared with

@@ -23,6 +23,11 @@ static bool has_filter(const struct sample_params *p)
     return p->top_k > 0 || p->top_p < 1.0f || p->min_p > 0.0f;
 }
 
+bool sample_is_plain(const struct sample_params *p)
+{
+    return p->temperature == 0.0f || !has_filter(p);
+}
+
 struct kern_scan_row sample_row(const struct sample_params *p, uint32_t pos, uint32_t vocab,
                                 bool is_adjusted)
 {

@@ -32,6 +32,10 @@ struct sample_result {
     struct kern_cand top[SAMPLE_LOGPROBS_MAX]; /* .logit holds the log-probability; best first */
 };
 
+/* Is the choice the best candidate, or the best Gumbel score, and nothing else? Then a device finds
+ * it by itself (kern_ops.pick); filters are the host's. */
+bool sample_is_plain(const struct sample_params *p);
+
 /* What the kernels must gather for these parameters at absolute position `pos`: a row without its
  * place in `flat` and, if it is adjusted, without its entries. */
 struct kern_scan_row sample_row(const struct sample_params *p, uint32_t pos, uint32_t vocab,

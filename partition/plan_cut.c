@@ -260,7 +260,10 @@ uint64_t plan_scratch_bytes(const struct plan *plan, const struct plan_part *par
     bytes += aligned(fmt * t * dim) + aligned(fmt * t * ffn);
     bytes += aligned(fmt * t * range_len(part->q_heads) * d->head_dim);
     bytes += 2 * aligned(4 * (uint64_t)plan->ctx_max * (d->head_dim / 2)); /* cos, sin */
-    bytes += 3 * aligned(4 * t) + aligned(4 * s) + aligned(4 * s * table);
+    bytes += aligned(4 * aligned(4 * t) + aligned(4 * s) + aligned(4 * s * table));
+    if (part->has_head && part->has_embed) { /* what the next step is fed with */
+        bytes += aligned(8 * s) + (plan->tp > 1 ? aligned(8 * s * plan->tp) : 0);
+    }
     if (part->has_head) {
         bytes += aligned(4 * s * dim) + aligned(4 * s * range_len(part->vocab));
     }

@@ -29,7 +29,7 @@ static void list_scratch(struct exec *e, struct wish wishes[EXEC_BUFFERS])
     const size_t hd = (size_t)range_len(part->q_heads) * d->head_dim;
     const size_t kd = (size_t)range_len(part->kv_heads) * d->head_dim;
     const size_t f = range_len(part->ffn_cols), v = range_len(part->vocab);
-    const size_t head = part->has_head ? s : 0;
+    const size_t head = part->has_head ? s : 0, feeds = part->has_head && part->has_embed ? 1 : 0;
 
     const struct wish all[EXEC_BUFFERS] = {
         { &e->normed, t * d->dim * w },
@@ -40,12 +40,10 @@ static void list_scratch(struct exec *e, struct wish wishes[EXEC_BUFFERS])
         { (void **)&e->partial, t * d->dim * sizeof(float) },
         { (void **)&e->picked, head * d->dim * sizeof(float) },
         { (void **)&e->logits, head * v * sizeof(float) },
-        { (void **)&e->tokens, t * sizeof(uint32_t) },
-        { (void **)&e->pos, t * sizeof(uint32_t) },
-        { (void **)&e->seq, t * sizeof(uint32_t) },
-        { (void **)&e->tables,
-          (size_t)e->limits.seqs_max * e->table_stride_max * sizeof(uint32_t) },
-        { (void **)&e->rows, s * sizeof(uint32_t) },
+        { (void **)&e->step_mem, exec_tables_bytes(e) },
+        { (void **)&e->best, feeds * s * sizeof(struct kern_cand) },
+        { (void **)&e->best_all,
+          e->plan->tp > 1 ? feeds * e->plan->tp * s * sizeof(struct kern_cand) : 0 },
     };
     memcpy(wishes, all, sizeof(all));
 }
@@ -95,6 +93,7 @@ status exec_create(struct shard *shard, struct coll *coll, const struct step_lim
                                       .kv_head0 = e->part->kv_heads.begin,
                                       .group = e->desc->n_heads / e->desc->n_kv_heads,
                                       .scale = 1.0f / sqrtf((float)e->desc->head_dim) };
+    e->n_sets = e->ops->on_device ? EXEC_OUT_MAX : 1;
     status st = alloc_scratch(e, err);
     (void)(st || (st = exec_rows_init(e, err)) || (st = exec_sample_init(e, err)) ||
            (st = exec_graphs_init(e, err)));
@@ -131,8 +130,8 @@ status exec_reduce(struct exec *e, float *y, size_t n, struct err *err)
         return ST_OK;
     }
     const uint64_t from = clock_now_ns(clock_real());
-    const status st = e->coll->ops->all_reduce_tree(e->coll, e->stream, y, n, e->stamp++, err);
-    e->times.coll_ns += clock_now_ns(clock_real()) - from;
+    const status st = e->coll->ops->all_reduce_tree(e->coll, e->stream, y, n, e->set->stamp++, err);
+    e->set->coll_ns += clock_now_ns(clock_real()) - from;
     return st;
 }
 
@@ -212,7 +211,7 @@ status exec_queue(struct exec *e, float *x, struct err *err)
 
     exec_rows_queue(e);
     if (e->part->has_embed) {
-        e->ops->embed(e->stream, x, &e->shard->embed, e->tokens, e->shape.n_rows);
+        e->ops->embed(e->stream, x, &e->shard->embed, e->at.tokens, e->shape.n_rows);
         st = exec_reduce(e, x, (size_t)e->shape.n_rows * e->desc->dim, err);
     }
     for (uint32_t i = 0; st == ST_OK && i < range_len(e->part->layers); i++) {
@@ -223,48 +222,114 @@ status exec_queue(struct exec *e, float *x, struct err *err)
         }
     }
     if (st == ST_OK && e->part->has_head && e->shape.n_samples != 0) {
-        exec_sample_queue(e, x);
+        st = exec_sample_queue(e, x, err);
     }
     return st;
 }
 
-status exec_drain(struct exec *e, struct err *err)
+bool exec_is_ahead(const struct exec *e)
 {
-    e->is_pending = false;
-    return e->coll->ops->sync != NULL ? e->coll->ops->sync(e->coll, e->stream, err)
+    return e->ops->feed != NULL && e->plan->pp == 1 && (e->plan->tp == 1 || e->coll->is_queued);
+}
+
+uint32_t exec_n_out(const struct exec *e)
+{
+    return e->n_out;
+}
+
+static struct exec_set *oldest(struct exec *e)
+{
+    return &e->sets[(e->i_set + e->n_sets - e->n_out) % e->n_sets];
+}
+
+const struct step_head *exec_oldest(const struct exec *e)
+{
+    return e->n_out != 0 ? e->sets[(e->i_set + e->n_sets - e->n_out) % e->n_sets].plan : NULL;
+}
+
+static status wait_all(struct exec *e, struct err *err)
+{
+    return e->coll->ops->sync != NULL ? e->coll->ops->sync(e->coll, e->stream, COLL_MARK_ALL, err)
                                       : e->ops->stream_sync(e->stream, err);
 }
 
-/* The tables in pinned memory are the device's until the step before is over. Only a stage whose
- * results the host does not need comes here with one running: it has had the time since then to
- * take in submits and make the next plan. */
-static status run(struct exec *e, const struct step_head *plan, float *x,
-                  struct step_result *results, struct err *err)
+status exec_drain(struct exec *e, struct err *err)
 {
-    status st = e->is_pending ? exec_drain(e, err) : ST_OK;
-
-    if (st != ST_OK) {
-        return st;
+    for (uint32_t i = 0; i < e->n_sets; i++) {
+        e->sets[i].is_queued = false;
     }
-    e->stamp = plan->digest;
-    exec_rows_fill(e, plan);
-    e->is_pending = true;
-    st = e->shape.is_recorded ? exec_graph_run(e, x, err) : exec_queue(e, x, err);
-    if (st != ST_OK || !e->part->has_head || plan->n_samples == 0) {
-        return st;
-    }
-    st = exec_drain(e, err);
-    return st == ST_OK ? exec_sample_merge(e, plan, results, err) : st;
+    return wait_all(e, err);
 }
 
-status exec_step(struct exec *e, const struct step_head *plan, float *x,
-                 struct step_result *results, struct err *err)
+/* Until the step that this set was queued for is done. */
+static status wait_set(struct exec *e, struct exec_set *set, struct err *err)
 {
-    const uint64_t from = clock_now_ns(clock_real());
+    const uint32_t mark = (uint32_t)(set - e->sets);
 
-    e->times.coll_ns = 0;
-    const status st = run(e, plan, x, results, err);
-    e->times.total_ns = clock_now_ns(clock_real()) - from;
+    if (!set->is_queued) {
+        return ST_OK;
+    }
+    set->is_queued = false;
+    if (e->ops->mark == NULL) {
+        return wait_all(e, err);
+    }
+    return e->coll->ops->sync != NULL ? e->coll->ops->sync(e->coll, e->stream, mark, err)
+                                      : e->ops->mark_wait(e->stream, mark, err);
+}
+
+static status queue_step(struct exec *e, const struct step_head *plan, float *x, struct err *err)
+{
+    status st = exec_rows_fill(e, plan, err);
+
+    if (st == ST_OK) {
+        e->set->is_queued = true;
+        st = e->shape.is_recorded ? exec_graph_run(e, x, err) : exec_queue(e, x, err);
+    }
+    if (st == ST_OK && e->ops->mark != NULL) {
+        e->ops->mark(e->stream, (uint32_t)(e->set - e->sets));
+    }
+    return st;
+}
+
+/* The set's tables in pinned memory are the device's until the step that had it last is over. Only
+ * where results are not waited for is that one still running here. */
+status exec_begin(struct exec *e, const struct step_head *plan, float *x, struct err *err)
+{
+    struct exec_set *set = &e->sets[e->i_set];
+
+    ASSERT(e->n_out < (exec_is_ahead(e) ? (uint32_t)EXEC_OUT_MAX : 1u));
+    set->began_ns = clock_now_ns(clock_real());
+    set->coll_ns = 0;
+    set->stamp = plan->digest;
+    set->plan = plan;
+    e->set = set;
+    status st = wait_set(e, set, err);
+    if (st == ST_OK) {
+        st = queue_step(e, plan, x, err);
+    }
+    e->n_fed_max = plan->n_samples;
+    e->i_set = (e->i_set + 1) % e->n_sets;
+    e->n_out++;
+    return st;
+}
+
+status exec_finish(struct exec *e, struct step_result *results, struct err *err)
+{
+    ASSERT(e->n_out != 0);
+    struct exec_set *set = oldest(e);
+    status st = ST_OK;
+
+    e->n_out--;
+    if (e->part->has_head && set->plan->n_samples != 0) {
+        st = wait_set(e, set, err);
+        if (st == ST_OK) {
+            st = exec_sample_merge(e, set, results, err);
+        }
+    }
+    const uint64_t now = clock_now_ns(clock_real());
+    e->times = (struct exec_times){ now - MAX(set->began_ns, e->finished_ns), set->coll_ns };
+    e->finished_ns = now;
+    set->plan = NULL;
     return st;
 }
 

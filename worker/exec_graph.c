@@ -7,7 +7,7 @@
  *   rows    a power of two (the streams of the step, padded)
  *   stride  blocks of the longest table, a power of two: bounds the attention's launch
  *   x       which of the residual buffers
- *   adjusted  are there penalties: last stage only, its scans are twice as many then
+X0
  *
  * The first step of a kind is queued op by op: NCCL makes its connections then, and the device loads
  * kernels, neither of which may happen inside a recording. Prompts are not recorded, their sizes
@@ -17,12 +17,13 @@
 
 #include <stdlib.h>
 
-enum { GRAPHS_MAX = 64, STRIDE_MIN = 16 };
+enum { GRAPHS_MAX = 128, STRIDE_MIN = 16 };
 
 struct entry {
     uint32_t n_rows, stride;
     const float *x;
     bool is_adjusted;
+    const struct exec_set *set;
     uint32_t n_uses;
     struct kern_graph *graph; /* owned; NULL until the second use */
 };
@@ -83,7 +84,7 @@ static struct entry *find(struct exec *e, const float *x)
     for (uint32_t i = 0; i < g->n; i++) {
         struct entry *at = &g->entries[i];
         if (at->n_rows == e->shape.n_rows && at->stride == e->shape.stride && at->x == x &&
-            at->is_adjusted == e->shape.is_adjusted) {
+            at->is_adjusted == e->shape.is_adjusted && at->set == e->set) {
             return at;
         }
     }
@@ -93,7 +94,8 @@ static struct entry *find(struct exec *e, const float *x)
     g->entries[g->n] = (struct entry){ .n_rows = e->shape.n_rows,
                                        .stride = e->shape.stride,
                                        .x = x,
-                                       .is_adjusted = e->shape.is_adjusted };
+                                       .is_adjusted = e->shape.is_adjusted,
+                                       .set = e->set };
     return &g->entries[g->n++];
 }
 

@@ -96,12 +96,12 @@ void exec_sample_fill(struct exec *e, const struct step_head *plan)
 
     for (uint32_t i = 0; i < plan->n_samples; i++, q++) {
         q = next_sampled(q);
-        e->host.scan_rows[i] = row_of(e, q);
-        e->host.scan_rows[i].flat_offset = used;
-        used += row_bytes(e, &e->host.scan_rows[i]);
+        e->set->scan_rows[i] = row_of(e, q);
+        e->set->scan_rows[i].flat_offset = used;
+        used += row_bytes(e, &e->set->scan_rows[i]);
     }
-    memcpy(e->host.adjusts, step_adjusts_const(plan), plan->n_adjusts * sizeof(*e->host.adjusts));
-    e->scan_bytes = used;
+    memcpy(e->set->adjusts, step_adjusts_const(plan), plan->n_adjusts * sizeof(*e->set->adjusts));
+    e->set->scan_bytes = used;
 }
 
 static void merge_rows(struct exec *e, const struct step_head *plan, size_t stride,
@@ -131,44 +131,62 @@ static void merge_rows(struct exec *e, const struct step_head *plan, size_t stri
     }
 }
 
-void exec_sample_queue(struct exec *e, const float *x)
+/* What each row would choose goes to all slices, in the order of the rows: best_all[slice, S]. */
+static status queue_best(struct exec *e, uint32_t n_ids, struct err *err)
+{
+    const struct exec_set *set = e->set;
+
+    e->ops->pick(e->stream, e->best, set->scan_rows, set->scans, n_ids, e->shape.n_samples);
+    if (e->plan->tp == 1) {
+        return ST_OK;
+    }
+    const uint64_t from = clock_now_ns(clock_real());
+    const status st =
+        e->coll->ops->all_gather(e->coll, e->stream, e->best, e->limits.seqs_max * sizeof(*e->best),
+                                 e->best_all, e->set->stamp++, err);
+    e->set->coll_ns += clock_now_ns(clock_real()) - from;
+    return st;
+}
+
+status exec_sample_queue(struct exec *e, const float *x, struct err *err)
 {
     const struct kern_ops *k = e->ops;
     const uint32_t n = e->shape.n_samples, c = e->desc->dim;
     uint32_t id0;
     const uint32_t n_ids = slice_ids(e, e->part->slice, &id0);
 
-    k->gather(e->stream, e->picked, x, e->rows, n, c);
+    k->gather(e->stream, e->picked, x, e->at.rows, n, c);
     k->rmsnorm(e->stream, e->normed, e->plan->fmt, e->picked, e->shard->final_norm, n, c,
                e->desc->norm_eps);
     if (n_ids != 0) {
         k->gemm(e->stream, e->logits, e->normed, &e->shard->head,
                 n); /* W[V,C] x normed[S,C] -> logits[S,V] */
-        const struct kern_adjusts adjusts = { e->shape.is_adjusted ? e->host.adjusts : NULL,
-                                              e->host.saved };
-        kern_scan_rows(k, e->stream, e->logits, id0, n_ids, n, e->host.scan_rows, adjusts,
-                       e->host.scans);
+        const struct exec_set *set = e->set;
+        const struct kern_adjusts adjusts = { e->shape.is_adjusted ? set->adjusts : NULL,
+                                              set->saved };
+        kern_scan_rows(k, e->stream, e->logits, id0, n_ids, n, set->scan_rows, adjusts, set->scans);
     }
+    return exec_is_ahead(e) ? queue_best(e, n_ids, err) : ST_OK;
 }
 
-status exec_sample_merge(struct exec *e, const struct step_head *plan, struct step_result *results,
+status exec_sample_merge(struct exec *e, struct exec_set *set, struct step_result *results,
                          struct err *err)
 {
-    const size_t bytes = e->scan_bytes;
+    const size_t bytes = set->scan_bytes;
 
     if (e->plan->tp == 1) {
-        memcpy(e->scans_all, e->host.scans, bytes);
+        memcpy(e->scans_all, set->scans, bytes);
     } else {
         const uint64_t from = clock_now_ns(clock_real());
-        const status st = e->coll->ops->all_gather(e->coll, NULL, e->host.scans, bytes,
-                                                   e->scans_all, e->stamp++, err);
-        e->times.coll_ns += clock_now_ns(clock_real()) - from;
+        const status st = e->coll->ops->all_gather(e->coll, NULL, set->scans, bytes, e->scans_all,
+                                                   set->stamp++, err);
+        set->coll_ns += clock_now_ns(clock_real()) - from;
         if (st != ST_OK) {
             return st;
         }
     }
     if (e->part->slice == 0) {
-        merge_rows(e, plan, bytes, results);
+        merge_rows(e, set->plan, bytes, results);
     }
     return ST_OK;
 }

@@ -2,7 +2,8 @@
  *
  * One turn never blocks for long: it takes what has arrived, sends a plan if the scheduler has one
  * and fewer than pp are out, runs this rank's own stage of it, and looks whether the oldest plan's
- * results are here. With pp = 1 the results are this rank's own and there at once. */
+ * results are here. With pp = 1 the results are this rank's own: on a CPU they are there at once; a
+ * device is given one plan more before the oldest is waited for (sched.h, "Ahead"). */
 #include "worker/rank_priv.h"
 
 #include <string.h>
@@ -12,12 +13,14 @@ struct leader {
     const struct rank_io *io;
     struct sched *sched;
     uint32_t i_plan;                        /* ring position of the next plan */
-    uint32_t n_out;                         /* plans out (results not taken) */
-    uint32_t i_oldest;                      /* ring position of the oldest plan out */
-    uint64_t began_ns[PLAN_STAGES_MAX + 1]; /* when each plan in the ring was sent */
+    uint32_t n_out, n_out_max;              /* plans out (results not taken) */
+    uint32_t out[PLAN_STAGES_MAX + 1];      /* their ring positions, oldest first */
+    uint64_t began_ns[PLAN_STAGES_MAX + 3]; /* when each plan in the ring was sent */
+    uint64_t taken_ns;                      /* when results were last taken */
 };
 
-static status send_exit(struct leader *l, struct err *err)
+/* To all ranks: STEP_EXIT, or STEP_TAKE. */
+static status send_word(struct leader *l, enum step_kind kind, struct err *err)
 {
     struct rank *r = l->r;
     struct step_head *plan = rank_plan(r, l->i_plan);
@@ -25,18 +28,22 @@ static status send_exit(struct leader *l, struct err *err)
 
     if (st == ST_OK) {
         memset(plan, 0, sizeof(*plan));
-        plan->kind = STEP_EXIT;
+        plan->kind = kind;
         step_seal(plan);
         st = rank_pass_plan(r, l->i_plan, err);
+        l->i_plan = (l->i_plan + 1) % r->n_plans;
     }
-    return st == ST_OK ? rank_finish_sends(r, err) : st;
+    return st;
 }
 
 static void note_step(struct leader *l)
 {
-    const uint64_t took = clock_now_ns(clock_real()) - l->began_ns[l->i_oldest];
+    const uint64_t now = clock_now_ns(clock_real()), began = l->began_ns[l->out[0]];
+    const bool is_ahead = l->r->is_ahead; /* a step's time is then what it adds */
+    const uint64_t took = now - (is_ahead ? MAX(began, l->taken_ns) : began);
     _Atomic uint64_t *mean = &l->r->progress->step_ns;
 
+    l->taken_ns = now;
     atomic_store(mean, *mean == 0 ? took : (*mean * 15 + took) / 16);
 }
 
@@ -70,12 +77,12 @@ static status report(struct leader *l, struct err *err)
 static status take_results(struct leader *l, struct err *err)
 {
     struct rank *r = l->r;
-    const struct step_head *plan = rank_plan(r, l->i_oldest);
+    const struct step_head *plan = rank_plan(r, l->out[0]);
     status st = sched_done(l->sched, plan->id, r->results, plan->n_samples, err);
 
     note_step(l);
-    l->i_oldest = (l->i_oldest + 1) % r->n_plans;
     l->n_out--;
+    memmove(l->out, l->out + 1, l->n_out * sizeof(l->out[0]));
     return st == ST_OK ? report(l, err) : st;
 }
 
@@ -97,12 +104,26 @@ static status begin_step(struct leader *l, struct err *err)
     coll_watch_end(&r->progress->watch);
     l->began_ns[i] = clock_now_ns(clock_real());
     l->i_plan = (i + 1) % r->n_plans;
-    l->n_out++;
+    l->out[l->n_out++] = i;
     (void)((st = rank_pass_plan(r, i, err)) || (st = rank_take_x(r, &i_x, err)) ||
-           (st = rank_run_stage(r, rank_plan(r, i), i_x, err)));
-    if (st == ST_OK && r->plan->pp == 1) {
-        st = take_results(l, err);
+           (st = rank_begin_stage(r, rank_plan(r, i), i_x, err)));
+    if (st == ST_OK && r->plan->pp > 1) {
+        st = rank_finish_stage(r, err); /* no head here: nothing to wait for */
     }
+    return st;
+}
+
+/* One stage: the oldest plan's results are this rank's own. Without a plan ahead the other slices,
+ * who wait for one, are told to finish as well. */
+static status finish_own(struct leader *l, struct err *err)
+{
+    struct rank *r = l->r;
+    status st = ST_OK;
+
+    if (r->is_ahead && r->plan->tp > 1 && l->n_out < l->n_out_max) {
+        st = send_word(l, STEP_TAKE, err);
+    }
+    (void)(st || (st = rank_finish_stage(r, err)) || (st = take_results(l, err)));
     return st;
 }
 
@@ -111,7 +132,7 @@ static status poll_results(struct leader *l, struct err *err)
 {
     struct rank *r = l->r;
     const uint32_t last = (r->plan->pp - 1) * r->plan->tp;
-    const size_t want = rank_plan(r, l->i_oldest)->n_samples * sizeof(*r->results);
+    const size_t want = rank_plan(r, l->out[0])->n_samples * sizeof(*r->results);
     struct coll_req req;
     size_t bytes = 0;
     status st = r->coll->ops->probe(r->coll, last, RANK_TAG_RESULT, &bytes, err);
@@ -134,15 +155,17 @@ static status turn(struct leader *l, struct err *err)
 {
     status st = ST_BUSY;
 
-    if (l->n_out < l->r->plan->pp) {
+    if (l->n_out < l->n_out_max) {
         st = begin_step(l, err);
         if (st < 0) {
             return st;
         }
     }
-    if (l->n_out != 0) {
+    if (l->r->plan->pp > 1 && l->n_out != 0) {
         const status got = poll_results(l, err);
         st = got != ST_BUSY ? got : st;
+    } else if (l->n_out == l->n_out_max || (st == ST_BUSY && l->n_out != 0)) {
+        st = finish_own(l, err);
     }
     if (st == ST_BUSY) {
         /* Cancels and expired deadlines end streams without a step. */
@@ -162,7 +185,7 @@ static void note_wait(struct leader *l, uint64_t since_ns)
         atomic_store(&r->progress->phase, RANK_IDLE);
         return;
     }
-    coll_watch_begin(&r->progress->watch, COLL_OP_RESULT, rank_plan(r, l->i_oldest)->id);
+    coll_watch_begin(&r->progress->watch, COLL_OP_RESULT, rank_plan(r, l->out[0])->id);
     coll_watch_wait(&r->progress->watch, (r->plan->pp - 1) * r->plan->tp, since_ns);
     atomic_store(&r->progress->phase, RANK_WAITING);
 }
@@ -205,9 +228,10 @@ status leader_run(struct rank *r, const struct rank_io *io, struct err *err)
                                          .chunk_max = r->config.chunk_max,
                                          .queue_max = r->config.queue_max,
                                          .in_flight_max = r->plan->pp,
+                                         .ahead = r->is_ahead,
                                          .prefix_cache = r->config.prefix_cache,
                                          .clock = clock_real() };
-    struct leader l = { .r = r, .io = io };
+    struct leader l = { .r = r, .io = io, .n_out_max = r->plan->pp + (r->is_ahead ? 1 : 0) };
     status st = sched_create(&config, &l.sched, err);
 
     if (st == ST_OK) {
@@ -215,7 +239,7 @@ status leader_run(struct rank *r, const struct rank_io *io, struct err *err)
         st = loop(&l, err);
     }
     if (st == ST_OK) {
-        st = send_exit(&l, err);
+        (void)((st = send_word(&l, STEP_EXIT, err)) || (st = rank_finish_sends(r, err)));
     }
     sched_destroy(l.sched);
     return st;

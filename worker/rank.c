@@ -27,7 +27,8 @@ static status alloc_buffers(struct rank *r, struct err *err)
 {
     const size_t x_bytes = x_bytes_of(r->plan);
 
-    r->n_plans = r->plan->pp + 1;
+    r->is_ahead = exec_is_ahead(r->exec);
+    r->n_plans = r->plan->pp + (r->is_ahead ? 3 : 1);
     r->plan_bytes_max = step_bytes_max(&r->limits);
     r->plans = calloc(r->n_plans, r->plan_bytes_max);
     r->results = calloc(r->limits.seqs_max, sizeof(*r->results));
@@ -64,6 +65,7 @@ static status wrap_coll(struct rank *r, struct err *err)
                                                  .copy_out = ops->copy_out,
                                                  .sync = ops->stream_sync,
                                                  .poll = ops->stream_poll,
+                                                 .mark_poll = ops->mark_poll,
                                                  .host_alloc = ops->host_alloc,
                                                  .host_free = ops->host_free,
                                                  .scratch_bytes = scratch_bytes,
@@ -355,21 +357,36 @@ static void note_times(struct rank *r)
     atomic_store(&r->progress->kernel_ns, mean == 0 ? kernel : (mean * 15 + kernel) / 16);
 }
 
-status rank_run_stage(struct rank *r, const struct step_head *plan, uint32_t i_x, struct err *err)
+static status of_step(const struct rank *r, const struct step_head *plan, status st,
+                      struct err *err)
+{
+    if (st != ST_OK) {
+        err_prefix(err, "rank %u, step %llu: ", r->rank, (unsigned long long)plan->id);
+    }
+    return st;
+}
+
+status rank_begin_stage(struct rank *r, const struct step_head *plan, uint32_t i_x, struct err *err)
 {
     atomic_store(&r->progress->step, plan->id);
     atomic_store(&r->progress->digest, plan->digest);
     atomic_store(&r->progress->phase, RANK_STEP);
     trail_begin(&r->progress->trail,
                 &(struct trail_note){ plan->id, plan->digest, plan->n_rows, plan->n_seqs });
-    const status st = exec_step(r->exec, plan, r->x[i_x], r->results, err);
-    if (st != ST_OK) {
-        err_prefix(err, "rank %u, step %llu: ", r->rank, (unsigned long long)plan->id);
-        return st;
+    const status st = of_step(r, plan, exec_begin(r->exec, plan, r->x[i_x], err), err);
+    return st == ST_OK && r->coll->stage + 1 < r->plan->pp ? rank_send_x(r, plan, i_x, err) : st;
+}
+
+status rank_finish_stage(struct rank *r, struct err *err)
+{
+    const struct step_head *plan = exec_oldest(r->exec);
+    const status st = of_step(r, plan, exec_finish(r->exec, r->results, err), err);
+
+    if (st == ST_OK) {
+        trail_end(&r->progress->trail, &r->progress->watch);
     }
-    trail_end(&r->progress->trail, &r->progress->watch);
     note_times(r);
-    return r->coll->stage + 1 < r->plan->pp ? rank_send_x(r, plan, i_x, err) : ST_OK;
+    return st;
 }
 
 /* ---- follower ---- */
@@ -441,9 +458,12 @@ static status follow(struct rank *r, const struct step_head *plan, struct err *e
         st = recv_now(r, r->stream, r->rank - r->plan->tp, RANK_TAG_X, r->x[i_x], bytes, err);
     }
     if (st == ST_OK) {
-        st = rank_run_stage(r, plan, i_x, err);
+        st = rank_begin_stage(r, plan, i_x, err);
     }
-    if (st == ST_OK && r->coll->stage + 1 == r->plan->pp && r->coll->slice == 0) {
+    if (st == ST_OK && exec_n_out(r->exec) > (r->is_ahead ? 1 : 0)) {
+        st = rank_finish_stage(r, err);
+    }
+    if (st == ST_OK && !r->is_ahead && r->coll->stage + 1 == r->plan->pp && r->coll->slice == 0) {
         struct coll_req req;
         st = r->coll->ops->send_start(r->coll, NULL, 0, RANK_TAG_RESULT, r->results,
                                       plan->n_samples * sizeof(*r->results), &req, err);
@@ -452,6 +472,14 @@ static status follow(struct rank *r, const struct step_head *plan, struct err *e
         }
     }
     return st;
+}
+
+static status take(struct rank *r, struct err *err)
+{
+    return exec_n_out(r->exec) != 0
+               ? rank_finish_stage(r, err)
+               : err_set(err, ST_ERR_PROTO, "rank %u was told to finish a step, and has none",
+                         r->rank);
 }
 
 static status follower_run(struct rank *r, struct err *err)
@@ -469,7 +497,7 @@ static status follower_run(struct rank *r, struct err *err)
         if (plan->kind == STEP_EXIT) {
             break;
         }
-        st = follow(r, plan, err);
+        st = plan->kind == STEP_TAKE ? take(r, err) : follow(r, plan, err);
         if (st != ST_OK) {
             return st;
         }

@@ -9,7 +9,9 @@
  *
  * With pp stages up to pp plans are out, so that every stage has one to work on. Plans reach each
  * rank in order and each rank runs them in order, so two messages of one kind between two ranks
- * never overtake each other. The same code runs over MPI (worker/main.c) and with ranks as threads
+ * never overtake each other. With one stage on a device a second plan goes out ahead of the first
+ * one's results (exec.h); when there is none to send, STEP_TAKE tells the other slices to finish
+ * what is out, for slices begin and finish in one order. The same code runs over MPI (worker/main.c) and with ranks as threads
  * (tests, coll_local). Threads: one per rank; `progress` may be read and `stop` set by others. */
 #ifndef WORKER_RANK_H
 #define WORKER_RANK_H

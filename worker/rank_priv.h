@@ -29,8 +29,10 @@ struct rank {
     struct coll_req x_reqs[RANK_X_BUFFERS];
     uint32_t i_x;
 
-    /* Plans that are out (leader: a ring of pp + 1, since one may still be on its way to a rank
-     * while the next is made), or the one being run (others: the first). */
+    /* Is a plan sent ahead of results (exec_is_ahead)? Equal on all ranks. */
+    bool is_ahead;
+    /* A ring of plans: pp that are out, and one more, since one may still be on its way to a rank
+     * while the next is made; two more where a plan goes ahead, for it and for STEP_TAKE. */
     void *plans; /* [n_plans][plan_bytes_max] */
     uint32_t n_plans;
     size_t plan_bytes_max;
@@ -56,8 +58,11 @@ void rank_pause(struct rank *r, uint64_t idle_since_ns);
 status rank_take_x(struct rank *r, uint32_t *i_x_p, struct err *err);
 status rank_send_x(struct rank *r, const struct step_head *plan, uint32_t i_x, struct err *err);
 status rank_finish_sends(struct rank *r, struct err *err);
-/* Run this rank's stage on x[i_x] and start sending the residual on. */
-status rank_run_stage(struct rank *r, const struct step_head *plan, uint32_t i_x, struct err *err);
+/* Queue, or run, this rank's stage on x[i_x] and start sending the residual on. */
+status rank_begin_stage(struct rank *r, const struct step_head *plan, uint32_t i_x,
+                        struct err *err);
+/* The oldest that was begun: on the last stage its results are in r->results of slice 0. */
+status rank_finish_stage(struct rank *r, struct err *err);
 
 status leader_run(struct rank *r, const struct rank_io *io, struct err *err);
 

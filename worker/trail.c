@@ -39,8 +39,12 @@ void trail_begin(struct trail *t, const struct trail_note *note)
 
 void trail_end(struct trail *t, const struct coll_watch *watch)
 {
-    struct trail_step *s = &t->steps[(get(&t->n) - 1) % TRAIL_STEPS];
+    const uint64_t n = get(&t->n);
+    struct trail_step *s = &t->steps[(n - 1) % TRAIL_STEPS];
 
+    if (n > 1 && get(&t->steps[(n - 2) % TRAIL_STEPS].end_ns) == 0) {
+        s = &t->steps[(n - 2) % TRAIL_STEPS]; /* one was begun ahead of its end */
+    }
     put(&s->op_seq, get(&watch->seq));
     put(&s->end_ns, clock_now_ns(clock_real()));
 }

@@ -40,6 +40,7 @@ struct trail_note {
 };
 
 void trail_begin(struct trail *t, const struct trail_note *note);
+/* The oldest step that runs; at most two do. */
 void trail_end(struct trail *t, const struct coll_watch *watch);
 /* All of it to `fd`, oldest first; nothing where no step was begun. */
 void trail_write(const struct trail *t, const struct coll_watch *watch, int rank, const char *why,

@@ -44,6 +44,11 @@ static void stream_destroy(struct kern_stream *s)
         }
         (void)cudaFreeHost(stage.mem);
     }
+    for (cudaEvent_t mark : s->marks) {
+        if (mark != nullptr) {
+            (void)cudaEventDestroy(mark);
+        }
+    }
     (void)cudaFree(s->scratch);
     if (s->raw != nullptr) {
         (void)cudaStreamDestroy(s->raw);
@@ -76,6 +81,9 @@ static status create_parts(struct kern_stream *s, struct err *err)
         if (e == cudaSuccess) {
             e = cudaEventCreateWithFlags(&s->stages[i].done, cudaEventDisableTiming);
         }
+    }
+    for (int i = 0; i < KERN_MARKS && e == cudaSuccess; i++) {
+        e = cudaEventCreateWithFlags(&s->marks[i], cudaEventDisableTiming);
     }
     if (e != cudaSuccess) {
         return cuda_fail(err, e, "opening the device");
@@ -128,6 +136,30 @@ static status stream_poll(struct kern_stream *s, struct err *err)
     } else if (s->error == cudaSuccess) {
         return ST_BUSY;
     }
+    return s->error != cudaSuccess ? noted(s, err) : ST_OK;
+}
+
+/* An event that was never recorded counts as done. */
+static void mark(struct kern_stream *s, uint32_t mark)
+{
+    cu_note(s, cudaEventRecord(s->marks[mark], s->raw), "work on the device");
+}
+
+static status mark_poll(struct kern_stream *s, uint32_t mark, struct err *err)
+{
+    const cudaError_t e = cudaEventQuery(s->marks[mark]);
+
+    if (e != cudaErrorNotReady) {
+        cu_note(s, e, "work on the device");
+    } else if (s->error == cudaSuccess) {
+        return ST_BUSY;
+    }
+    return s->error != cudaSuccess ? noted(s, err) : ST_OK;
+}
+
+static status mark_wait(struct kern_stream *s, uint32_t mark, struct err *err)
+{
+    cu_note(s, cudaEventSynchronize(s->marks[mark]), "work on the device");
     return s->error != cudaSuccess ? noted(s, err) : ST_OK;
 }
 
@@ -345,6 +377,9 @@ void cu_ops_life(struct kern_ops *ops)
     ops->stream_destroy = stream_destroy;
     ops->stream_sync = stream_sync;
     ops->stream_poll = stream_poll;
+    ops->mark = mark;
+    ops->mark_poll = mark_poll;
+    ops->mark_wait = mark_wait;
     ops->device_info = device_info;
     ops->mem_alloc = mem_alloc;
     ops->mem_free = mem_free;

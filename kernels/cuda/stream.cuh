@@ -38,6 +38,7 @@ struct kern_stream {
     char *scratch; /* device, [SCRATCH_BYTES] */
     struct stage stages[2];
     uint32_t stage; /* in use */
+    cudaEvent_t marks[KERN_MARKS];
     uint32_t n_sm, compute_version;
     bool overlap;      /* programmatic serialisation is on */
     bool fence;        /* the next kernel starts only after all before it: weights were written */
@@ -107,6 +108,7 @@ void cu_ops_elem(struct kern_ops *ops);
 void cu_ops_gemm(struct kern_ops *ops);
 void cu_ops_attention(struct kern_ops *ops);
 void cu_ops_scan(struct kern_ops *ops);
+void cu_ops_feed(struct kern_ops *ops);
 /* Products of f32, called by gemm.cu. */
 void cu_gemm_f32(struct kern_stream *s, float *y, const float *x, const struct kern_mat *w,
                  uint32_t n_rows);

@@ -110,6 +110,7 @@ void check_elem(struct check *c);
 void check_gemm(struct check *c);
 void check_attention(struct check *c);
 void check_scan(struct check *c);
+void check_feed(struct check *c);
 void check_stream(struct check *c);
 
 #endif

@@ -152,6 +152,7 @@ int main(int argc, char **argv)
     check_gemm(&c);
     check_attention(&c);
     check_scan(&c);
+    check_feed(&c);
     check_stream(&c);
     printf("%u checks, %u failed\n", c.n_run, c.n_failed);
     c.ops->stream_destroy(c.s);

@@ -26,6 +26,8 @@ enum { N_TOKENS = 120, N_KINDS = 6, N_CROWD = 15 };
 
 static const char *model; /* directory of the model under test */
 static enum replica_device device = REPLICA_CPU;
+/* 2: without the kind that has filters, beside which a device makes no step ahead. */
+static uint32_t n_kinds = N_KINDS;
 
 struct answer {
     uint32_t n;
@@ -103,12 +105,12 @@ static void run(const struct replica_config *config, struct answer answers[N_KIN
     struct replica_stats stats;
     struct err err = ERR_INIT;
 
-    for (uint32_t k = 0; k < N_KINDS; k++) {
+    for (uint32_t k = 0; k < n_kinds; k++) {
         set_stream(&streams[k], &answers[k], k);
     }
-    check_ok(replica_run(config, streams, N_KINDS, &stats, &err), &err);
+    check_ok(replica_run(config, streams, n_kinds, &stats, &err), &err);
     assert_int_equal(stats.kv_used_at_end, 0);
-    for (uint32_t k = 0; k < N_KINDS; k++) {
+    for (uint32_t k = 0; k < n_kinds; k++) {
         assert_int_equal(streams[k].reason, FINISH_LENGTH);
         answers[k].n = streams[k].n_tokens;
         assert_int_equal(answers[k].n, N_TOKENS);
@@ -122,7 +124,10 @@ static const struct answer *golden(enum kern_fmt fmt)
 
     if (!have[fmt]) {
         const struct replica_config config = base_config(fmt);
+        const uint32_t n = n_kinds;
+        n_kinds = N_KINDS;
         run(&config, kept[fmt]);
+        n_kinds = n;
         have[fmt] = true;
     }
     return kept[fmt];
@@ -130,7 +135,7 @@ static const struct answer *golden(enum kern_fmt fmt)
 
 static void assert_same(const struct answer *want, const struct answer *got, const char *what)
 {
-    for (uint32_t k = 0; k < N_KINDS; k++) {
+    for (uint32_t k = 0; k < n_kinds; k++) {
         for (uint32_t i = 0; i < N_TOKENS; i++) {
             if (want[k].tokens[i] != got[k].tokens[i] ||
                 memcmp(&want[k].logprobs[i], &got[k].logprobs[i], sizeof(float)) != 0) {
@@ -255,8 +260,8 @@ static void test_bits__penalties_change_tokens_and_not_the_model(void **state UN
 }
 
 /* KV for the crowd of which some must be preempted: when each stream holds its own, and when they
- * share their common beginning. */
-enum { KV_OWN = 640, KV_SHARED = 320 };
+ * share their common beginning; in a crowd of all kinds, and of the plain ones. */
+enum { KV_OWN = 640, KV_SHARED = 320, KV_OWN_PLAIN = 288, KV_SHARED_PLAIN = 224 };
 
 /* Beside 15 others that come and go, with so little KV, if said, that some are preempted. */
 static void crowd(enum replica_device on, enum kern_fmt fmt, uint32_t tp, uint32_t pp,
@@ -272,19 +277,19 @@ static void crowd(enum replica_device on, enum kern_fmt fmt, uint32_t tp, uint32
     config.pp = pp;
     config.kv_tokens = kv_tokens;
     config.device = on;
-    config.no_prefix_cache = kv_tokens == KV_OWN;
+    config.no_prefix_cache = kv_tokens == KV_OWN || kv_tokens == KV_OWN_PLAIN;
     for (uint32_t i = 0; i < N_CROWD; i++) {
-        set_stream(&streams[i], &others[i], i % N_KINDS);
+        set_stream(&streams[i], &others[i], i % n_kinds);
         streams[i].submit.seed = 99 + i;
         streams[i].submit.n_prompt = 1 + (i * 11) % ARRAY_LEN(prompt);
         streams[i].submit.max_tokens = 20 + i * 6;
         streams[i].cancel_at = i % 5 == 4 ? 9 : 0;
     }
-    for (uint32_t k = 0; k < N_KINDS; k++) {
+    for (uint32_t k = 0; k < n_kinds; k++) {
         set_stream(&streams[N_CROWD + k], &got[k], k);
         streams[N_CROWD + k].after_steps = 5 * k;
     }
-    check_ok(replica_run(&config, streams, N_KINDS + N_CROWD, &stats, &err), &err);
+    check_ok(replica_run(&config, streams, n_kinds + N_CROWD, &stats, &err), &err);
     assert_int_equal(stats.kv_used_at_end, 0);
     if (kv_tokens != 0) {
         assert_true(stats.preemptions > 0);
@@ -397,6 +402,96 @@ static void test_bits__a_device_is_waited_for_once_a_step(void **state UNUSED)
     assert_true(stats.syncs <= stats.n_steps + of_loading);
 }
 
+/* ---- one step ahead: tokens go from step to step on the device ---- */
+
+static void ahead(enum replica_device on)
+{
+    static const uint32_t slices[] = { 1, 2, 8 };
+
+    n_kinds = 2;
+    for (uint32_t fmt = KERN_F32; fmt <= KERN_BF16; fmt++) {
+        for (size_t i = 0; i < ARRAY_LEN(slices); i++) {
+            struct replica_config config = base_config((enum kern_fmt)fmt);
+            config.device = on;
+            config.tp = slices[i];
+            compare(&config, "ahead");
+            config.no_graphs = true;
+            config.chunk_max = 7;
+            compare(&config, "ahead, no graphs");
+        }
+        crowd(on, (enum kern_fmt)fmt, 1, 1, KV_OWN_PLAIN);
+        crowd(on, (enum kern_fmt)fmt, 1, 1, KV_SHARED_PLAIN);
+        crowd(on, (enum kern_fmt)fmt, 2, 1, 0);
+    }
+    n_kinds = N_KINDS;
+}
+
+static void test_bits__are_equal_with_steps_ahead(void **state UNUSED)
+{
+    if (device == REPLICA_CPU) {
+        ahead(REPLICA_STAGED);
+        ahead(REPLICA_NCCL);
+    } else {
+        ahead(device);
+    }
+}
+
+/* A stop id is seen when the step behind it is out already: not a token more is heard of. */
+static void test_bits__a_stop_behind_a_step_ahead_is_the_end(void **state UNUSED)
+{
+    for (uint32_t tp = 1; tp <= 2; tp++) {
+        const struct answer *want = golden(KERN_BF16);
+        static struct answer got[N_KINDS];
+        struct replica_stream streams[2];
+        struct replica_config config = base_config(KERN_BF16);
+        struct replica_stats stats;
+        struct err err = ERR_INIT;
+        uint32_t stop[2], n[2] = { 0, 0 };
+
+        config.device = device == REPLICA_CPU ? REPLICA_NCCL : device;
+        config.tp = tp;
+        for (uint32_t k = 0; k < 2; k++) {
+            stop[k] = want[k].tokens[40 + 20 * k];
+            while (want[k].tokens[n[k]] != stop[k]) {
+                n[k]++;
+            }
+            set_stream(&streams[k], &got[k], k);
+            streams[k].submit.stop_ids = &stop[k];
+            streams[k].submit.n_stop_ids = 1;
+        }
+        check_ok(replica_run(&config, streams, 2, &stats, &err), &err);
+        assert_int_equal(stats.kv_used_at_end, 0);
+        for (uint32_t k = 0; k < 2; k++) {
+            assert_int_equal(streams[k].reason, FINISH_STOP);
+            assert_int_equal(streams[k].n_tokens, n[k] + 1);
+            assert_memory_equal(got[k].tokens, want[k].tokens, (n[k] + 1) * sizeof(uint32_t));
+        }
+    }
+}
+
+/* The device has the next step before it has ended one. FAKE_LAZY computes when it is waited for, so
+ * a step that is launched with nothing queued before it would have found the device idle. */
+static void test_bits__a_device_does_not_wait_for_the_host(void **state UNUSED)
+{
+    for (uint32_t kind = 0; kind < N_KINDS; kind++) {
+        static struct answer got[N_KINDS];
+        struct replica_stream stream;
+        struct replica_config config = base_config(KERN_BF16);
+        struct replica_stats stats;
+        struct err err = ERR_INIT;
+
+        config.device = REPLICA_STAGED;
+        set_stream(&stream, &got[kind], kind);
+        check_ok(replica_run(&config, &stream, 1, &stats, &err), &err);
+        print_message("kind %u: %u steps, %u recorded, %u of them on an idle device\n", kind,
+                      stats.n_steps, (unsigned)stats.launches, (unsigned)stats.gaps);
+        assert_true(stats.launches > 100);
+        if (kind < 2) {
+            assert_int_equal(stats.gaps, 0);
+        }
+    }
+}
+
 /* The other order of additions gives other bits somewhere, or it would not need its own name. */
 static void test_bits__free_order_is_another_profile(void **state UNUSED)
 {
@@ -468,6 +563,8 @@ static int run_cuda(void)
         cmocka_unit_test(test_bits__are_equal_beside_other_streams),
         cmocka_unit_test(test_bits__are_equal_after_preemption),
         cmocka_unit_test(test_bits__are_equal_when_a_stream_is_continued),
+        cmocka_unit_test(test_bits__are_equal_with_steps_ahead),
+        cmocka_unit_test(test_bits__a_stop_behind_a_step_ahead_is_the_end),
         cmocka_unit_test(test_bits__are_equal_over_uneven_stages),
         cmocka_unit_test(test_bits__are_equal_over_tp_and_pp),
     };
@@ -496,6 +593,9 @@ static int run_cpu(void)
         cmocka_unit_test(test_bits__are_equal_on_devices_with_nccl),
         cmocka_unit_test(test_bits__are_equal_on_a_device_beside_other_streams),
         cmocka_unit_test(test_bits__a_device_is_waited_for_once_a_step),
+        cmocka_unit_test(test_bits__are_equal_with_steps_ahead),
+        cmocka_unit_test(test_bits__a_stop_behind_a_step_ahead_is_the_end),
+        cmocka_unit_test(test_bits__a_device_does_not_wait_for_the_host),
         cmocka_unit_test(test_bits__free_order_is_another_profile),
         cmocka_unit_test(test_bits__are_equal_without_graphs),
     };

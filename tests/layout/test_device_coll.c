@@ -65,6 +65,7 @@ static status open_coll(struct seat *s, struct err *err)
                                                    .copy_out = k->copy_out,
                                                    .sync = k->stream_sync,
                                                    .poll = k->stream_poll,
+                                                   .mark_poll = k->mark_poll,
                                                    .host_alloc = k->host_alloc,
                                                    .host_free = k->host_free,
                                                    .scratch_bytes = scratch_bytes(s),
@@ -288,7 +289,7 @@ static bool play_absent(struct seat *s)
     if (c->slice + 1 != c->tp) {
         status st = c->ops->all_reduce_tree(c, s->stream, x, 1024, 3, &err);
         if (st == ST_OK) {
-            st = c->ops->sync(c, s->stream, &err);
+            st = c->ops->sync(c, s->stream, COLL_MARK_ALL, &err);
         }
         const status want = s->abort != NULL ? ST_ERR_CANCELLED : ST_ERR_DEADLINE;
         ok = (st == want || st == ST_ERR_PEER) && s->ops->stream_sync(s->stream, &err) == ST_OK;

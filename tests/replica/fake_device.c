@@ -2,8 +2,10 @@
  * behind them are fake_queue.c. */
 #include "replica/fake_queue.h"
 
+#include "kernels/cand.h"
 #include "kernels/sample.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -370,6 +372,71 @@ static void scan_rows(struct kern_stream *stream, float *logits, uint32_t id0, u
     fake_push(fake_stream_of(stream), t);
 }
 
+/* ---- one step behind the other ---- */
+
+static void run_pick(struct fake_stream *s UNUSED, struct fake_task *t)
+{
+    struct kern_cand *best = dev(t->p[0]);
+    const struct kern_scan_row *rows = t->p[1];
+
+    for (uint32_t i = 0; i < t->u[1]; i++) {
+        struct kern_scan scan;
+        best[i] = (struct kern_cand){ -INFINITY, UINT32_MAX };
+        if (t->u[0] != 0 && rows[i].params.n_cand != 0) {
+            scan_flat_load((char *)t->p[2] + rows[i].flat_offset, &rows[i].params, t->u[0], &scan);
+            best[i] = rows[i].params.gumbel_all ? scan.gumbel : scan.cand[0];
+        }
+    }
+}
+
+static void pick(struct kern_stream *stream, struct kern_cand *best,
+                 const struct kern_scan_row *rows, const void *flat, uint32_t n_ids,
+                 uint32_t n_rows)
+{
+    struct fake_task *t = fake_task_new(run_pick);
+
+    FAKE_CHECK(fake_is_pinned(rows) && fake_is_pinned(flat), "pick without pinned memory");
+    t->p[0] = best;
+    t->p[1] = (void *)(uintptr_t)rows;
+    t->p[2] = (void *)(uintptr_t)flat;
+    t->u[0] = n_ids;
+    t->u[1] = n_rows;
+    fake_push(fake_stream_of(stream), t);
+}
+
+static void run_feed(struct fake_stream *s UNUSED, struct fake_task *t)
+{
+    uint32_t *tokens = dev(t->p[0]);
+    const uint32_t *from = dev(t->p[1]);
+    const struct kern_cand *best = dev(t->p[2]);
+
+    for (uint32_t i = 0; i < t->u[2]; i++) {
+        if (from[i] == 0) {
+            continue;
+        }
+        struct kern_cand first = best[from[i] - 1];
+        for (uint32_t slice = 1; slice < t->u[0]; slice++) {
+            const struct kern_cand c = best[(size_t)slice * t->u[1] + from[i] - 1];
+            first = cand_before(c, first) ? c : first;
+        }
+        tokens[i] = first.id;
+    }
+}
+
+static void feed(struct kern_stream *stream, uint32_t *tokens, const uint32_t *from,
+                 const struct kern_cand *best, uint32_t n_slices, uint32_t stride, uint32_t n_rows)
+{
+    struct fake_task *t = fake_task_new(run_feed);
+
+    t->p[0] = tokens;
+    t->p[1] = (void *)(uintptr_t)from;
+    t->p[2] = (void *)(uintptr_t)best;
+    t->u[0] = n_slices;
+    t->u[1] = stride;
+    t->u[2] = n_rows;
+    fake_push(fake_stream_of(stream), t);
+}
+
 /* ---- the table ---- */
 
 const struct kern_ops *fake_device_ops(const struct kern_ops *base, enum fake_mode mode)
@@ -399,5 +466,7 @@ const struct kern_ops *fake_device_ops(const struct kern_ops *base, enum fake_mo
     ops.gather = gather;
     ops.scan = scan;
     ops.scan_rows = scan_rows;
+    ops.pick = pick;
+    ops.feed = feed;
     return &ops;
 }

@@ -11,6 +11,7 @@
  *   copies          copy_in takes its bytes at once; copy_in_later, scan_rows and packing from
  *                   pinned memory read it when their turn comes; the target of copy_out holds
  *                   garbage until then
+ *   marks           a wait for one runs, or lets run, what was queued before it and no more
  *   recordings      between graph_begin and graph_end only what kern.h allows may be called
  *
  * What breaks a rule ends the program with a sentence. One process has one window of device memory
@@ -24,6 +25,7 @@ enum fake_mode { FAKE_LAZY, FAKE_THREAD };
 
 struct fake_counts {
     uint64_t ops, syncs, graphs, launches; /* of all streams */
+    uint64_t gaps; /* launches of recordings on a stream with nothing to do */
 };
 
 /* The table over `base`. Static; to be called while no stream of it lives. */

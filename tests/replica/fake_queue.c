@@ -295,6 +295,80 @@ static status stream_poll(struct kern_stream *stream, struct err *err UNUSED)
     return is_done ? ST_OK : ST_BUSY;
 }
 
+/* ---- marks ---- */
+
+static void run_mark(struct fake_stream *s, struct fake_task *t)
+{
+    pthread_mutex_lock(&s->lock);
+    s->reached[t->u[0]]++;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+}
+
+static void mark(struct kern_stream *stream, uint32_t mark)
+{
+    struct fake_stream *s = fake_stream_of(stream);
+    struct fake_task *t = fake_task_new(run_mark);
+
+    FAKE_CHECK(!s->is_recording && mark < KERN_MARKS, "a mark inside a recording, or none such");
+    t->u[0] = mark;
+    pthread_mutex_lock(&s->lock);
+    s->marked[mark]++;
+    pthread_mutex_unlock(&s->lock);
+    queue(s, t);
+}
+
+static bool is_reached(struct fake_stream *s, uint32_t mark)
+{
+    return s->reached[mark] == s->marked[mark];
+}
+
+/* FAKE_LAZY: the queue up to the mark, and no more. */
+static void run_to(struct fake_stream *s, uint32_t mark)
+{
+    while (!is_reached(s, mark)) {
+        struct fake_task *t = pop(&s->queue);
+        t->run(s, t);
+        task_free(t);
+    }
+}
+
+static status mark_wait(struct kern_stream *stream, uint32_t mark, struct err *err UNUSED)
+{
+    struct fake_stream *s = fake_stream_of(stream);
+
+    FAKE_CHECK(!s->is_recording, "mark_wait inside a recording");
+    pthread_mutex_lock(&fake.lock);
+    fake.counts.syncs++;
+    pthread_mutex_unlock(&fake.lock);
+    if (fake.mode == FAKE_LAZY) {
+        run_to(s, mark);
+        return ST_OK;
+    }
+    pthread_mutex_lock(&s->lock);
+    while (!is_reached(s, mark)) {
+        pthread_cond_wait(&s->changed, &s->lock);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return ST_OK;
+}
+
+static status mark_poll(struct kern_stream *stream, uint32_t mark, struct err *err UNUSED)
+{
+    struct fake_stream *s = fake_stream_of(stream);
+
+    FAKE_CHECK(!s->is_recording, "mark_poll inside a recording");
+    pthread_mutex_lock(&s->lock);
+    const bool is_done = is_reached(s, mark), again = s->was_polled;
+    s->was_polled = true;
+    pthread_mutex_unlock(&s->lock);
+    if (!is_done && fake.mode == FAKE_LAZY && again) {
+        run_to(s, mark);
+        return ST_OK;
+    }
+    return is_done ? ST_OK : ST_BUSY;
+}
+
 /* ---- life ---- */
 
 static status stream_create(const struct kern_stream_config *config, struct kern_stream **stream_p,
@@ -390,6 +464,9 @@ static status graph_launch(struct kern_stream *stream, struct kern_graph *graph,
     struct fake_stream *s = fake_stream_of(stream);
 
     FAKE_CHECK(!s->is_recording, "a launch inside a recording");
+    pthread_mutex_lock(&s->lock);
+    const bool is_idle = s->queue.first == NULL && !s->is_busy;
+    pthread_mutex_unlock(&s->lock);
     for (const struct fake_task *t = graph->list.first; t != NULL; t = t->next) {
         struct fake_task *again = fake_task_new(t->run);
         *again = *t; /* recorded calls own no copies */
@@ -397,6 +474,7 @@ static status graph_launch(struct kern_stream *stream, struct kern_graph *graph,
     }
     pthread_mutex_lock(&fake.lock);
     fake.counts.launches++;
+    fake.counts.gaps += is_idle;
     pthread_mutex_unlock(&fake.lock);
     return ST_OK;
 }
@@ -419,7 +497,7 @@ void fake_queue_begin(const struct kern_ops *base, enum fake_mode mode)
     FAKE_CHECK(fake.device.n_live == 0 && fake.pinned.n_live == 0, "memory was left behind");
     fake.base = base;
     fake.mode = mode;
-    fake.counts = (struct fake_counts){ 0, 0, 0, 0 };
+    fake.counts = (struct fake_counts){ 0 };
 }
 
 void fake_device_counts(struct fake_counts *counts_p)
@@ -435,6 +513,9 @@ void fake_queue_fill(struct kern_ops *ops)
     ops->stream_destroy = stream_destroy;
     ops->stream_sync = stream_sync;
     ops->stream_poll = stream_poll;
+    ops->mark = mark;
+    ops->mark_poll = mark_poll;
+    ops->mark_wait = mark_wait;
     ops->mem_alloc = mem_alloc;
     ops->mem_free = mem_free;
     ops->host_alloc = host_alloc;

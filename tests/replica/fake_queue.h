@@ -56,6 +56,7 @@ struct fake_stream {
     pthread_cond_t changed;
     struct fake_list queue;
     bool is_busy, is_up, shall_end;
+    uint64_t marked[KERN_MARKS], reached[KERN_MARKS]; /* how often queued, and come to */
     pthread_t thread;
 };
 

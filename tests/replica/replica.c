@@ -425,6 +425,7 @@ static status play_all(const struct replica_config *config, const struct plan *p
         fake_device_counts(&counts);
         script->stats.syncs = counts.syncs;
         script->stats.launches = counts.launches;
+        script->stats.gaps = counts.gaps;
     }
     coll_hub_destroy(hub);
     free(players);

@@ -61,6 +61,7 @@ struct replica_stats {
     uint64_t preemptions, cache_hits, cache_tokens;
     uint32_t kv_cached_at_end;
     uint64_t syncs, launches; /* of the device: waits of all ranks, recorded steps launched */
+    uint64_t gaps;            /* of those, launched on a device with nothing to do */
 };
 
 /* Start, run all streams to their ends, stop. ST_OK even if a stream failed (look at it). */

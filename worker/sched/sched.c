@@ -37,7 +37,7 @@ static status alloc_tables(struct sched *s)
     const struct sched_config *c = &s->config;
 
     s->streams = calloc(s->n_streams_max, sizeof(*s->streams));
-    s->flights = calloc(c->in_flight_max, sizeof(*s->flights));
+    s->flights = calloc(s->n_flights_max, sizeof(*s->flights));
     s->event_tokens = calloc(s->event_max, sizeof(*s->event_tokens));
     s->event_tops = calloc((size_t)s->event_max * SAMPLE_LOGPROBS_MAX, sizeof(*s->event_tops));
     s->event_ends = calloc(s->ends_max, sizeof(*s->event_ends));
@@ -45,7 +45,7 @@ static status alloc_tables(struct sched *s)
         s->event_tops == NULL || s->event_ends == NULL) {
         return ST_ERR_NOMEM;
     }
-    for (uint32_t i = 0; i < c->in_flight_max; i++) {
+    for (uint32_t i = 0; i < s->n_flights_max; i++) {
         struct flight *f = &s->flights[i];
         f->seqs = calloc(c->limits.seqs_max, sizeof(struct stream *));
         f->sample = calloc(c->limits.seqs_max, sizeof(*f->sample));
@@ -61,6 +61,7 @@ status sched_create(const struct sched_config *config, struct sched **sched_p, s
 {
     ASSERT(config->limits.seqs_max > 0 && config->limits.rows_max > 0 && config->kv_blocks > 0);
     ASSERT(config->in_flight_max > 0 && config->ctx_max > 1);
+    ASSERT(!config->ahead || config->in_flight_max == 1);
     struct sched *s = calloc(1, sizeof(*s));
 
     if (s == NULL) {
@@ -71,6 +72,7 @@ status sched_create(const struct sched_config *config, struct sched **sched_p, s
         s->config.chunk_max = config->limits.rows_max;
     }
     s->n_streams_max = config->queue_max + config->limits.seqs_max;
+    s->n_flights_max = config->in_flight_max + (config->ahead ? 1 : 0);
     s->event_max = config->limits.seqs_max;
     s->ends_max = s->n_streams_max * 2;
     s->next_step = 1;
@@ -106,7 +108,7 @@ void sched_destroy(struct sched *s)
     for (uint32_t i = 0; s->streams != NULL && i < s->n_streams_max; i++) {
         stream_fini(&s->streams[i]);
     }
-    for (uint32_t i = 0; s->flights != NULL && i < s->config.in_flight_max; i++) {
+    for (uint32_t i = 0; s->flights != NULL && i < s->n_flights_max; i++) {
         free(s->flights[i].seqs);
         free(s->flights[i].sample);
         free(s->flights[i].end);
@@ -294,7 +296,7 @@ void stream_drop_kv(struct sched *s, struct stream *q)
     }
     q->chain = (struct prefix_chain){ .scope = q->chain.scope };
     q->n_sched = 0;
-    q->awaits_sample = false;
+    q->n_awaited = 0;
 }
 
 static void release(struct sched *s, struct stream *q)
@@ -375,7 +377,7 @@ static void take_token(struct sched *s, struct stream *q, const struct sample_re
     if (q->counts.at != NULL) {
         counts_add(&q->counts, r->token);
     }
-    q->awaits_sample = false;
+    q->n_awaited--;
     s->n_chosen++;
     if (is_stop_id(q, r->token)) {
         stream_end(s, q, FINISH_STOP, ST_OK, "");
@@ -388,7 +390,8 @@ static void take_token(struct sched *s, struct stream *q, const struct sample_re
 static void land(struct sched *s, struct stream *q, uint32_t end, const struct step_result *result)
 {
     q->n_in_flight--;
-    prefix_publish(&s->prefix, &q->chain, q->tokens, end, q->table);
+    /* A stream that ended before its token came has rows whose tokens nobody kept. */
+    prefix_publish(&s->prefix, &q->chain, q->tokens, MIN(end, q->n_tokens), q->table);
     if (q->state == STREAM_ENDING) {
         if (q->n_in_flight == 0) {
             s->n_ending--;
@@ -431,7 +434,7 @@ status sched_done(struct sched *s, uint64_t step, const struct step_result *resu
     for (uint32_t i = 0; i < f->n_seqs; i++) {
         land(s, f->seqs[i], f->end[i], f->sample[i] ? &results[i_result++] : NULL);
     }
-    s->i_flight = (s->i_flight + 1) % s->config.in_flight_max;
+    s->i_flight = (s->i_flight + 1) % s->n_flights_max;
     s->n_flights--;
     return ST_OK;
 }
@@ -476,8 +479,9 @@ static bool stream_is_valid(const struct sched *s, const struct stream *q, uint3
 {
     const bool waits = q->state == STREAM_WAITING;
 
-    if (q->n_sched > q->n_tokens || q->n_blocks < blocks_for(q->n_sched) ||
-        q->chain.n > q->n_blocks || (waits && (q->n_blocks != 0 || q->n_sched != 0)) ||
+    if (q->n_sched > q->n_tokens + (s->config.ahead ? 1 : 0) ||
+        q->n_blocks < blocks_for(q->n_sched) || q->chain.n > q->n_blocks ||
+        (waits && (q->n_blocks != 0 || q->n_sched != 0)) ||
         !prefix_is_chain(&s->prefix, q->chain.scope, q->tokens, q->table, q->chain.n)) {
         return false;
     }

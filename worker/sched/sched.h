@@ -10,6 +10,12 @@
  * out at a time, and then the running streams are spread over pp plans so that no stage waits. Time
  * comes from the config. The simulation and the leader run this same code.
  *
+ * Ahead. Where a device finds tokens by itself, one plan more is made before the one out has come
+ * back (config.ahead): its decode rows are fed by the samples of that plan (step_seq.feed), so the
+ * device never waits for the host. Nothing else changes: a stream whose token turns out to be its
+ * last has one row too many out, which is dropped as a cancelled stream's is. Filters and
+ * penalties are the host's, so a plan is made ahead only if all samples that are out are plain (sample_is_plain).
+ *
  * Order. Streams are served by age. Decode rows go first, then chunks of prompts, within rows_max.
  * A stream whose sampled token is still out is not scheduled. KV is taken block by block as
  * positions are scheduled; when none is free the youngest running stream is preempted and later
@@ -36,6 +42,7 @@ struct sched_config {
     uint32_t chunk_max;     /* prompt rows of one stream in one step; 0: rows_max */
     uint32_t queue_max;     /* streams waiting; more are refused */
     uint32_t in_flight_max; /* step plans out at a time: pp */
+    bool ahead;             /* one more, fed by the one out; in_flight_max is 1 then */
     bool prefix_cache;      /* keep full blocks for streams that begin alike */
     const struct clock *clock;
 };

@@ -17,6 +17,8 @@ struct draft {
     struct step_head *head;
     struct flight *flight;
     uint32_t seqs_max; /* of this step: the streams are spread over in_flight_max plans */
+    bool ahead;        /* the plan before is out, and its samples feed this one */
+    bool is_short; /* somebody found no KV: younger streams stay out, to be preempted next time */
 };
 
 static uint32_t blocks_for(uint32_t n_tokens)
@@ -80,18 +82,25 @@ static bool is_full(const struct sched *s, const struct draft *d)
     return d->head->n_seqs == d->seqs_max || d->head->n_rows == s->config.limits.rows_max;
 }
 
+/* Does the plan that is out choose a token that q goes on from? */
+static bool is_fed(const struct draft *d, const struct stream *q)
+{
+    return d->ahead && q->n_awaited == 1 && q->n_tokens + 1 < q->n_tokens_max;
+}
+
 /* Put up to `rows_max` next rows of q into the plan. False: it has no KV for even one now. */
 static bool add_rows(struct sched *s, struct draft *d, struct stream *q, uint32_t rows_max)
 {
     struct step_head *h = d->head;
     const uint32_t room = MIN(rows_max, s->config.limits.rows_max - h->n_rows);
-    uint32_t end = MIN(q->n_tokens, q->n_sched + room);
+    const uint32_t fed = is_fed(d, q) ? 1 : 0, known = q->n_tokens + fed;
+    uint32_t end = MIN(known, q->n_sched + room);
 
     end = MIN(end, cover(s, q, end));
     if (end <= q->n_sched || h->n_tables + blocks_for(end) > s->config.limits.tables_max) {
         return false;
     }
-    const bool sample = end == q->n_tokens;
+    const bool sample = end == known;
     const uint32_t n_counts = sample ? q->counts.n : 0, n_biases = sample ? q->n_biases : 0;
     if (n_counts + n_biases > s->config.limits.adjusts_max - h->n_adjusts) {
         return false; /* the streams before it have taken the room; it is their junior */
@@ -104,6 +113,7 @@ static bool add_rows(struct sched *s, struct draft *d, struct stream *q, uint32_
                                                  .table0 = h->n_tables,
                                                  .n_blocks = blocks_for(end),
                                                  .sample = sample,
+                                                 .feed = fed != 0 ? q->i_sample + 1 : 0,
                                                  .adjust0 = h->n_adjusts,
                                                  .n_counts = n_counts,
                                                  .n_biases = n_biases,
@@ -114,13 +124,15 @@ static bool add_rows(struct sched *s, struct draft *d, struct stream *q, uint32_
     h->n_seqs++;
     h->n_rows += end - q->n_sched;
     h->n_tables += blocks_for(end);
-    h->n_samples += sample;
     h->n_adjusts += n_counts + n_biases;
     if (q->queued_ns == 0) {
         q->queued_ns = MAX(clock_now_ns(s->config.clock) - q->submitted_ns, (uint64_t)1);
     }
     q->n_sched = end;
-    q->awaits_sample = sample;
+    if (sample) {
+        q->i_sample = h->n_samples++;
+        q->n_awaited++;
+    }
     q->n_in_flight++;
     return true;
 }
@@ -132,9 +144,11 @@ static void add_running(struct sched *s, struct draft *d, bool decode)
         if (is_full(s, d)) {
             return;
         }
-        const uint32_t left = q->n_tokens - q->n_sched;
-        if (!q->awaits_sample && left != 0 && (left == 1) == decode) {
-            add_rows(s, d, q, decode ? 1 : s->config.chunk_max);
+        const bool fed = is_fed(d, q);
+        const uint32_t left = q->n_tokens + (fed ? 1 : 0) - q->n_sched;
+        if ((fed ? !d->is_short : q->n_awaited == 0) && left != 0 && (left == 1) == decode &&
+            !add_rows(s, d, q, decode ? 1 : s->config.chunk_max)) {
+            d->is_short = true;
         }
         next = q->next; /* after add_rows: it may have preempted the neighbour */
     }
@@ -194,7 +208,11 @@ static void fill_arrays(struct draft *d)
     for (uint32_t i = 0; i < h->n_seqs; i++) {
         const struct step_seq *e = &step_seqs(h)[i];
         const struct stream *q = d->flight->seqs[i];
-        memcpy(tokens + e->row0, q->tokens + e->pos0, e->n_rows * sizeof(uint32_t));
+        if (e->feed != 0) {
+            tokens[e->row0] = 0;
+        } else {
+            memcpy(tokens + e->row0, q->tokens + e->pos0, e->n_rows * sizeof(uint32_t));
+        }
         memcpy(tables + e->table0, q->table, e->n_blocks * sizeof(uint32_t));
         if (e->n_counts != 0) {
             memcpy(adjusts + e->adjust0, q->counts.at, e->n_counts * sizeof(*adjusts));
@@ -205,6 +223,20 @@ static void fill_arrays(struct draft *d)
     }
 }
 
+/* Can the device choose all tokens that are out and that somebody goes on from? Not beside filters,
+ * nor where penalties will count a token that the host has yet to see. Everybody waits for the
+ * host then, so that one batch does not become two. */
+static bool all_plain(const struct sched *s)
+{
+    for (const struct stream *q = s->running.first; q != NULL; q = q->next) {
+        if (q->n_awaited != 0 && q->n_tokens + 1 < q->n_tokens_max &&
+            (q->counts.at != NULL || !sample_is_plain(&q->params))) {
+            return false;
+        }
+    }
+    return true;
+}
+
 status sched_next(struct sched *s, struct step_head *plan)
 {
     const struct sched_config *c = &s->config;
@@ -212,13 +244,15 @@ status sched_next(struct sched *s, struct step_head *plan)
 
     expire_list(s, &s->running, now);
     expire_list(s, &s->waiting, now);
-    if (s->n_flights == c->in_flight_max) {
+    const bool ahead = c->ahead && s->n_flights == c->in_flight_max;
+    if (s->n_flights == s->n_flights_max || (ahead && !all_plain(s))) {
         return ST_BUSY;
     }
-    struct flight *f = &s->flights[(s->i_flight + s->n_flights) % c->in_flight_max];
+    struct flight *f = &s->flights[(s->i_flight + s->n_flights) % s->n_flights_max];
     const uint32_t live = s->running.n + s->waiting.n;
     struct draft d = { .head = plan,
                        .flight = f,
+                       .ahead = ahead,
                        .seqs_max = MIN(c->limits.seqs_max,
                                        MAX(1u, (live + c->in_flight_max - 1) / c->in_flight_max)) };
 

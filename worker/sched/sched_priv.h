@@ -26,7 +26,8 @@ struct stream {
     uint32_t n_prompt, n_tokens, n_tokens_max;
     uint32_t n_sched;     /* positions that are kept, or whose rows are in plans, out or done */
     uint32_t n_in_flight; /* plans that are out and hold rows of this stream */
-    bool awaits_sample;   /* its last known token's row is out with sample set */
+    uint32_t n_awaited;   /* tokens that plans which are out will choose: 2 when it was fed */
+    uint32_t i_sample;    /* place of the last of them among its plan's samples */
     uint64_t deadline_ns, submitted_ns;
     uint64_t queued_ns;        /* from submission to its first row; 0: none yet */
     struct prefix_chain chain; /* of the first chain.n blocks of table; 0 while waiting */
@@ -63,7 +64,8 @@ struct sched {
     uint32_t n_ending;
     uint64_t next_age, next_step;
 
-    struct flight *flights; /* [in_flight_max] ring */
+    struct flight *flights; /* [n_flights_max] ring */
+    uint32_t n_flights_max; /* in_flight_max, one more with `ahead` */
     uint32_t i_flight, n_flights;
 
     struct msg_events events;       /* borrowed view of the arrays below */

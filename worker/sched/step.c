@@ -44,7 +44,8 @@ void step_seal(struct step_head *h)
 }
 
 /* Sequence i, whose rows begin at `row`. */
-static status check_seq(const struct step_head *h, uint32_t i, uint32_t row, struct err *err)
+static status check_seq(const struct step_head *h, uint32_t i, uint32_t row, uint32_t seqs_max,
+                        struct err *err)
 {
     const struct step_seq *q = &step_seqs_const(h)[i];
     const uint64_t end = (uint64_t)q->pos0 + q->n_rows;
@@ -57,6 +58,10 @@ static status check_seq(const struct step_head *h, uint32_t i, uint32_t row, str
         end > (uint64_t)q->n_blocks * KERN_KV_BLOCK) {
         return err_set(err, ST_ERR_PROTO, "step %llu: sequence %u has %u blocks for position %llu",
                        (unsigned long long)h->id, i, q->n_blocks, (unsigned long long)end);
+    }
+    if (q->feed != 0 && (q->n_rows != 1 || q->feed > seqs_max)) {
+        return err_set(err, ST_ERR_PROTO, "step %llu: sequence %u of %u rows is fed by sample %u",
+                       (unsigned long long)h->id, i, q->n_rows, q->feed - 1);
     }
     if (!isfinite(q->params.temperature) || q->params.temperature < 0 ||
         q->params.n_logprobs > SAMPLE_LOGPROBS_MAX) {
@@ -111,14 +116,15 @@ static status check_adjusts(const struct step_head *h, uint32_t i, uint32_t at, 
     return ST_OK;
 }
 
-static status check_seqs(const struct step_head *h, uint32_t n_blocks, struct err *err)
+static status check_seqs(const struct step_head *h, uint32_t seqs_max, uint32_t n_blocks,
+                         struct err *err)
 {
     const uint32_t *tables = step_tables_const(h);
     uint32_t row = 0, samples = 0, adjusts = 0;
 
     for (uint32_t i = 0; i < h->n_seqs; i++) {
         const struct step_seq *q = &step_seqs_const(h)[i];
-        status st = check_seq(h, i, row, err);
+        status st = check_seq(h, i, row, seqs_max, err);
         if (st == ST_OK) {
             st = check_adjusts(h, i, adjusts, err);
         }
@@ -148,7 +154,7 @@ status step_check(const struct step_head *h, size_t bytes, const struct step_lim
                   uint32_t n_blocks, struct err *err)
 {
     if (bytes < sizeof(*h) || h->magic != STEP_MAGIC || h->bytes != bytes ||
-        (h->kind != STEP_RUN && h->kind != STEP_EXIT)) {
+        (h->kind != STEP_RUN && h->kind != STEP_EXIT && h->kind != STEP_TAKE)) {
         return err_set(err, ST_ERR_PROTO, "a message of %zu bytes is not a step plan", bytes);
     }
     if (h->n_seqs > limits->seqs_max || h->n_rows > limits->rows_max ||
@@ -163,5 +169,5 @@ status step_check(const struct step_head *h, size_t bytes, const struct step_lim
         return err_set(err, ST_ERR_PROTO, "step %llu: the plan's digest does not match its bytes",
                        (unsigned long long)h->id);
     }
-    return check_seqs(h, n_blocks, err);
+    return check_seqs(h, limits->seqs_max, n_blocks, err);
 }

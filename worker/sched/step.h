@@ -17,7 +17,8 @@
 
 enum { STEP_MAGIC = 0x47535450 };
 
-enum step_kind { STEP_RUN = 1, STEP_EXIT };
+/* STEP_TAKE: no step, but the word that none follows ahead of results (worker/rank.h). */
+enum step_kind { STEP_RUN = 1, STEP_EXIT, STEP_TAKE };
 
 struct step_seq {
     uint64_t stream;
@@ -26,9 +27,13 @@ struct step_seq {
     uint32_t pos0;         /* absolute position of the first row */
     uint32_t table0, n_blocks;
     uint32_t sample; /* 1: a token is chosen after the last row */
+    /* 1 + k: the row's token is what sample k of the step before this one chose, which the host
+     * does not know yet (its place among the tokens holds 0); one row then. 0: all are given. */
+    uint32_t feed;
     /* Of the adjusts: n_counts counts, then n_biases biases, ids ascending in each; none unless a
      * token is chosen. */
     uint32_t adjust0, n_counts, n_biases;
+    uint32_t pad;
     struct sample_params params;
 };
 

@@ -39,6 +39,7 @@ struct actor {
     uint32_t n_prompt;
     float repetition, presence;
     uint32_t n_biases;
+    bool is_filtered;     /* its tokens are chosen by the host */
     uint64_t kv[CTX_MAX]; /* what the fake KV must hold at each position */
 };
 
@@ -127,7 +128,8 @@ static inline status submit_msg(struct bench *b, const struct msg_submit *m)
                          .n_prompt = m->n_prompt,
                          .repetition = m->repetition_penalty,
                          .presence = m->presence_penalty,
-                         .n_biases = m->n_biases };
+                         .n_biases = m->n_biases,
+                         .is_filtered = m->top_k != 0 };
     for (uint32_t i = 0; i < CTX_MAX; i++) {
         kv = (kv ^ token_at(a, m->stream, i)) * 0x9E3779B97F4A7C15ull;
         kv ^= kv >> 29;
@@ -144,6 +146,8 @@ static inline status submit_as(struct bench *b, uint64_t stream, struct actor as
                                                .n_prompt = as.n_prompt,
                                                .prompt = ids + as.family,
                                                .max_tokens = max_tokens,
+                                               .temperature = as.is_filtered ? 1.0f : 0.0f,
+                                               .top_k = as.is_filtered ? 40 : 0,
                                                .top_p = 1.0f,
                                                .repetition_penalty = as.repetition,
                                                .presence_penalty = as.presence,
@@ -219,6 +223,27 @@ static inline void run_stage(struct bench *b, uint32_t stage, const struct step_
     }
 }
 
+/* What the device does with fed rows: the tokens that the plan before, still out, chooses. */
+static inline void feed(struct bench *b, struct step_head *plan)
+{
+    for (uint32_t i = 0; i < plan->n_seqs; i++) {
+        const struct step_seq *q = &step_seqs(plan)[i];
+        if (q->feed == 0) {
+            continue;
+        }
+        assert_true(b->config.ahead && b->n_out == 2);
+        const struct actor *a = &b->actors[q->stream - 1];
+        assert_false(a->is_filtered || a->presence != 0.0f || a->repetition != 0.0f);
+        const struct step_seq *from = step_seqs(b->plans[0]);
+        for (uint32_t k = from->sample; k < q->feed; k += from->sample) {
+            from++;
+            assert_true(from < step_seqs(b->plans[0]) + b->plans[0]->n_seqs);
+        }
+        assert_int_equal(from->stream, q->stream);
+        step_tokens(plan)[q->row0] = fake_token(from->stream, from->pos0 + from->n_rows);
+    }
+}
+
 /* The next plan, checked as a rank would. */
 static inline const struct step_head *next(struct bench *b)
 {
@@ -235,6 +260,7 @@ static inline const struct step_head *next(struct bench *b)
     for (uint32_t i = 0; i < plan->n_seqs; i++) {
         check_adjusts(b, plan, &step_seqs_const(plan)[i]);
     }
+    feed(b, plan);
     run_stage(b, 0, plan);
     assert_true(sched_is_valid(b->s));
     return plan;
@@ -327,7 +353,8 @@ static inline void start_life(struct bench *b, struct life *l, uint32_t n)
                               .n_prompt = 1 + rng(100),
                               .repetition = rng(3) == 0 ? 1.25f : 0.0f,
                               .presence = rng(4) == 0 ? 0.5f : 0.0f,
-                              .n_biases = rng(5) == 0 ? 3 : 0 };
+                              .n_biases = rng(5) == 0 ? 3 : 0,
+                              .is_filtered = b->config.ahead && rng(4) == 0 };
 
     *l = (struct life){ .n_prompt = as.n_prompt, .max_tokens = 1 + rng(60) };
     assert_int_equal(submit_as(b, n, as, l->max_tokens), ST_OK);
@@ -339,6 +366,7 @@ static inline void one_random_life(uint64_t seed, bool prefix_cache, struct sche
     static struct bench b;
     struct life lives[LIVES];
     uint32_t n = 0, n_idle = 0;
+    const bool ahead = seed % 3 == 0;
 
     rng_state = seed * 977 + 5;
     memset(lives, 0, sizeof(lives));
@@ -349,7 +377,8 @@ static inline void one_random_life(uint64_t seed, bool prefix_cache, struct sche
                                      .ctx_max = 160,
                                      .chunk_max = rng(40),
                                      .queue_max = LIVES,
-                                     .in_flight_max = 1 + rng(3),
+                                     .in_flight_max = ahead ? 1 : 1 + rng(3),
+                                     .ahead = ahead,
                                      .prefix_cache = prefix_cache });
     for (uint32_t turn = 0; turn < 40000; turn++) {
         if (n < LIVES && rng(3) == 0) {

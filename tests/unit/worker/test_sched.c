@@ -164,6 +164,89 @@ static void test_sched__streams_spread_over_the_plans_in_flight(void **state UNU
     teardown(&b);
 }
 
+static struct sched_config ahead_config(void)
+{
+    struct sched_config config = small_config();
+
+    config.ahead = true;
+    return config;
+}
+
+static void test_sched__a_plan_ahead_is_fed_by_the_one_out(void **state UNUSED)
+{
+    struct bench b;
+    setup(&b, ahead_config());
+
+    assert_int_equal(submit(&b, 1, 40, 4), ST_OK);
+    assert_int_equal(submit(&b, 2, 3, 3), ST_OK);
+    assert_int_equal(step_seqs_const(next(&b))[0].feed, 0);
+    const struct step_head *second = next(&b);
+    assert_int_equal(second->n_seqs, 2);
+    assert_int_equal(step_seqs_const(second)[0].feed, 1);
+    assert_int_equal(step_seqs_const(second)[1].feed, 2);
+    assert_int_equal(step_seqs_const(second)[1].pos0, 3);
+    assert_null(next(&b)); /* one ahead, not two */
+    assert_int_equal(done(&b)->n_tokens, 2);
+    assert_int_equal(next(&b)->n_seqs, 2);
+    done(&b);
+    assert_int_equal(next(&b)->n_seqs, 1); /* the third of stream 2 is out, and its last */
+    assert_int_equal(done(&b)->n_finishes, 1);
+    assert_null(next(&b)); /* stream 1's last is out */
+    assert_int_equal(done(&b)->finishes[0].stream, 1);
+    assert_true(sched_is_idle(b.s));
+    assert_int_equal(used(&b), 0);
+    teardown(&b);
+}
+
+/* Known one plan late: the row that is out already says nothing, and gives its blocks back. */
+static void test_sched__a_stop_id_behind_a_plan_ahead_emits_nothing_more(void **state UNUSED)
+{
+    struct bench b;
+    const uint32_t stop = fake_token(7, 5);
+    const struct msg_submit m = { .stream = 7,
+                                  .attempt = 1,
+                                  .n_prompt = 4,
+                                  .prompt = ids,
+                                  .max_tokens = 100,
+                                  .n_stop_ids = 1,
+                                  .stop_ids = &stop };
+
+    setup(&b, ahead_config());
+    assert_int_equal(submit_msg(&b, &m), ST_OK);
+    assert_non_null(next(&b));
+    assert_non_null(next(&b));
+    assert_int_equal(done(&b)->n_finishes, 0);
+    assert_non_null(next(&b));
+    const struct msg_events *events = done(&b);
+    assert_int_equal(events->n_tokens, 1);
+    assert_int_equal(events->finishes[0].reason, FINISH_STOP);
+    assert_false(sched_is_idle(b.s));
+    assert_null(next(&b));
+    events = done(&b);
+    assert_int_equal(events->n_tokens + events->n_finishes, 0);
+    assert_true(sched_is_idle(b.s));
+    assert_int_equal(used(&b), 0);
+    teardown(&b);
+}
+
+static void test_sched__no_plan_is_made_ahead_of_filters(void **state UNUSED)
+{
+    struct bench b;
+    setup(&b, ahead_config());
+
+    assert_int_equal(submit(&b, 1, 4, 9), ST_OK);
+    assert_int_equal(submit_as(&b, 2, (struct actor){ .n_prompt = 4, .is_filtered = true }, 2),
+                     ST_OK);
+    assert_int_equal(next(&b)->n_seqs, 2);
+    assert_null(next(&b));
+    assert_int_equal(done(&b)->n_tokens, 2);
+    assert_int_equal(next(&b)->n_seqs, 2);
+    assert_int_equal(next(&b)->n_seqs, 1); /* nobody goes on from the filtered one's last */
+    done(&b);
+    done(&b);
+    teardown(&b);
+}
+
 static void test_sched__results_of_another_step_are_refused(void **state UNUSED)
 {
     struct bench b;
@@ -384,6 +467,9 @@ int main(void)
         cmocka_unit_test(test_sched__a_deadline_ends_waiting_and_running_streams),
         cmocka_unit_test(test_sched__a_stop_id_ends_the_stream),
         cmocka_unit_test(test_sched__streams_spread_over_the_plans_in_flight),
+        cmocka_unit_test(test_sched__a_plan_ahead_is_fed_by_the_one_out),
+        cmocka_unit_test(test_sched__a_stop_id_behind_a_plan_ahead_emits_nothing_more),
+        cmocka_unit_test(test_sched__no_plan_is_made_ahead_of_filters),
         cmocka_unit_test(test_sched__results_of_another_step_are_refused),
         cmocka_unit_test(test_step__the_greatest_plan_keeps_the_next_one_aligned),
         cmocka_unit_test(test_step__a_damaged_plan_is_refused),
