@@ -77,6 +77,11 @@ struct coll_ops {
      * first, so that the stream drains. */
     status (*sync)(struct coll *c, struct kern_stream *s, uint32_t mark, struct err *err);
 
+    /* Have all slices of the stage queued the same since the last call: as many operations, of the
+     * same kinds and sizes, under the same stamps, this one included? Looks at no device: a
+     * disagreement would leave devices waiting for each other. ST_ERR_MISMATCH names both ranks. */
+    status (*agree)(struct coll *c, uint64_t stamp, struct err *err);
+
     void (*destroy)(struct coll *c); /* frees c */
 };
 

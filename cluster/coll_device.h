@@ -1,7 +1,8 @@
 /* cluster/coll_device.h - collectives on memory of a device, over a coll in host memory.
  *
  *   coll_staged   copy out, inner coll, copy in: any device, ranks may share one, slow
- *   coll_nccl     NCCL between the devices, queued on the step's stream, no host in between
+ *   coll_nccl     NCCL between the devices, queued on the step's stream, no host in between; small
+ *                 sums of devices of one host over each other's memory instead (coll_nccl_peer.c)
  *
  * Both pass messages in host memory (plans, results, digests) to the inner coll as they are, and
  * give the same bits: the ordered tree of coll.h. The inner coll is borrowed and must outlive the
@@ -16,6 +17,8 @@
 
 /* Alignment of every pointer given to `add`, in floats. */
 enum { COLL_ALIGN_FLOATS = 16 };
+
+struct kern_peers; /* kernels/kern.h */
 
 struct coll_device {
     struct kern_stream *stream; /* borrowed; of the rank that calls */
@@ -37,6 +40,17 @@ struct coll_device {
     void *scratch;
     size_t scratch_bytes;
     size_t bytes_max; /* the largest message in device memory; coll_staged only */
+    /* Small sums over mapped memory, where devices reach each other's; peers_create NULL: none. As in
+     * kernels/kern.h; peer_floats and peer_id_bytes are its KERN_PEER_FLOATS and KERN_PEER_ID_BYTES. */
+    status (*peers_create)(struct kern_stream *s, uint32_t n, uint32_t self,
+                           struct kern_peers **peers_p, void *id, struct err *err);
+    status (*peers_open)(struct kern_stream *s, struct kern_peers *peers, const void *ids,
+                         struct err *err);
+    void (*peers_sum)(struct kern_stream *s, struct kern_peers *peers, float *x, size_t n);
+    status (*peers_check)(const struct kern_peers *peers, struct err *err);
+    void (*peers_abort)(struct kern_peers *peers);
+    void (*peers_destroy)(struct kern_stream *s, struct kern_peers *peers);
+    size_t peer_floats, peer_id_bytes;
 };
 
 /* Four host buffers of dev->bytes_max are taken here. ST_ERR_NOMEM. */

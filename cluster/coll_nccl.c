@@ -4,9 +4,8 @@
  * All is queued on one stream in the same order on all ranks, which is what NCCL asks for where a
  * device has two. Non-blocking: every call is polled until NCCL has queued it, with the coll's
  * deadline and abort flag. A failure aborts both communicators at once, so that kernels which wait
- * for a peer end and the stream drains. NCCL compares no stamps: ranks that disagree about a step
- * are found when the plan comes (its digest) and by the gather of scans, which is the inner
- * coll's. */
+ * for a peer end and the stream drains. NCCL compares no stamps: what the slices have queued for a
+ * step is compared by their hosts, when it is queued and before anybody waits for it (agree). */
 #include "cluster/coll_nccl.h"
 
 #include "cluster/coll_wait.h"
@@ -25,12 +24,15 @@ enum { QUEUED = COLL_REQS_MAX };
 /* ---- failure ---- */
 
 /* Both communicators go at once: a kernel that waits on one holds up the other's. */
-static status give_up(struct coll_nccl *d, status st, struct err *err)
+status coll_nccl_give_up(struct coll_nccl *d, status st, struct err *err)
 {
     void **const comms[] = { &d->group, &d->column };
 
     if (!d->broken) {
         d->broken = true;
+        if (d->peers != NULL) {
+            d->dev.peers_abort(d->peers);
+        }
         snprintf(d->broken_text, sizeof(d->broken_text), "%.*s", (int)sizeof(d->broken_text) - 1,
                  err != NULL ? err->text : status_name(st));
         for (size_t i = 0; i < ARRAY_LEN(comms); i++) {
@@ -53,11 +55,11 @@ status coll_nccl_check(const struct coll_nccl *d, const char *what, struct err *
 status coll_nccl_failed(struct coll_nccl *d, void *comm, const char *what, int code,
                         struct err *err)
 {
-    return give_up(d,
-                   err_set(err, ST_ERR_PEER, "%s on rank %u: NCCL: %s (%d) %.200s", what,
-                           d->base.rank, d->api->error_text(code), code,
-                           comm != NULL ? d->api->last_error(comm) : ""),
-                   err);
+    return coll_nccl_give_up(d,
+                             err_set(err, ST_ERR_PEER, "%s on rank %u: NCCL: %s (%d) %.200s", what,
+                                     d->base.rank, d->api->error_text(code), code,
+                                     comm != NULL ? d->api->last_error(comm) : ""),
+                             err);
 }
 
 static status waited(struct coll_nccl *d, const char *what, status st, struct err *err)
@@ -68,7 +70,7 @@ static status waited(struct coll_nccl *d, const char *what, status st, struct er
         err_set(err, st, "%s on rank %u: the other ranks did not come within %.3f s", what,
                 d->base.rank, (double)d->base.timeout_ns / (double)NS_PER_S);
     }
-    return give_up(d, st, err);
+    return coll_nccl_give_up(d, st, err);
 }
 
 /* Until the call that answered `code` is queued. */
@@ -118,6 +120,7 @@ static status nccl_send_start(struct coll *c, struct kern_stream *s, uint32_t to
     status st = check_peer(d, "send", to, err);
     if (st == ST_OK && bytes != 0) {
         const int code = d->api->send(data, bytes, to / c->tp, d->column, d->dev.raw);
+        coll_nccl_note(d, "send", tag, bytes);
         st = coll_nccl_settle(d, d->column, code, "send", err);
     }
     if (st == ST_OK) {
@@ -138,6 +141,7 @@ static status nccl_recv_start(struct coll *c, struct kern_stream *s, uint32_t fr
     status st = check_peer(d, "receive", from, err);
     if (st == ST_OK && bytes != 0) {
         const int code = d->api->recv(data, bytes, from / c->tp, d->column, d->dev.raw);
+        coll_nccl_note(d, "receive", tag, bytes);
         st = coll_nccl_settle(d, d->column, code, "receive", err);
     }
     if (st == ST_OK) {
@@ -191,7 +195,7 @@ static status look(struct coll_nccl *d, struct err *err)
             return coll_nccl_failed(d, comms[i], "a queued exchange", code, err);
         }
     }
-    return ST_OK;
+    return d->peers != NULL ? d->dev.peers_check(d->peers, err) : ST_OK;
 }
 
 static status nccl_sync(struct coll *c, struct kern_stream *s, uint32_t mark, struct err *err)
@@ -209,7 +213,7 @@ static status nccl_sync(struct coll *c, struct kern_stream *s, uint32_t mark, st
            ST_BUSY) {
         st = look(d, err);
         if (st != ST_OK) {
-            return st;
+            return coll_nccl_give_up(d, st, err);
         }
         st = coll_waiter_step(&w);
         if (st != ST_OK) {
@@ -217,7 +221,8 @@ static status nccl_sync(struct coll *c, struct kern_stream *s, uint32_t mark, st
         }
     }
     coll_watch_end(c->watch);
-    return st == ST_OK ? look(d, err) : give_up(d, st, err);
+    st = st == ST_OK ? look(d, err) : st;
+    return st == ST_OK ? ST_OK : coll_nccl_give_up(d, st, err);
 }
 
 /* ---- life ---- */
@@ -239,6 +244,7 @@ static void nccl_destroy(struct coll *c)
 {
     struct coll_nccl *d = coll_nccl_of(c);
 
+    coll_nccl_peers_close(d);
     end_comm(d, &d->column);
     end_comm(d, &d->group);
     free(d);
@@ -256,6 +262,7 @@ static const struct coll_ops nccl_ops = {
     .barrier = nccl_barrier,
     .bcast = nccl_bcast,
     .sync = nccl_sync,
+    .agree = coll_nccl_agree,
     .destroy = nccl_destroy,
 };
 
@@ -354,8 +361,11 @@ status coll_nccl_create(struct coll *inner, const struct coll_nccl_config *confi
     if (st == ST_OK && inner->pp > 1) {
         st = join_column(d, err);
     }
+    if (st == ST_OK && inner->tp > 1) {
+        st = coll_nccl_peers_open(d, err);
+    }
     if (st != ST_OK) {
-        (void)give_up(d, st, err);
+        (void)coll_nccl_give_up(d, st, err);
         nccl_destroy(&d->base);
         return st;
     }

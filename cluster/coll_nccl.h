@@ -2,6 +2,7 @@
  *
  *   coll_nccl.c      life, failure, send and receive, over this table; knows no NCCL header
  *   coll_nccl_sum.c  the ordered sum, likewise
+ *   coll_nccl_peer.c  windows into each other's memory, for small sums; whether slices agree
  *   coll_nccl_lib.c  fills the table from libnccl.so.2, found at run time; alone sees nccl.h
  *
  * So the program links no NCCL and starts without it, and the order of additions can be tested on a
@@ -49,10 +50,12 @@ struct coll_nccl {
     struct coll_device dev;
     const struct coll_nccl_api *api;
     bool free_order;
-    void *group;       /* the slices of this stage, by position; NULL: tp is 1 */
-    void *column;      /* this slice's ranks, by stage; NULL: pp is 1 */
-    uint32_t position; /* of this slice in `group` */
+    void *group;              /* the slices of this stage, by position; NULL: tp is 1 */
+    void *column;             /* this slice's ranks, by stage; NULL: pp is 1 */
+    uint32_t position;        /* of this slice in `group` */
     uint64_t n_syncs;
+    struct kern_peers *peers; /* owned; NULL: sums of any size go over NCCL */
+    uint64_t n_queued, trail; /* since the last `agree`: operations, and a hash of what they are */
     bool broken;
     char broken_text[256];
 };
@@ -73,12 +76,22 @@ static inline struct coll *coll_nccl_inner(struct coll_nccl *d)
 uint32_t coll_nccl_position(uint32_t tp, uint32_t slice);
 /* The failure of an earlier call, if there was one. */
 status coll_nccl_check(const struct coll_nccl *d, const char *what, struct err *err);
+/* End the exchange for good, because of `st`, which is returned: both communicators, and sums. */
+status coll_nccl_give_up(struct coll_nccl *d, status st, struct err *err);
 /* NCCL answered `code`: end the exchange (comm may be NULL). */
 status coll_nccl_failed(struct coll_nccl *d, void *comm, const char *what, int code,
                         struct err *err);
 /* Until the call that answered `code` is queued. */
 status coll_nccl_settle(struct coll_nccl *d, void *comm, int code, const char *what,
                         struct err *err);
+
+/* Note a queued operation, for `agree`. `what` is a word of ours, the same on all slices. */
+void coll_nccl_note(struct coll_nccl *d, const char *what, uint64_t stamp, size_t bytes);
+status coll_nccl_agree(struct coll *c, uint64_t stamp, struct err *err);
+/* Windows for small sums, if all slices of the stage can map all others; else d->peers is NULL and a
+ * line says why. All slices call it together. */
+status coll_nccl_peers_open(struct coll_nccl *d, struct err *err);
+void coll_nccl_peers_close(struct coll_nccl *d);
 
 status coll_nccl_all_reduce_tree(struct coll *c, struct kern_stream *s, float *x, size_t n,
                                  uint64_t stamp, struct err *err);

@@ -166,9 +166,14 @@ status coll_nccl_all_reduce_tree(struct coll *c, struct kern_stream *s, float *x
     if (st != ST_OK || c->tp == 1 || n == 0) {
         return st;
     }
+    coll_nccl_note(d, "sum", stamp, n * sizeof(float));
     if (d->free_order) {
         const int code = d->api->all_reduce_f32(x, x, n, d->group, d->dev.raw);
         return coll_nccl_settle(d, d->group, code, "all_reduce", err);
+    }
+    if (d->peers != NULL && n <= d->dev.peer_floats && n * sizeof(float) < c->split_bytes) {
+        d->dev.peers_sum(d->dev.stream, d->peers, x, n);
+        return ST_OK;
     }
     if (n * sizeof(float) < c->split_bytes && padded(n) <= room) {
         return reduce_small(d, x, n, err);
@@ -196,5 +201,6 @@ status coll_nccl_all_gather(struct coll *c, struct kern_stream *s, const void *m
         moves[p] =
             (struct move){ mine, (char *)all + coll_nccl_position(c->tp, p) * bytes, bytes, bytes };
     }
+    coll_nccl_note(d, "gather", stamp, bytes);
     return st == ST_OK && bytes != 0 ? exchange(d, moves, "all_gather", err) : st;
 }

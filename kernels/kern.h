@@ -33,7 +33,10 @@ enum {
     KERN_CAND_MAX = 1024,    /* candidates kept for top-k / top-p / min-p / top log-probabilities */
     KERN_HEAD_DIM_MAX = 1024, /* D at most */
     KERN_MARKS = 2,           /* of a stream: steps that may be queued at a time */
-    KERN_ALIGN = 64           /* bytes; every pointer given to an op is so aligned unless marked */
+    KERN_PEERS_MAX = 8, /* ranks that sum through each other's memory: a power of two of them */
+    KERN_PEER_FLOATS = 128 * 1024, /* in one such sum at most */
+    KERN_PEER_ID_BYTES = 192,
+    KERN_ALIGN = 64 /* bytes; every pointer given to an op is so aligned unless marked */
 };
 
 /* Storage and product format. In KERN_BF16 operands of products are bf16, sums f32. */
@@ -198,6 +201,7 @@ struct kern_device {
 };
 
 struct kern_graph; /* opaque: a recorded run of ops */
+struct kern_peers; /* opaque: a rank's window, and those of its peers as they are mapped here */
 
 /* ---- the table ---- */
 
@@ -309,6 +313,27 @@ struct kern_ops {
      * (logit descending, id ascending); from[i] 0 leaves it. */
     void (*feed)(struct kern_stream *s, uint32_t *tokens, const uint32_t *from,
                  const struct kern_cand *best, uint32_t n_slices, uint32_t stride, uint32_t n_rows);
+
+    /* ---- small sums over memory that devices of one host map from each other; NULL on CPU ---- */
+
+    /* A window of this rank's, `self` of n (2, 4 or 8). id[KERN_PEER_ID_BYTES] goes to the others. */
+    status (*peers_create)(struct kern_stream *s, uint32_t n, uint32_t self,
+                           struct kern_peers **peers_p, void *id, struct err *err);
+    /* Map the windows: ids[n][KERN_PEER_ID_BYTES]. ST_ERR_UNSUPPORTED: one of them cannot be mapped
+     * here (another host, a device without a way to that one ...); the sentence says which and why. */
+    status (*peers_open)(struct kern_stream *s, struct kern_peers *peers, const void *ids,
+                         struct err *err);
+    /* x[n] f32 in place, n <= KERN_PEER_FLOATS, x aligned: the sum over the ranks in the order of
+     * cluster/coll.h's tree. Queued; may be recorded; the same calls in the same order on all. */
+    void (*peers_sum)(struct kern_stream *s, struct kern_peers *peers, float *x, size_t n);
+    /* Has a sum given up, for want of a peer? ST_ERR_PEER names the first that was missing. May be
+     * called while sums run. */
+    status (*peers_check)(const struct kern_peers *peers, struct err *err);
+    /* Sums that wait for a peer, now or later, end without a result. */
+    void (*peers_abort)(struct kern_peers *peers);
+    /* NULL is fine. Nobody's sums run any more; after an abort that is not known, and the window is
+     * left to the end of the process. */
+    void (*peers_destroy)(struct kern_stream *s, struct kern_peers *peers);
 };
 
 /* The best CPU table that this machine runs, cpu_mask() applied; every part of it was compared with

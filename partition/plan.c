@@ -130,6 +130,7 @@ static status check_device(const struct plan_request *r, struct plan *plan, stru
     plan->device = r->device;
     plan->plane = r->plane;
     plan->free_order = r->free_order;
+    plan->no_peer_sums = r->no_peer_sums;
     if (r->free_order && r->plane != PLAN_PLANE_NCCL) {
         return err_set(err, ST_ERR_ARG,
                        "sums in free order are NCCL's: they need a device and NCCL between them");

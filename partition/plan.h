@@ -63,6 +63,7 @@ struct plan_request {
     uint32_t cuda_version; /* PLAN_CUDA: compute capability, 90 for 9.0; 0: 90 */
     enum plan_plane plane;
     bool free_order;         /* sums in NCCL's own order: other bits, a profile of its own */
+    bool no_peer_sums;       /* NCCL also for small sums of devices that map each other's memory */
     uint32_t n_stage_layers; /* entries in stage_layers; 0: balance by weight bytes */
     uint32_t stage_layers[PLAN_STAGES_MAX];
 };
@@ -89,6 +90,7 @@ struct plan {
     uint32_t cuda_version; /* 0 on CPU */
     enum plan_plane plane;
     bool free_order;
+    bool no_peer_sums; /* no bit depends on it */
     uint32_t tp, pp, n_ranks;
     uint32_t n_leaves; /* R */
     uint32_t ctx_max, seqs_max, rows_max;

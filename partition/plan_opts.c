@@ -38,6 +38,8 @@ void plan_opts_rows(struct plan_opts *o, struct opt *rows)
         { OPT_FLAG, "free-order", NULL, &o->free_order, 0, 0,
           "sums in NCCL's own order: bits may differ between layouts, under a profile of that name",
           NULL },
+        { OPT_FLAG, "no-peer-sums", NULL, &o->no_peer_sums, 0, 0,
+          "NCCL for all sums, also small ones of devices that map each other's memory", NULL },
     };
 
     memcpy(rows, all, sizeof(all));
@@ -120,6 +122,7 @@ static status read_device(const struct plan_opts *o, struct plan_request *r, str
     r->cuda_version = word.cuda_version;
     r->plane = word.kind == PLAN_CUDA ? PLAN_PLANE_NCCL : PLAN_PLANE_HOST;
     r->free_order = o->free_order;
+    r->no_peer_sums = o->no_peer_sums;
     if (o->data_plane != NULL && strcmp(o->data_plane, "mpi") == 0) {
         r->plane = PLAN_PLANE_HOST;
     } else if (o->data_plane != NULL && strcmp(o->data_plane, "nccl") != 0) {
@@ -186,6 +189,10 @@ static status put_words(const struct plan *plan, struct buf *text, uint32_t *n_a
     if (st == ST_OK && plan->free_order) {
         *n_args += 1;
         st = buf_printf(text, "--free-order%c", 0);
+    }
+    if (st == ST_OK && plan->no_peer_sums) {
+        *n_args += 1;
+        st = buf_printf(text, "--no-peer-sums%c", 0);
     }
     return st;
 }

@@ -17,10 +17,10 @@ struct plan_opts {
     const char *stage_layers; /* "3,2"; borrowed */
     const char *device;       /* "auto" (also if NULL), "cpu", "cuda", ...; borrowed */
     const char *data_plane;   /* "mpi", "nccl"; NULL: what the device has; borrowed */
-    bool free_order;
+    bool free_order, no_peer_sums;
 };
 
-enum { PLAN_OPTS_ROWS = 13 };
+enum { PLAN_OPTS_ROWS = 14 };
 
 /* What --device says. This folder sees no devices: "auto" is for the command to find out, which
  * then says "cpu" or "cuda-sm90" in its place. As it stands "auto" plans for CPU. */

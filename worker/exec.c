@@ -288,7 +288,9 @@ static status queue_step(struct exec *e, const struct step_head *plan, float *x,
     if (st == ST_OK && e->ops->mark != NULL) {
         e->ops->mark(e->stream, (uint32_t)(e->set - e->sets));
     }
-    return st;
+    return st == ST_OK && e->coll->ops->agree != NULL
+               ? e->coll->ops->agree(e->coll, e->set->stamp, err)
+               : st;
 }
 
 /* The set's tables in pinned memory are the device's until the step that had it last is over. Only

@@ -68,6 +68,14 @@ static status wrap_coll(struct rank *r, struct err *err)
                                                  .mark_poll = ops->mark_poll,
                                                  .host_alloc = ops->host_alloc,
                                                  .host_free = ops->host_free,
+                                                 .peers_create = ops->peers_create,
+                                                 .peers_open = ops->peers_open,
+                                                 .peers_sum = ops->peers_sum,
+                                                 .peers_check = ops->peers_check,
+                                                 .peers_abort = ops->peers_abort,
+                                                 .peers_destroy = ops->peers_destroy,
+                                                 .peer_floats = KERN_PEER_FLOATS,
+                                                 .peer_id_bytes = KERN_PEER_ID_BYTES,
                                                  .scratch_bytes = scratch_bytes,
                                                  .bytes_max = x_bytes_of(r->plan) },
                                      .free_order = r->plan->free_order,
@@ -76,6 +84,9 @@ static status wrap_coll(struct rank *r, struct err *err)
 
     if (!ops->on_device || r->plan->n_ranks == 1) {
         return ST_OK;
+    }
+    if (r->plan->no_peer_sums || r->plan->tp > KERN_PEERS_MAX) {
+        nccl.device.peers_create = NULL;
     }
     if (scratch_bytes != 0) {
         st = ops->mem_alloc(r->stream, scratch_bytes, &r->coll_scratch, err);

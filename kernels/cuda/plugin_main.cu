@@ -61,6 +61,7 @@ static status open_device(uint32_t device, struct kern_ops *ops_p, struct err *e
     cu_ops_attention(&ops);
     cu_ops_scan(&ops);
     cu_ops_feed(&ops);
+    cu_ops_peer(&ops);
     *ops_p = ops;
     return ST_OK;
 }

@@ -97,6 +97,48 @@ __device__ static inline void write_16(smem_at smem, const uint4 &v)
                  "r"(v.w));
 }
 
+/* ---- between devices: what another one writes or reads while this kernel runs ---- */
+
+/* All that the block wrote before its last barrier is seen by whoever then acquires `v`. */
+__device__ static inline void store_release(uint32_t *at, uint32_t v)
+{
+    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(at), "r"(v) : "memory");
+}
+
+__device__ static inline uint32_t load_acquire(const uint32_t *at)
+{
+    uint32_t v;
+
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(at) : "memory");
+    return v;
+}
+
+/* 16 bytes of another device's memory, never from this one's first-level cache. */
+__device__ static inline float4 load_peer_16(const float *at)
+{
+    float4 v;
+
+    asm volatile("ld.relaxed.sys.global.v4.f32 {%0,%1,%2,%3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "l"(at)
+                 : "memory");
+    return v;
+}
+
+/* Nanoseconds of a clock that only goes on. */
+__device__ static inline uint64_t clock_ns()
+{
+    uint64_t t;
+
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t));
+    return t;
+}
+
+/* Once a turn of a loop that waits for another device. */
+__device__ static inline void spin()
+{
+}
+
 /* Two f32, 0 or normal, to two bf16, to nearest even; lo in the low half. */
 __device__ static inline uint32_t pack_pair(float lo, float hi)
 {

@@ -109,6 +109,7 @@ void cu_ops_gemm(struct kern_ops *ops);
 void cu_ops_attention(struct kern_ops *ops);
 void cu_ops_scan(struct kern_ops *ops);
 void cu_ops_feed(struct kern_ops *ops);
+void cu_ops_peer(struct kern_ops *ops);
 /* Products of f32, called by gemm.cu. */
 void cu_gemm_f32(struct kern_stream *s, float *y, const float *x, const struct kern_mat *w,
                  uint32_t n_rows);

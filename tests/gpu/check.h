@@ -15,6 +15,7 @@
 #include <string.h>
 
 struct check {
+    const char *plugin; /* path of the library */
     const struct kern_ops *ops;
     struct kern_stream *s;
     uint64_t random;
@@ -111,6 +112,7 @@ void check_gemm(struct check *c);
 void check_attention(struct check *c);
 void check_scan(struct check *c);
 void check_feed(struct check *c);
+void check_peer(struct check *c);
 void check_stream(struct check *c);
 
 #endif

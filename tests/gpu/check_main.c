@@ -135,6 +135,9 @@ int main(int argc, char **argv)
     }
     c.random = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
     c.quick = argc > 3 && strcmp(argv[3], "quick") == 0;
+    c.plugin = argv[1];
+    /* A kernel that is loaded late makes its device wait for all work, which check_peer cannot have. */
+    setenv("CUDA_MODULE_LOADING", "EAGER", 1);
     st = kern_ops_cuda_from(argv[1], 0, &c.ops, &err);
     if (st == ST_OK) {
         st = c.ops->stream_create(&config, &c.s, &err);
@@ -153,6 +156,7 @@ int main(int argc, char **argv)
     check_attention(&c);
     check_scan(&c);
     check_feed(&c);
+    check_peer(&c);
     check_stream(&c);
     printf("%u checks, %u failed\n", c.n_run, c.n_failed);
     c.ops->stream_destroy(c.s);

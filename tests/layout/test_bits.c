@@ -367,6 +367,27 @@ static void test_bits__are_equal_on_a_device_by_way_of_the_host(void **state UNU
     compare_devices(REPLICA_STAGED, 128, "device, staged");
 }
 
+/* Small sums over mapped memory, or all over NCCL. */
+static void test_bits__are_equal_without_peer_sums(void **state UNUSED)
+{
+    for (uint32_t fmt = KERN_F32; fmt <= KERN_BF16; fmt++) {
+        for (uint32_t no = 0; no <= 1; no++) {
+            static struct answer got[N_KINDS];
+            struct replica_stream stream;
+            struct replica_config config = base_config((enum kern_fmt)fmt);
+            struct replica_stats stats;
+            struct err err = ERR_INIT;
+            config.device = REPLICA_NCCL;
+            config.tp = 4;
+            config.no_peer_sums = no != 0;
+            compare(&config, no != 0 ? "no peer sums" : "peer sums");
+            set_stream(&stream, &got[0], 0);
+            check_ok(replica_run(&config, &stream, 1, &stats, &err), &err);
+            assert_int_equal(stats.peer_sums != 0, no == 0);
+        }
+    }
+}
+
 static void test_bits__are_equal_on_devices_with_nccl(void **state UNUSED)
 {
     compare_devices(REPLICA_NCCL, 128, "device, NCCL");
@@ -591,6 +612,7 @@ static int run_cpu(void)
         cmocka_unit_test(test_bits__are_equal_when_a_stream_is_continued),
         cmocka_unit_test(test_bits__are_equal_on_a_device_by_way_of_the_host),
         cmocka_unit_test(test_bits__are_equal_on_devices_with_nccl),
+        cmocka_unit_test(test_bits__are_equal_without_peer_sums),
         cmocka_unit_test(test_bits__are_equal_on_a_device_beside_other_streams),
         cmocka_unit_test(test_bits__a_device_is_waited_for_once_a_step),
         cmocka_unit_test(test_bits__are_equal_with_steps_ahead),

@@ -22,7 +22,8 @@
 
 enum { RANKS_MAX = 8, N_MAX = 3000 };
 
-enum way { STAGED, NCCL, NCCL_SMALL_SCRATCH, NCCL_FREE, N_WAYS };
+/* NCCL alone; sums over mapped memory where all ranks can; NCCL's own order. */
+enum way { STAGED, NCCL, NCCL_SMALL_SCRATCH, NCCL_PEERS, NCCL_FREE, N_WAYS };
 
 /* One rank of a test: its own thread, stream and collectives. */
 struct seat {
@@ -75,6 +76,16 @@ static status open_coll(struct seat *s, struct err *err)
     status st = k->mem_alloc(s->stream, scratch_bytes(s), &s->scratch, err);
 
     config.device.scratch = s->scratch;
+    if (s->way == NCCL_PEERS) {
+        config.device.peers_create = k->peers_create;
+        config.device.peers_open = k->peers_open;
+        config.device.peers_sum = k->peers_sum;
+        config.device.peers_check = k->peers_check;
+        config.device.peers_abort = k->peers_abort;
+        config.device.peers_destroy = k->peers_destroy;
+        config.device.peer_floats = 2000; /* so that some of the sums are too long */
+        config.device.peer_id_bytes = KERN_PEER_ID_BYTES;
+    }
     if (st == ST_OK) {
         st = s->way == STAGED ? coll_staged_create(s->inner, &config.device, &s->coll, err)
                               : coll_nccl_create(s->inner, &config, &s->coll, err);
@@ -105,6 +116,14 @@ static void *sit(void *arg)
     }
     s->ops->stream_destroy(s->stream);
     return NULL;
+}
+
+static uint64_t n_peer_sums(void)
+{
+    struct fake_counts counts;
+
+    fake_device_counts(&counts);
+    return counts.peer_sums;
 }
 
 static void run(const struct seat *like, struct coll_shape shape)
@@ -212,8 +231,69 @@ static void test_device_coll__a_sum_is_the_tree(void **state UNUSED)
         for (uint32_t tp = 1; tp <= RANKS_MAX; tp *= 2) {
             run(&(struct seat){ .way = (enum way)way, .play = play_sums },
                 (struct coll_shape){ tp, 1 });
+            assert_int_equal(way == NCCL_PEERS && tp > 1, n_peer_sums() != 0);
         }
         run(&(struct seat){ .way = (enum way)way, .play = play_sums }, (struct coll_shape){ 4, 2 });
+    }
+}
+
+static void test_device_coll__one_rank_without_windows_is_all_without(void **state UNUSED)
+{
+    setenv("FAKE_PEERS_REFUSE", "1", 1);
+    run(&(struct seat){ .way = NCCL_PEERS, .play = play_sums }, (struct coll_shape){ 8, 1 });
+    assert_int_equal(n_peer_sums(), 0);
+    run(&(struct seat){ .way = NCCL_PEERS, .play = play_sums }, (struct coll_shape){ 4, 2 });
+    assert_int_equal(n_peer_sums(), 0);
+    unsetenv("FAKE_PEERS_REFUSE");
+}
+
+/* ---- agreement ---- */
+
+/* What the last slice does otherwise: nothing, one sum more, another size, another stamp. */
+enum turn { ALIKE, ONE_MORE, OTHER_SIZE, OTHER_STAMP, N_TURNS };
+static enum turn deviation;
+
+static bool play_agree(struct seat *s)
+{
+    struct coll *c = s->coll;
+    const bool odd = c->slice + 1 == c->tp;
+    struct err err = ERR_INIT, last = ERR_INIT;
+    void *x = NULL;
+    status st = ST_OK;
+
+    (void)s->ops->mem_alloc(s->stream, 8192, &x, &err);
+    for (uint64_t step = 1; st == ST_OK && step <= 3; step++) {
+        const enum turn how = odd && step == 2 ? deviation : ALIKE;
+        st = c->ops->all_reduce_tree(c, s->stream, x, how == OTHER_SIZE ? 1000 : 1024, step * 10,
+                                     &err);
+        if (st == ST_OK && how == ONE_MORE) {
+            st = c->ops->all_reduce_tree(c, s->stream, x, 16, step * 10 + 1, &err);
+        }
+        if (st == ST_OK) {
+            st = c->ops->agree(c, how == OTHER_STAMP ? 77 : step * 10 + 2, &err);
+        }
+    }
+    /* Found before anybody has waited for a device, and the devices are free to go. */
+    bool ok = s->ops->stream_sync(s->stream, &last) == ST_OK;
+    s->ops->mem_free(s->stream, x, 0);
+    if (deviation == ALIKE) {
+        ok = ok && st == ST_OK;
+    } else {
+        ok = ok && (st == ST_ERR_MISMATCH || st == ST_ERR_PEER);
+        ok = ok && (st != ST_ERR_MISMATCH || strstr(err.text, "disagree about a step") != NULL);
+        ok = ok && (!odd || st == ST_ERR_PEER || strstr(err.text, "ranks 3 and 0") != NULL);
+    }
+    return ok || failed(s, err.text);
+}
+
+static void test_device_coll__slices_that_queue_different_things_are_named(void **state UNUSED)
+{
+    for (int how = ALIKE; how < N_TURNS; how++) {
+        deviation = (enum turn)how;
+        run(&(struct seat){ .way = NCCL_PEERS, .play = play_agree }, (struct coll_shape){ 4, 1 });
+        if (how != OTHER_SIZE) { /* the made-up NCCL ends the program at that */
+            run(&(struct seat){ .way = NCCL, .play = play_agree }, (struct coll_shape){ 4, 1 });
+        }
     }
 }
 
@@ -307,6 +387,12 @@ static void test_device_coll__an_absent_rank_ends_the_wait(void **state UNUSED)
     const struct seat late = { .way = NCCL, .play = play_absent, .timeout_ns = 100 * NS_PER_MS };
     const struct seat told_to = { .way = NCCL, .play = play_absent, .abort = &told };
 
+    const struct seat late_peers = { .way = NCCL_PEERS,
+                                     .play = play_absent,
+                                     .timeout_ns = 100 * NS_PER_MS };
+
+    run(&late_peers, (struct coll_shape){ 2, 1 });
+    run(&late_peers, (struct coll_shape){ 8, 1 });
     run(&late, (struct coll_shape){ 2, 1 });
     run(&late, (struct coll_shape){ 4, 1 });
     run(&told_to, (struct coll_shape){ 2, 1 });
@@ -349,6 +435,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_device_coll__a_sum_is_the_tree),
+        cmocka_unit_test(test_device_coll__one_rank_without_windows_is_all_without),
+        cmocka_unit_test(test_device_coll__slices_that_queue_different_things_are_named),
         cmocka_unit_test(test_device_coll__a_gather_puts_slices_in_order),
         cmocka_unit_test(test_device_coll__host_messages_pass_through),
         cmocka_unit_test(test_device_coll__an_absent_rank_ends_the_wait),

@@ -448,6 +448,7 @@ const struct kern_ops *fake_device_ops(const struct kern_ops *base, enum fake_mo
     ops.name = "fake";
     ops.on_device = true;
     fake_queue_fill(&ops);
+    fake_peer_fill(&ops);
     ops.copy_in = copy_in;
     ops.copy_in_later = copy_in_later;
     ops.copy_out = copy_out;

@@ -14,6 +14,7 @@
  *   marks           a wait for one runs, or lets run, what was queued before it and no more
  *   recordings      between graph_begin and graph_end only what kern.h allows may be called
  *
+ * FAKE_PEERS_REFUSE in the environment: of 4 and of 8 ranks one cannot map the others' windows.
  * What breaks a rule ends the program with a sentence. One process has one window of device memory
  * for all its streams; it begins again when everything was freed. */
 #ifndef TESTS_REPLICA_FAKE_DEVICE_H
@@ -25,7 +26,8 @@ enum fake_mode { FAKE_LAZY, FAKE_THREAD };
 
 struct fake_counts {
     uint64_t ops, syncs, graphs, launches; /* of all streams */
-    uint64_t gaps; /* launches of recordings on a stream with nothing to do */
+    uint64_t gaps;      /* launches of recordings on a stream with nothing to do */
+    uint64_t peer_sums; /* queued or recorded */
 };
 
 /* The table over `base`. Static; to be called while no stream of it lives. */

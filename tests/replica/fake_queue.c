@@ -500,6 +500,13 @@ void fake_queue_begin(const struct kern_ops *base, enum fake_mode mode)
     fake.counts = (struct fake_counts){ 0 };
 }
 
+void fake_note_peer_sum(void)
+{
+    pthread_mutex_lock(&fake.lock);
+    fake.counts.peer_sums++;
+    pthread_mutex_unlock(&fake.lock);
+}
+
 void fake_device_counts(struct fake_counts *counts_p)
 {
     pthread_mutex_lock(&fake.lock);

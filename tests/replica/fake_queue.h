@@ -68,6 +68,8 @@ static inline struct fake_stream *fake_stream_of(struct kern_stream *s)
 void fake_queue_begin(const struct kern_ops *base, enum fake_mode mode);
 /* Slots of life, memory, waiting and recording. */
 void fake_queue_fill(struct kern_ops *ops);
+void fake_peer_fill(struct kern_ops *ops); /* fake_peer.c */
+void fake_note_peer_sum(void);             /* counted when it is queued or recorded */
 
 struct fake_task *fake_task_new(void (*run)(struct fake_stream *s, struct fake_task *t));
 void fake_push(struct fake_stream *s, struct fake_task *t);

@@ -426,6 +426,7 @@ static status play_all(const struct replica_config *config, const struct plan *p
         script->stats.syncs = counts.syncs;
         script->stats.launches = counts.launches;
         script->stats.gaps = counts.gaps;
+        script->stats.peer_sums = counts.peer_sums;
     }
     coll_hub_destroy(hub);
     free(players);
@@ -444,6 +445,7 @@ status replica_run(const struct replica_config *config, struct replica_stream *s
                                     .plane =
                                         is_nccl(config->device) ? PLAN_PLANE_NCCL : PLAN_PLANE_HOST,
                                     .free_order = config->device == REPLICA_NCCL_FREE,
+                                    .no_peer_sums = config->no_peer_sums,
                                     .ctx_max = config->ctx_max,
                                     .kv_tokens = config->kv_tokens,
                                     .seqs_max = config->seqs_max,

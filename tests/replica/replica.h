@@ -24,6 +24,7 @@ struct replica_config {
     const char *model; /* directory */
     enum replica_device device;
     bool no_graphs; /* devices: queue every step op by op */
+    bool no_peer_sums;
     enum kern_fmt fmt;
     uint32_t tp, pp;
     uint32_t n_stage_layers; /* uneven stages; 0: the plan's choice */
@@ -62,6 +63,7 @@ struct replica_stats {
     uint32_t kv_cached_at_end;
     uint64_t syncs, launches; /* of the device: waits of all ranks, recorded steps launched */
     uint64_t gaps;            /* of those, launched on a device with nothing to do */
+    uint64_t peer_sums;       /* over mapped memory, queued or recorded */
 };
 
 /* Start, run all streams to their ends, stop. ST_OK even if a stream failed (look at it). */

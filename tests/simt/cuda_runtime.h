@@ -137,7 +137,8 @@ typedef enum {
     cudaErrorInvalidValue,
     cudaErrorMemoryAllocation,
     cudaErrorNotReady,
-    cudaErrorInvalidConfiguration
+    cudaErrorInvalidConfiguration,
+    cudaErrorPeerAccessAlreadyEnabled
 } cudaError_t;
 
 typedef struct simt_stream *cudaStream_t;
@@ -224,6 +225,18 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpy
 cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_pitch, const void *src, size_t src_pitch,
                               size_t width, size_t height, cudaMemcpyKind kind,
                               cudaStream_t stream);
+/* Ranks are threads here: windows are pointers, and nothing is exported to other processes. */
+struct cudaIpcMemHandle_t {
+    char reserved[64];
+};
+enum { cudaIpcMemLazyEnablePeerAccess = 1 };
+cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *handle_p, void *p);
+cudaError_t cudaIpcOpenMemHandle(void **p, cudaIpcMemHandle_t handle, unsigned int flags);
+cudaError_t cudaIpcCloseMemHandle(void *p);
+cudaError_t cudaDeviceGetPCIBusId(char *id, int bytes, int device);
+cudaError_t cudaDeviceGetByPCIBusId(int *device_p, const char *id);
+cudaError_t cudaDeviceCanAccessPeer(int *can_p, int device, int peer);
+cudaError_t cudaDeviceEnablePeerAccess(int peer, unsigned int flags);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream_p, unsigned int flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);

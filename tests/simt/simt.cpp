@@ -1,7 +1,9 @@
 /* tests/simt/simt.cpp - see cuda_runtime.h. Fibers by a context switch of our own (x86-64): the
  * C library's makes a system call each time, and a product of the tensor cores changes over 32 times.
  *
- * Launches of several host threads take turns. A block in which no thread can go on (a barrier that
+ * Launches of several host threads take turns; one whose threads all wait for another device (spin)
+ * lets the others on, with its fibers and its dynamic shared memory kept. Kernels that spin have no
+ * static shared memory, which there is once. A block in which no thread can go on (a barrier that
  * some threads never reach) ends the program with a word. */
 #include "cuda_runtime.h"
 
@@ -10,6 +12,9 @@
 #include <cstring>
 #include <mutex>
 #include <set>
+#include <thread>
+#include <time.h>
+#include <utility>
 #include <vector>
 #include <xmmintrin.h>
 
@@ -49,6 +54,8 @@ static std::vector<warp> warps;
 static uint32_t current, n_threads, n_done, n_in_block;
 static void *scheduler_sp;
 static const std::function<void()> *kernel_body;
+static std::mutex turn; /* over all of these, and the running thread's indices */
+static bool has_spun;   /* the fiber that was just left waits for another launch */
 
 extern "C" void simt_switch(void **save, void *load);
 asm(R"(
@@ -130,6 +137,51 @@ void __syncthreads()
     n_in_block++;
     wake_block();
     give_way();
+}
+
+/* Left as READY: the scheduler comes back when it has seen whether anybody else can go on. */
+void simt_spin()
+{
+    has_spun = true;
+    simt_switch(&fibers[current].sp, scheduler_sp);
+}
+
+uint64_t simt_clock_ns()
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* All that could go on wait for other launches. */
+static void let_others()
+{
+    std::vector<fiber> my_fibers;
+    std::vector<warp> my_warps;
+    const uint32_t counts[] = { n_threads, n_done, n_in_block };
+    const dim3 indices[] = { blockIdx, blockDim, gridDim };
+    const std::function<void()> *body = kernel_body;
+    char *shared = simt_shared;
+
+    my_fibers.swap(fibers);
+    my_warps.swap(warps);
+    turn.unlock();
+    std::this_thread::yield();
+    turn.lock();
+    my_fibers.swap(fibers);
+    my_warps.swap(warps);
+    for (fiber &f : my_fibers) { /* another launch's, which has ended or is itself kept elsewhere */
+        free(f.stack);
+    }
+    n_threads = counts[0];
+    n_done = counts[1];
+    n_in_block = counts[2];
+    blockIdx = indices[0];
+    blockDim = indices[1];
+    gridDim = indices[2];
+    kernel_body = body;
+    simt_shared = shared;
 }
 
 /* Arrive with what lies in the mail box of this phase, wait for the others. Two boxes: a lane can
@@ -242,15 +294,20 @@ static void run_block(uint32_t threads, const std::function<void()> &body)
         }
     }
     while (n_done < threads) {
-        bool went = false;
+        bool went = false, spun = true;
 
         for (uint32_t i = 0; i < threads; i++) {
             if (fibers[i].state == READY) {
                 went = true;
+                has_spun = false;
                 current = i;
                 threadIdx = fibers[i].thread;
                 simt_switch(&scheduler_sp, fibers[i].sp);
+                spun = spun && has_spun;
             }
+        }
+        if (went && spun) {
+            let_others();
         }
         if (!went) {
             fprintf(stderr, "simt: no thread of the block can go on\n");
@@ -261,8 +318,7 @@ static void run_block(uint32_t threads, const std::function<void()> &body)
 
 void simt_run(const dim3 &grid, uint32_t threads, size_t smem, const std::function<void()> &body)
 {
-    static char *shared = (char *)aligned_alloc(128, SHARED_BYTES);
-    static std::mutex turn;
+    static thread_local char *shared = (char *)aligned_alloc(128, SHARED_BYTES);
     const std::lock_guard<std::mutex> mine(turn);
     const unsigned int env = _mm_getcsr();
 
@@ -496,6 +552,37 @@ cudaError_t cudaDeviceGetAttribute(int *value_p, cudaDeviceAttr attr, int)
         *value_p = 9;
     }
     return cudaSuccess;
+}
+cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *, void *)
+{
+    return cudaErrorInvalidValue;
+}
+cudaError_t cudaIpcOpenMemHandle(void **, cudaIpcMemHandle_t, unsigned int)
+{
+    return cudaErrorInvalidValue;
+}
+cudaError_t cudaIpcCloseMemHandle(void *)
+{
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceGetPCIBusId(char *id, int bytes, int)
+{
+    snprintf(id, (size_t)bytes, "0000:00:00.0");
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceGetByPCIBusId(int *device_p, const char *)
+{
+    *device_p = 0;
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceCanAccessPeer(int *can_p, int, int)
+{
+    *can_p = 0;
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceEnablePeerAccess(int, unsigned int)
+{
+    return cudaErrorInvalidValue;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop_p, int)
 {

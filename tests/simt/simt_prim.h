@@ -76,6 +76,34 @@ static inline void write_16(smem_at smem, const uint4 &v)
     *(uint4 *)smem = v;
 }
 
+static inline void store_release(uint32_t *at, uint32_t v)
+{
+    __atomic_store_n(at, v, __ATOMIC_RELEASE);
+}
+
+static inline uint32_t load_acquire(const uint32_t *at)
+{
+    return __atomic_load_n(at, __ATOMIC_ACQUIRE);
+}
+
+static inline float4 load_peer_16(const float *at)
+{
+    return *(const float4 *)(const void *)at;
+}
+
+uint64_t simt_clock_ns();
+static inline uint64_t clock_ns()
+{
+    return simt_clock_ns();
+}
+
+/* Give way to the launches of other host threads. */
+void simt_spin();
+static inline void spin()
+{
+    simt_spin();
+}
+
 static inline uint32_t pack_pair(float lo, float hi)
 {
     return (uint32_t)bf16_from_f32(lo) | (uint32_t)bf16_from_f32(hi) << 16;
