@@ -350,14 +350,21 @@ status opts_parse(const struct opts *opts, int argc, char **argv, const char **a
     return st;
 }
 
-status opts_switch(const char *name, const char *value, bool *on_p, struct err *err)
+status opts_either(const char *name, const char *value, const char *yes, const char *no,
+                   bool *is_yes_p, struct err *err)
 {
     if (value == NULL) {
         return ST_OK;
     }
-    if (strcmp(value, "on") != 0 && strcmp(value, "off") != 0) {
-        return err_set(err, ST_ERR_ARG, "--%s is \"%.60s\"; on and off are allowed", name, value);
+    if (strcmp(value, yes) != 0 && strcmp(value, no) != 0) {
+        return err_set(err, ST_ERR_ARG, "--%s is \"%.60s\"; %s and %s are allowed", name, value,
+                       yes, no);
     }
-    *on_p = strcmp(value, "on") == 0;
+    *is_yes_p = strcmp(value, yes) == 0;
     return ST_OK;
+}
+
+status opts_switch(const char *name, const char *value, bool *on_p, struct err *err)
+{
+    return opts_either(name, value, "on", "off", on_p, err);
 }

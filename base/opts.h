@@ -53,6 +53,9 @@ struct opts {
 status opts_parse(const struct opts *opts, int argc, char **argv, const char **args,
                   uint32_t *n_args_p, struct err *err);
 /* The value of an "on|off" option into *on_p; NULL (absent) leaves it. ST_ERR_ARG. */
+/* The same of two other words. */
+status opts_either(const char *name, const char *value, const char *yes, const char *no,
+                   bool *is_yes_p, struct err *err);
 status opts_switch(const char *name, const char *value, bool *on_p, struct err *err);
 void opts_help(const struct opts *opts);
 /* The same to `out`, wrapped at `width` columns. */

@@ -9,6 +9,7 @@
  *   route.c    which replica a stream runs on; moving streams from a lost one
  *   blame.c    a replica is lost: why, and does it come back; the state of the whole
  *   detect.c   ranks that are silent, stuck or overdue
+ *   fabric.c   what a replica's self-test found
  *   waits.c    who waits for whom, and so whom to name
  *   canary.c   a few tokens that every replica must compute alike
  *   drain.c    one replica is emptied on purpose
@@ -182,6 +183,8 @@ struct replica {
     uint64_t mark, moved_ns;    /* what its ranks had done, and when that changed last */
     bool is_load_told;          /* that loading stands still */
     char waits[ERR_TEXT_BYTES]; /* who waited for whom when it was found silent or stuck last */
+
+    struct msg_self_test self_test; /* fabric.c: of this generation's links */
 };
 
 /* ---- all of it ---- */
@@ -310,6 +313,9 @@ bool replica_is_alive(const struct replica *r); /* it has ranks, or waits for it
 void replica_cut_off(struct replica *r);        /* end its ranks' streams, saying `why` */
 bool replica_is_over(const struct replica *r);  /* and nobody here starts it again */
 void coord_judge(struct coord *c);              /* the state that follows from the replicas' */
+
+/* fabric.c */
+void fabric_take(struct replica *r, const struct msg_self_test *m);
 
 /* detect.c */
 uint64_t detect_bound_ns(const struct replica *r); /* it may stand still for so long */

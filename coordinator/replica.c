@@ -296,6 +296,7 @@ static void ready_take(struct replica *r, uint32_t rank, const struct msg_ready 
     r->n_ready++;
     if (rank == 0) {
         digest_take(r, &m->weights_digest);
+        fabric_take(r, &m->self_test);
     }
     log_info("replica", "rank %u is ready: %.1f MiB of weights, %.1f MiB of KV, %u of %u", rank,
              (double)m->weight_bytes / 1048576.0, (double)m->kv_bytes / 1048576.0, r->n_ready,

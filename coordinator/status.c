@@ -121,6 +121,7 @@ static status replica_fill(struct replica *r, uint64_t now, struct msg_replica_s
         .losses = r->n_losses,
         .detail = r->why,
         .waits = r->waits,
+        .self_test = r->self_test,
         .joined = replica_has_joined(r),
         .profile = r->shape.profile,
         .job = job,

@@ -1,4 +1,5 @@
 /* proto/codec_control.c - gantry.control.v1: what ranks and the coordinator say to each other. */
+#include "proto/codec_fabric.h"
 #include "proto/codec_pb.h"
 
 #include "control.pb-c.h"
@@ -136,8 +137,8 @@ static void heartbeat_fill(const struct msg_heartbeat *m, Gantry__Control__V1__H
 }
 
 /* `digest` is the copy that the message points to: it must outlive the packing. */
-static void ready_fill(const struct msg_ready *m, struct hash128 *digest,
-                       Gantry__Control__V1__Ready *r)
+static status ready_fill(const struct msg_ready *m, struct arena *arena, struct hash128 *digest,
+                         Gantry__Control__V1__Ready *r)
 {
     static const struct hash128 zero;
 
@@ -149,6 +150,7 @@ static void ready_fill(const struct msg_ready *m, struct hash128 *digest,
     }
     r->weight_bytes = m->weight_bytes;
     r->kv_bytes = m->kv_bytes;
+    return pb_self_test_fill(&m->self_test, arena, &r->self_test);
 }
 
 status msg_rank_pack(const struct msg_rank *m, struct buf *out)
@@ -172,7 +174,7 @@ status msg_rank_pack(const struct msg_rank *m, struct buf *out)
         hello_fill(&m->hello, &u.hello);
         break;
     case MSG_READY:
-        ready_fill(&m->ready, &digest, &u.ready);
+        st = ready_fill(&m->ready, &arena, &digest, &u.ready);
         break;
     case MSG_HEARTBEAT:
         heartbeat_fill(&m->heartbeat, &u.heartbeat);
@@ -289,7 +291,7 @@ static status ready_read(const Gantry__Control__V1__Ready *in, struct msg_ready 
         }
         memcpy(m->weights_digest.bytes, in->weights_digest.data, HASH_BYTES);
     }
-    return ST_OK;
+    return pb_self_test_read(in->self_test, &m->self_test, err);
 }
 
 static status join_read(const Gantry__Control__V1__Join *in, struct msg_join *m, struct err *err)

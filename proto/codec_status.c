@@ -1,4 +1,5 @@
 /* proto/codec_status.c - gantry.v1: what the model is and how the service does. */
+#include "proto/codec_fabric.h"
 #include "proto/codec_pb.h"
 
 #include "gantry.pb-c.h"
@@ -110,7 +111,7 @@ static status replica_fill(const struct msg_replica_status *m, struct arena *are
     for (uint32_t i = 0; i < m->n_ranks; i++) {
         rank_fill(&m->ranks[i], r->ranks[i]);
     }
-    return ST_OK;
+    return pb_self_test_fill(&m->self_test, arena, &r->self_test);
 }
 
 status msg_status_pack(const struct msg_status *m, struct buf *out)
@@ -196,7 +197,7 @@ static status replica_read(const Gantry__V1__ReplicaStatus *r, struct arena *are
                                       .job = r->job,
                                       .n_ranks = (uint32_t)r->n_ranks, /* < MSG_BYTES_MAX */
                                       .ranks = ranks };
-    return ST_OK;
+    return pb_self_test_read(r->self_test, &m->self_test, err);
 }
 
 status msg_status_unpack(const void *data, size_t len, struct arena *arena, struct msg_status *m_p,

@@ -73,9 +73,29 @@ struct msg_hello {
     struct msg_join join;
 };
 
+enum { MSG_SLOW_LINKS_MAX = 8 };
+
+/* Between two ranks, as the lower one measured it. */
+struct msg_link {
+    uint32_t a, b;
+    bool is_across;              /* between hosts */
+    float latency_us, mib_per_s; /* p50 round trip; 0: not measured */
+    float usual_latency_us,
+        usual_mib_per_s; /* of slow ones: the median of their kind; 0: too few */
+};
+
+struct msg_self_test {
+    uint32_t n_links; /* 0: none were tested */
+    double took_ms;
+    struct msg_link worst_latency, worst_bandwidth;
+    uint32_t n_slow, n_slow_all; /* in the list; in all */
+    struct msg_link slow[MSG_SLOW_LINKS_MAX];
+};
+
 struct msg_ready {
     struct hash128 weights_digest; /* zero except from the leader */
     uint64_t weight_bytes, kv_bytes;
+    struct msg_self_test self_test; /* all zero except from the leader */
 };
 
 struct msg_heartbeat {
@@ -297,6 +317,7 @@ struct msg_replica_status {
     uint32_t losses;
     const char *detail;
     const char *waits; /* of the last loss: who waited for whom */
+    struct msg_self_test self_test;
     bool joined;
     const char *profile, *job; /* job: 32 hex digits of a joined one, else "" */
     uint32_t n_ranks;

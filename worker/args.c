@@ -15,7 +15,7 @@
 struct raw {
     struct plan_opts plan;
     const char *coordinator, *join, *secret_file, *token_file, *cpu_mask, *log_level;
-    const char *prefix_cache;
+    const char *prefix_cache, *self_test;
     uint32_t step_timeout_s;
 };
 
@@ -37,7 +37,7 @@ static const char examples[] =
 
 static status parse(int argc, char **argv, struct worker_args *a, struct raw *raw, struct err *err)
 {
-    struct opt rows[PLAN_OPTS_ROWS + 15];
+    struct opt rows[PLAN_OPTS_ROWS + 16];
     const struct opt own[] = {
         { .kind = OPT_HEADING, .help = "Worker" },
         { OPT_STRING, "join", "HOST:PORT", &raw->join, 0, 0,
@@ -59,6 +59,8 @@ static status parse(int argc, char **argv, struct worker_args *a, struct raw *ra
           NULL },
         { OPT_STRING, "prefix-cache", "on|off", &raw->prefix_cache, 0, 0,
           "keep KV of finished streams for those that begin alike (default on)", NULL },
+        { OPT_STRING, "self-test", "quick|off", &raw->self_test, 0, 0,
+          "of the links between the ranks, before they serve (default quick)", NULL },
         { OPT_U32, "step-timeout", "SECONDS", &raw->step_timeout_s, 1, 86400,
           "longest wait for other ranks inside a step", NULL },
         { OPT_U32, "attach-timeout", "SECONDS", &a->attach_timeout_s, 1, 86400,
@@ -68,7 +70,7 @@ static status parse(int argc, char **argv, struct worker_args *a, struct raw *ra
         { OPT_STRING, "log-level", "LEVEL", &raw->log_level, 0, 0,
           "error, warn, info, debug or trace", NULL },
     };
-    _Static_assert(sizeof(own) / sizeof(own[0]) == 15, "room in rows");
+    _Static_assert(sizeof(own) / sizeof(own[0]) == 16, "room in rows");
 
     plan_opts_rows(&raw->plan, rows);
     memcpy(rows + PLAN_OPTS_ROWS, own, sizeof(own));
@@ -113,9 +115,11 @@ static status apply(const struct raw *raw, struct err *err)
 
 status worker_args_parse(int argc, char **argv, struct worker_args *args_p, struct err *err)
 {
-    struct worker_args a = {
-        .queue = 256, .prefix_cache = true, .attach_timeout_s = 60, .token = BUF_INIT_MAX(1 << 20)
-    };
+    struct worker_args a = { .queue = 256,
+                             .prefix_cache = true,
+                             .self_test = true,
+                             .attach_timeout_s = 60,
+                             .token = BUF_INIT_MAX(1 << 20) };
     struct raw raw = { .step_timeout_s = 300 };
     struct plan_request request;
     status st = parse(argc, argv, &a, &raw, err);
@@ -135,6 +139,7 @@ status worker_args_parse(int argc, char **argv, struct worker_args *args_p, stru
     (void)((st = apply(&raw, err)) || (st = plan_opts_to_request(&raw.plan, &request, err)) ||
            (st = plan_device_word(raw.plan.device, &a.device, err)) ||
            (st = opts_switch("prefix-cache", raw.prefix_cache, &a.prefix_cache, err)) ||
+           (st = opts_either("self-test", raw.self_test, "quick", "off", &a.self_test, err)) ||
            (st = secret_read(secret, &a.token, err)));
     if (st != ST_OK) {
         buf_fini(&a.token);

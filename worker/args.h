@@ -18,6 +18,7 @@ struct worker_args {
     uint32_t replica, generation;
     uint32_t threads;        /* 0: cores of the host over its ranks */
     uint32_t chunk, queue;   /* scheduler: prompt rows of a stream in one step; streams waiting */
+    bool self_test;          /* of the links between the ranks, at the start */
     bool prefix_cache;       /* scheduler: keep full KV blocks for streams that begin alike */
     uint64_t step_timeout_s; /* of one collective */
     uint32_t attach_timeout_s;

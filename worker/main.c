@@ -217,10 +217,14 @@ static status prepare(struct life *l, struct err *err)
                                         .abort = &l->abort };
     struct msg_ready ready = { .weight_bytes = l->plan->parts[l->world.rank].weight_bytes,
                                .kv_bytes = l->plan->parts[l->world.rank].kv_bytes };
+    const struct selftest_config fabric = { .host = l->world.host,
+                                            .is_crowded = n_local_ranks() > cpu_count() };
     char cache[PATH_BYTES];
     status st = rank_create(&config, &l->rank, err);
 
     (void)(st || (st = rank_load(l->rank, l->weights, err)) || (st = rank_agree(l->rank, err)) ||
+           (st = l->args->self_test ? rank_selftest(l->rank, &fabric, &ready.self_test, err)
+                                    : ST_OK) ||
            (st = rank_digest(l->rank, l->weights, cache_dir(cache), &ready.weights_digest, err)) ||
            (st = l->coll->ops->barrier(l->coll, err)));
     if (st != ST_OK) {

@@ -19,6 +19,7 @@
 #include "cluster/coll_device.h"
 #include "worker/exec.h"
 #include "worker/sched/sched.h"
+#include "worker/selftest.h"
 #include "worker/trail.h"
 
 enum rank_phase { RANK_STARTING, RANK_LOADING, RANK_IDLE, RANK_STEP, RANK_WAITING, RANK_ENDED };
@@ -74,6 +75,10 @@ status rank_load(struct rank *r, const struct weights *weights, struct err *err)
 /* Plan, rope table and kernels agree with the leader's: all ranks call it together.
  * ST_ERR_MISMATCH. */
 status rank_agree(struct rank *r, struct err *err);
+/* The fabric between the ranks: all call it together, after rank_agree. *report_p is set on the
+ * leader. ST_ERR_MISMATCH: data is harmed on its way, or a sum is wrong. */
+status rank_selftest(struct rank *r, const struct selftest_config *config,
+                     struct msg_self_test *report_p, struct err *err);
 /* Digest of the weight files, hashed by all ranks together (or taken from `cache_dir` by the
  * leader; NULL: no cache). All ranks call it together; *digest_p is set on the leader. */
 status rank_digest(struct rank *r, const struct weights *weights, const char *cache_dir,

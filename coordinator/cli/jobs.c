@@ -72,6 +72,9 @@ status worker_words_make(const struct jobs *j, uint32_t replica, uint32_t genera
     if (a->prefix_cache != NULL) {
         add(w, &n, "--prefix-cache", a->prefix_cache);
     }
+    if (a->self_test != NULL) {
+        add(w, &n, "--self-test", a->self_test);
+    }
     if (a->cpu_mask != NULL) {
         add(w, &n, "--cpu-mask", a->cpu_mask);
     }

@@ -57,6 +57,8 @@ static uint32_t rows_fill(struct serve_args *a, struct opt *rows)
           NULL },
         { OPT_STRING, "prefix-cache", "on|off", &a->prefix_cache, 0, 0,
           "keep KV of finished streams for those that begin alike (default on)", NULL },
+        { OPT_STRING, "self-test", "quick|off", &a->self_test, 0, 0,
+          "of the links between the ranks, before they serve (default quick)", NULL },
         { OPT_STRING, "cpu-mask", "PATH", &a->cpu_mask, 0, 0,
           "no better kernels than: scalar, avx2, avx512, avx512bf16, native", NULL },
         { OPT_STRING, "launcher", "mpirun|srun", &a->launcher, 0, 0,
@@ -126,7 +128,7 @@ status serve_args_parse(int argc, char **argv, struct serve_args *a, struct err 
 {
     struct opt rows[PLAN_OPTS_ROWS + OWN_ROWS_MAX];
     uint32_t n = 0;
-    bool prefix_cache = true; /* only looked at: the workers get the word */
+    bool prefix_cache = true, self_test = true; /* only looked at: the workers get the words */
 
     *a = (struct serve_args){ .listen = "127.0.0.1:50051",
                               .queue = 256,
@@ -155,6 +157,9 @@ status serve_args_parse(int argc, char **argv, struct serve_args *a, struct err 
     }
     if (st == ST_OK) {
         st = opts_switch("prefix-cache", a->prefix_cache, &prefix_cache, err);
+    }
+    if (st == ST_OK) {
+        st = opts_either("self-test", a->self_test, "quick", "off", &self_test, err);
     }
     if (st == ST_OK && a->launcher != NULL && strcmp(a->launcher, "srun") == 0) {
         a->kind = LAUNCH_SRUN;

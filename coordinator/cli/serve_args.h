@@ -21,6 +21,7 @@ struct serve_args {
     uint32_t join_max, rejoin_s, replicas, retries, restarts, hang_timeout_s, canary_s;
     uint32_t announce_fd;     /* 0: none */
     const char *prefix_cache; /* "on" or "off"; NULL: on */
+    const char *self_test;    /* "quick" or "off"; NULL: quick */
     bool dry_run, external_local;
     bool replicas_given;
     const char *launcher; /* "mpirun" or "srun"; NULL: mpirun */

@@ -67,6 +67,24 @@ static bool print_gone(const struct msg_replica_status *p)
     return true;
 }
 
+static void print_self_test(const struct msg_self_test *t)
+{
+    if (t->n_links == 0) {
+        return;
+    }
+    printf("  %u links tested: round trips up to %.1f us (rank %u - %u), bandwidth from %.0f MiB/s "
+           "(rank %u - %u)\n",
+           t->n_links, (double)t->worst_latency.latency_us, t->worst_latency.a, t->worst_latency.b,
+           (double)t->worst_bandwidth.mib_per_s, t->worst_bandwidth.a, t->worst_bandwidth.b);
+    for (uint32_t i = 0; i < t->n_slow; i++) {
+        const struct msg_link *l = &t->slow[i];
+        printf("  slow link: rank %u - %u, %.1f us, %.0f MiB/s; usual %s are %.1f us, %.0f MiB/s\n",
+               l->a, l->b, (double)l->latency_us, (double)l->mib_per_s,
+               l->is_across ? "between hosts" : "on a host", (double)l->usual_latency_us,
+               (double)l->usual_mib_per_s);
+    }
+}
+
 static void print_table(const struct msg_status *m)
 {
     printf("%s  model %s  profile %s  build %.20s  up %.0f s  streams %u of %u\n", m->state,
@@ -97,6 +115,7 @@ static void print_table(const struct msg_status *m)
                 printf("  who waited for whom: %s\n", p->waits);
             }
         }
+        print_self_test(&p->self_test);
         printf("  rank stage slice  %-16s %7s  %-14s %10s %7s %10s  kernels\n", "host", "pid",
                "phase", "step", "loaded", "heard");
         for (uint32_t k = 0; k < p->n_ranks; k++) {
@@ -123,6 +142,25 @@ static json_t *rank_json(const struct msg_rank_status *r)
         (json_int_t)r->waits_for - 1, "waited_us", (json_int_t)r->waited_us, "step_digest", digest);
 }
 
+static json_t *link_json(const struct msg_link *l)
+{
+    return json_pack("{s:I, s:I, s:b, s:f, s:f}", "a", (json_int_t)l->a, "b", (json_int_t)l->b,
+                     "across", (int)l->is_across, "latency_us", (double)l->latency_us, "mib_per_s",
+                     (double)l->mib_per_s);
+}
+
+static json_t *self_test_json(const struct msg_self_test *t)
+{
+    json_t *slow = json_array();
+
+    for (uint32_t i = 0; i < t->n_slow; i++) {
+        json_array_append_new(slow, link_json(&t->slow[i]));
+    }
+    return json_pack("{s:I, s:f, s:o, s:o, s:o}", "links", (json_int_t)t->n_links, "took_ms",
+                     t->took_ms, "worst_latency", link_json(&t->worst_latency), "worst_bandwidth",
+                     link_json(&t->worst_bandwidth), "slow", slow);
+}
+
 static json_t *replica_json(const struct msg_replica_status *p)
 {
     json_t *ranks = json_array();
@@ -132,7 +170,7 @@ static json_t *replica_json(const struct msg_replica_status *p)
     }
     return json_pack(
         "{s:I, s:I, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, "
-        "s:I, s:s, s:s, s:b, s:s, s:s, s:o}",
+        "s:I, s:s, s:s, s:o, s:b, s:s, s:s, s:o}",
         "replica", (json_int_t)p->replica, "generation", (json_int_t)p->generation, "state",
         p->state, "tp", (json_int_t)p->tp, "pp", (json_int_t)p->pp, "step", (json_int_t)p->step,
         "running", (json_int_t)p->running, "waiting", (json_int_t)p->waiting, "kv_blocks_used",
@@ -141,8 +179,8 @@ static json_t *replica_json(const struct msg_replica_status *p)
         (json_int_t)p->kv_blocks_cached, "cache_hits", (json_int_t)p->cache_hits, "cache_tokens",
         (json_int_t)p->cache_tokens, "tokens_per_second", p->tokens_per_second, "step_us",
         p->step_us, "step_kernel_us", p->step_kernel_us, "losses", (json_int_t)p->losses, "detail",
-        p->detail, "waits", p->waits, "joined", p->joined, "profile", p->profile, "job", p->job,
-        "ranks", ranks);
+        p->detail, "waits", p->waits, "self_test", self_test_json(&p->self_test), "joined",
+        p->joined, "profile", p->profile, "job", p->job, "ranks", ranks);
 }
 
 static void print_json(const struct msg_status *m)

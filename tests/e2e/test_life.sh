@@ -38,6 +38,10 @@ ready
 [ "$("$GANTRY" generate --connect "$at" "Once" --max-tokens 5 --json | grep -o '"id":' | wc -l)" -eq 5 ] ||
     fail "5 tokens come" "$log"
 ok "5 tokens come"
+"$GANTRY" status --connect "$at" > "$dir/out"
+grep -qE "^  5 links tested: round trips up to [0-9.]+ us \(rank [0-3] - [0-3]\), bandwidth from [0-9]+ MiB/s" "$dir/out" ||
+    fail "every pair of ranks that talks was tested: 2 of slices, 2 of stages, the leader and rank 3" "$dir/out"
+ok "the links were tested"
 kill -INT "$serve"
 serve_ends 5 0 "an idle service ends on SIGINT"
 grep -q '^stopped$' "$log" || fail "it says that it has stopped" "$log"
@@ -84,8 +88,9 @@ done
 serve_ends 5 0 "then the service ends"
 left_nothing "a drain"
 
-serve again "${four[@]}" --grace 60
+serve again "${four[@]}" --grace 60 --self-test off
 ready
+! "$GANTRY" status --connect "$at" | grep -q "links tested" || fail "--self-test off tests no link" "$log"
 stream again
 pid=$client
 kill -INT "$serve"

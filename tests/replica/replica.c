@@ -5,6 +5,7 @@
 #include "replica/fake_nccl.h"
 
 #include "base/cpu.h"
+#include "common/coll_wrap.h"
 #include "kernels/plugin.h"
 #include "worker/rank_priv.h"
 
@@ -30,6 +31,7 @@ struct player {
     uint32_t rank;
     struct script *script;
     _Atomic bool *abort;
+    uint32_t n_plans; /* received, by a rank that gets a wrong one */
     struct rank_progress progress;
     struct err err;
     status st;
@@ -126,134 +128,17 @@ static void nap(void *self UNUSED, uint32_t ms UNUSED)
 
 /* ---- a rank whose plan goes wrong between its arrival and its use ---- */
 
-struct wrong {
-    struct coll base;
-    struct coll *inner; /* owned */
-    void *plan;         /* borrowed: where the plan being received goes */
-    struct coll_req req;
-    uint32_t n_plans;
-};
-
 enum { WRONG_PLAN = 3 };
 
-static struct coll *wrong_inner(struct coll *c)
+static void spoil(void *arg, const struct coll_wrap_msg *m)
 {
-    struct wrong *w = CONTAINER_OF(c, struct wrong, base);
+    struct player *p = arg;
+    struct step_head *plan = m->data;
 
-    w->inner->abort = c->abort;
-    w->inner->timeout_ns = c->timeout_ns;
-    w->inner->watch = c->watch;
-    return w->inner;
-}
-
-static status wrong_sum(struct coll *c, struct kern_stream *s, float *x, size_t n, uint64_t stamp,
-                        struct err *err)
-{
-    struct coll *in = wrong_inner(c);
-    return in->ops->all_reduce_tree(in, s, x, n, stamp, err);
-}
-
-static status wrong_gather(struct coll *c, struct kern_stream *s, const void *mine, size_t bytes,
-                           void *all, uint64_t stamp, struct err *err)
-{
-    struct coll *in = wrong_inner(c);
-    return in->ops->all_gather(in, s, mine, bytes, all, stamp, err);
-}
-
-static status wrong_send(struct coll *c, struct kern_stream *s, uint32_t to, uint32_t tag,
-                         const void *data, size_t bytes, struct coll_req *req_p, struct err *err)
-{
-    struct coll *in = wrong_inner(c);
-    return in->ops->send_start(in, s, to, tag, data, bytes, req_p, err);
-}
-
-static status wrong_recv(struct coll *c, struct kern_stream *s, uint32_t from, uint32_t tag,
-                         void *data, size_t bytes, struct coll_req *req_p, struct err *err)
-{
-    struct wrong *w = CONTAINER_OF(c, struct wrong, base);
-    struct coll *in = wrong_inner(c);
-    const status st = in->ops->recv_start(in, s, from, tag, data, bytes, req_p, err);
-
-    if (st == ST_OK && tag == RANK_TAG_PLAN) {
-        w->plan = data;
-        w->req = *req_p;
+    if (m->tag == RANK_TAG_PLAN && ++p->n_plans == WRONG_PLAN && plan->kind == STEP_RUN) {
+        step_tokens(plan)[0] ^= 1;
+        step_seal(plan); /* no damage on the way: the rank believes in it */
     }
-    return st;
-}
-
-static status wrong_test(struct coll *c, struct coll_req req, struct err *err)
-{
-    struct coll *in = wrong_inner(c);
-    return in->ops->test(in, req, err);
-}
-
-static status wrong_wait(struct coll *c, struct coll_req req, struct err *err)
-{
-    struct wrong *w = CONTAINER_OF(c, struct wrong, base);
-    struct coll *in = wrong_inner(c);
-    const status st = in->ops->wait(in, req, err);
-
-    if (st == ST_OK && w->plan != NULL && req.slot == w->req.slot) {
-        struct step_head *plan = w->plan;
-        w->plan = NULL;
-        if (++w->n_plans == WRONG_PLAN && plan->kind == STEP_RUN) {
-            step_tokens(plan)[0] ^= 1;
-            step_seal(plan); /* no damage on the way: the rank believes in it */
-        }
-    }
-    return st;
-}
-
-static status wrong_probe(struct coll *c, uint32_t from, uint32_t tag, size_t *bytes_p,
-                          struct err *err)
-{
-    struct coll *in = wrong_inner(c);
-    return in->ops->probe(in, from, tag, bytes_p, err);
-}
-
-static status wrong_barrier(struct coll *c, struct err *err)
-{
-    struct coll *in = wrong_inner(c);
-    return in->ops->barrier(in, err);
-}
-
-static status wrong_bcast(struct coll *c, void *data, size_t bytes, uint32_t root, struct err *err)
-{
-    struct coll *in = wrong_inner(c);
-    return in->ops->bcast(in, data, bytes, root, err);
-}
-
-static void wrong_destroy(struct coll *c)
-{
-    struct wrong *w = CONTAINER_OF(c, struct wrong, base);
-
-    w->inner->ops->destroy(w->inner);
-    free(w);
-}
-
-static const struct coll_ops wrong_ops = {
-    .name = "wrong",
-    .all_reduce_tree = wrong_sum,
-    .all_gather = wrong_gather,
-    .send_start = wrong_send,
-    .recv_start = wrong_recv,
-    .test = wrong_test,
-    .wait = wrong_wait,
-    .probe = wrong_probe,
-    .barrier = wrong_barrier,
-    .bcast = wrong_bcast,
-    .destroy = wrong_destroy,
-};
-
-static struct coll *wrong_create(struct coll *inner)
-{
-    struct wrong *w = calloc(1, sizeof(*w));
-
-    ASSERT(w != NULL);
-    w->base = *inner;
-    w->base.ops = &wrong_ops;
-    w->inner = inner;
-    return &w->base;
 }
 
 /* ---- ranks ---- */
@@ -263,12 +148,14 @@ static status play(struct player *p)
     const struct rank_io io = { feed, take_events, nap, p->script };
     struct coll *coll = NULL;
     struct rank *rank = NULL;
+    const struct selftest_config fabric = { "here", true };
+    struct msg_self_test report;
     struct hash128 digest;
     status st;
 
     st = coll_local_create(p->hub, p->rank, &coll, &p->err);
     if (st == ST_OK && p->config->wrong_rank == p->rank + 1) {
-        coll = wrong_create(coll);
+        coll = coll_wrap_create(coll, spoil, NULL, p);
     }
     if (st == ST_OK) {
         coll->abort = p->abort;
@@ -286,6 +173,7 @@ static status play(struct player *p)
                                             .abort = p->abort };
         (void)((st = rank_create(&config, &rank, &p->err)) ||
                (st = rank_load(rank, p->weights, &p->err)) || (st = rank_agree(rank, &p->err)) ||
+               (st = rank_selftest(rank, &fabric, &report, &p->err)) ||
                (st = rank_digest(rank, p->weights, NULL, &digest, &p->err)) ||
                (st = rank_run(rank, p->rank == 0 ? &io : NULL, &p->err)));
     }

@@ -124,6 +124,10 @@ static const struct msg_replica_status replicas[] = {
       .job = "00112233445566778899aabbccddeeff",
       .n_ranks = 2,
       .waits = "rank 1 (host b) waits",
+      .self_test = { .n_links = 1,
+                     .took_ms = 0.25,
+                     .worst_latency = { 0, 1, false, 5, 6, 0, 0 },
+                     .worst_bandwidth = { 0, 1, false, 5, 6, 0, 0 } },
       .ranks = rank_states },
 };
 
@@ -237,7 +241,18 @@ static int samples_make(void **state UNUSED)
                                                             .rows_max = 6,
                                                             .layer_bytes = 1ull << 40,
                                                             .model_digest = 1ull << 63 } } });
-    sample_rank("ready", &(struct msg_rank){ MSG_READY, .ready = { { { 1, 0, 255 } }, 5, 6 } });
+    sample_rank("ready",
+                &(struct msg_rank){ MSG_READY, .ready = { { { 1, 0, 255 } }, 5, 6, { 0 } } });
+    sample_rank(
+        "ready with links",
+        &(struct msg_rank){
+            MSG_READY, .ready = { .self_test = { .n_links = 9,
+                                                 .took_ms = 1.5,
+                                                 .worst_latency = { 1, 2, true, 5, 6, 0, 0 },
+                                                 .worst_bandwidth = { 3, 4, false, 7, 8, 0, 0 },
+                                                 .n_slow = 1,
+                                                 .n_slow_all = 12,
+                                                 .slow = { { 1, 2, true, 5, 6, 1, 2 } } } } });
     sample_rank("ready of a follower", &(struct msg_rank){ MSG_READY, .ready = { .kv_bytes = 6 } });
     sample_rank("heartbeat",
                 &(struct msg_rank){ MSG_HEARTBEAT,
