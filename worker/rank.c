@@ -443,14 +443,13 @@ static status await_plan(struct rank *r, struct step_head *plan, struct err *err
 static status compare_plans(struct rank *r, const struct step_head *plan, struct err *err)
 {
     const uint32_t from = r->rank - r->plan->tp;
-    uint64_t theirs = 0;
-    const status st = recv_now(r, NULL, from, RANK_TAG_STAMP, &theirs, sizeof(theirs), err);
+    const status st = recv_now(r, NULL, from, RANK_TAG_STAMP, &r->stamp, sizeof(r->stamp), err);
 
-    if (st == ST_OK && theirs != plan->digest) {
+    if (st == ST_OK && r->stamp != plan->digest) {
         return err_set(err, ST_ERR_MISMATCH,
                        "step %llu: rank %u has plan %016llx, rank %u has %016llx",
                        (unsigned long long)plan->id, r->rank, (unsigned long long)plan->digest,
-                       from, (unsigned long long)theirs);
+                       from, (unsigned long long)r->stamp);
     }
     return st;
 }

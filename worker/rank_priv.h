@@ -39,6 +39,7 @@ struct rank {
     struct coll_req *plan_reqs;  /* [n_plans][PLAN_REQS_MAX] sends of a plan, and of its digest */
     uint32_t *n_plan_reqs;       /* [n_plans] */
     struct step_result *results; /* [seqs_max] */
+    uint64_t stamp;              /* the digest of the stage before, as received */
 };
 
 /* Plans go down a binomial tree over the ranks: r passes them to r + 2^k for every 2^k > r. A

@@ -4,6 +4,7 @@
 #include "base/hash.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,10 +28,13 @@ enum {
 struct test {
     struct coll *c;
     const struct selftest_config *config;
-    uint64_t *mine, *theirs;     /* [BYTES_MAX / 8] owned */
     size_t pair_bytes;           /* of this replica's pairs of slices and of stages */
-    struct selftest_link *links; /* [n_links_max] owned: those that this rank measures */
+    uint64_t *mine, *theirs;     /* [BYTES_MAX / 8] owned, as all below */
+    struct selftest_link *links; /* [n_links_max] those that this rank measures */
     uint32_t n_links, n_links_max;
+    struct selftest_link *all; /* leader: everybody's */
+    uint32_t n_all;
+    struct test *next; /* of those that failed */
 };
 
 /* ---- what travels ---- */
@@ -161,14 +165,13 @@ static status measure_bytes(struct test *t, uint32_t peer, size_t bytes, uint32_
 /* One pair. `bytes` 0: the leader's kind, whose bandwidth nobody needs. */
 static status test_pair(struct test *t, uint32_t peer, size_t bytes, struct err *err)
 {
-    const uint64_t host = hash64_of(t->config->host, strlen(t->config->host), 0);
     struct selftest_link link = { .a = MIN(t->c->rank, peer), .b = MAX(t->c->rank, peer) };
-    uint64_t other = 0;
     float unused;
-    status st = swap(t->c, peer, TAG_HELLO, &host, &other, sizeof(host), err);
 
+    t->mine[0] = hash64_of(t->config->host, strlen(t->config->host), 0);
+    status st = swap(t->c, peer, TAG_HELLO, t->mine, t->theirs, sizeof(t->mine[0]), err);
     if (st == ST_OK) {
-        link.is_across = host != other;
+        link.is_across = t->mine[0] != t->theirs[0];
         fill(t->mine, MAX(bytes, (size_t)LEADER_BYTES), t->c->rank, peer);
         st = measure_trips(t, peer, bytes != 0 ? ROUND_TRIPS : LEADER_TRIPS, &link.latency_us, err);
     }
@@ -317,83 +320,106 @@ static status test_sums(struct test *t, struct err *err)
 /* ---- all of it ---- */
 
 /* Leader: everybody's links, behind its own. */
-static status collect(struct test *t, struct selftest_link **all_p, uint32_t *n_p, struct err *err)
+static status collect(struct test *t, struct err *err)
 {
     const struct coll *c = t->c;
-    uint32_t n = 0;
 
     for (uint32_t i = 0; i < c->n_ranks; i++) {
-        n += links_of(c, i);
+        t->n_all += links_of(c, i);
     }
-    struct selftest_link *all = calloc(MAX(n, 1u), sizeof(*all));
-    if (all == NULL) {
-        return err_set(err, ST_ERR_NOMEM, "no memory for what %u links do", n);
+    t->all = calloc(MAX(t->n_all, 1u), sizeof(*t->all));
+    if (t->all == NULL) {
+        return err_set(err, ST_ERR_NOMEM, "no memory for what %u links do", t->n_all);
     }
-    memcpy(all, t->links, t->n_links * sizeof(*all));
+    memcpy(t->all, t->links, t->n_links * sizeof(*t->all));
     uint32_t at = t->n_links;
     status st = ST_OK;
     for (uint32_t i = 1; st == ST_OK && i < c->n_ranks; i++) {
         const uint32_t of_i = links_of(c, i);
         if (of_i != 0) {
-            st = recv_now(t->c, i, TAG_LINKS, all + at, of_i * sizeof(*all), err);
+            st = recv_now(t->c, i, TAG_LINKS, t->all + at, of_i * sizeof(*t->all), err);
         }
         at += of_i;
     }
-    if (st != ST_OK) {
-        free(all);
-        return st;
-    }
-    *all_p = all;
-    *n_p = n;
-    return ST_OK;
+    return st;
 }
 
 static status report(struct test *t, struct msg_self_test *report_p, struct err *err)
 {
-    struct selftest_link *all = NULL;
-    uint32_t n = 0;
-
     if (t->c->rank != 0) {
         return t->n_links != 0
                    ? send_now(t->c, 0, TAG_LINKS, t->links, t->n_links * sizeof(*t->links), err)
                    : ST_OK;
     }
-    const status st = collect(t, &all, &n, err);
+    const status st = collect(t, err);
     if (st == ST_OK) {
-        selftest_judge(all, n, t->config->is_crowded, report_p);
+        selftest_judge(t->all, t->n_all, t->config->is_crowded, report_p);
     }
-    free(all);
     return st;
+}
+
+/* A test that failed may have messages in flight, which are read from and written to its memory: that
+ * is left to the process, which is about to end (as in coll_mpi.c). */
+static void test_leave(struct test *t)
+{
+    static struct test *_Atomic left;
+
+    t->next = atomic_load(&left);
+    while (!atomic_compare_exchange_weak(&left, &t->next, t)) {
+    }
+}
+
+static void test_destroy(struct test *t)
+{
+    free(t->mine);
+    free(t->theirs);
+    free(t->links);
+    free(t->all);
+    free(t);
+}
+
+static struct test *test_create(struct coll *c, const struct selftest_config *config)
+{
+    const uint32_t n_pairs = MAX(c->tp - 1 + (c->pp > 1 ? 2 : 0), 1u);
+    const size_t share = (size_t)BYTES_ALL / n_pairs / sizeof(uint64_t) * sizeof(uint64_t);
+    struct test *t = calloc(1, sizeof(*t));
+
+    if (t == NULL) {
+        return NULL;
+    }
+    t->c = c;
+    t->config = config;
+    t->pair_bytes = MIN(MAX(share, (size_t)BYTES_MIN), (size_t)BYTES_MAX);
+    t->n_links_max = links_of(c, c->rank);
+    t->mine = malloc(BYTES_MAX);
+    t->theirs = malloc(BYTES_MAX);
+    t->links = calloc(MAX(t->n_links_max, 1u), sizeof(*t->links));
+    if (t->mine == NULL || t->theirs == NULL || t->links == NULL) {
+        test_destroy(t);
+        return NULL;
+    }
+    return t;
 }
 
 status selftest_run(struct coll *c, const struct selftest_config *config,
                     struct msg_self_test *report_p, struct err *err)
 {
     const uint64_t from = clock_now_ns(clock_real());
-    const uint32_t n_pairs = MAX(c->tp - 1 + (c->pp > 1 ? 2 : 0), 1u);
-    const size_t share = (size_t)BYTES_ALL / n_pairs / sizeof(uint64_t) * sizeof(uint64_t);
-    struct test t = { .c = c,
-                      .config = config,
-                      .pair_bytes = MIN(MAX(share, (size_t)BYTES_MIN), (size_t)BYTES_MAX),
-                      .n_links_max = links_of(c, c->rank) };
+    struct test *t = test_create(c, config);
     struct msg_self_test report_now = { 0 };
     status st = ST_OK;
 
-    t.mine = malloc(BYTES_MAX);
-    t.theirs = malloc(BYTES_MAX);
-    t.links = calloc(MAX(t.n_links_max, 1u), sizeof(*t.links));
-    if (t.mine == NULL || t.theirs == NULL || t.links == NULL) {
-        st = err_set(err, ST_ERR_NOMEM, "no memory for the self-test");
+    if (t == NULL) {
+        return err_set(err, ST_ERR_NOMEM, "no memory for the self-test");
     }
-    (void)(st || (st = test_slices(&t, err)) || (st = test_stages(&t, err)) ||
-           (st = test_leader(&t, err)) || (st = test_sums(&t, err)) ||
-           (st = report(&t, &report_now, err)));
-    if (st == ST_OK) {
-        report_now.took_ms = (double)(clock_now_ns(clock_real()) - from) / 1e6;
-        *report_p = report_now;
+    (void)((st = test_slices(t, err)) || (st = test_stages(t, err)) || (st = test_leader(t, err)) ||
+           (st = test_sums(t, err)) || (st = report(t, &report_now, err)));
+    if (st != ST_OK) {
+        test_leave(t);
+        return st;
     }
-    free(t.mine);
-    free(t.theirs);
-    free(t.links);
-    return st;
+    test_destroy(t);
+    report_now.took_ms = (double)(clock_now_ns(clock_real()) - from) / 1e6;
+    *report_p = report_now;
+    return ST_OK;
 }
