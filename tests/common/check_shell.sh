@@ -10,7 +10,7 @@ if ! command -v shellcheck > /dev/null; then
     exit 77
 fi
 {
-    tree_files '*.sh'
+    tree_files '*.sh' '*.sbatch'
     echo run
     echo .ci/run
 } | xargs shellcheck -x
