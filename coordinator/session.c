@@ -202,12 +202,13 @@ static bool send_pending(struct session *s)
         s->is_blocked = true;
         return false;
     }
-    if (st == ST_ERR_PEER) { /* the call is over; the coordinator hears of it by itself */
+    const bool was_running = s->state == SESSION_RUNNING;
+    if (st ==
+        ST_ERR_PEER) { /* the call is over, and its on_done will find nothing left to cancel */
         s->state = SESSION_OVER;
-        return false;
+        return was_running;
     }
     if (st < 0) {
-        const bool was_running = s->state == SESSION_RUNNING;
         session_fail(s, st, "the answer does not fit a message");
         return was_running;
     }

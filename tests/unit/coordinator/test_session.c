@@ -13,6 +13,7 @@
 
 struct sink {
     bool is_busy, is_finished;
+    bool is_gone;
     status st;
     uint32_t n_messages, n_tokens, n_started;
     char text[65536], error[600], stop[64];
@@ -56,6 +57,9 @@ static status fake_send(void *self, const void *data, size_t len)
     struct sink *k = self;
 
     assert_false(k->is_finished);
+    if (k->is_gone) {
+        return ST_ERR_PEER;
+    }
     if (k->is_busy) {
         return ST_BUSY;
     }
@@ -289,6 +293,20 @@ static void test_session__the_end_waits_for_a_slow_client(void **state UNUSED)
     world_free(w);
 }
 
+/* The call may be known to be over before its on_done: what is sent then is the first to hear of it, and
+ * settles the stream, so it has to say that the leader must be told. */
+static void test_session__a_call_that_is_gone_cancels(void **state UNUSED)
+{
+    struct world *w = world_make(false, NULL);
+
+    assert_false(say(w, "a"));
+    w->sink.is_gone = true;
+    assert_true(say(w, "b"));
+    assert_int_equal(session_state(w->session), SESSION_OVER);
+    assert_false(session_flush(w->session));
+    world_free(w);
+}
+
 static void test_session__a_client_that_does_not_read_loses_its_stream(void **state UNUSED)
 {
     struct world *w = world_make(false, NULL);
@@ -388,6 +406,7 @@ int main(void)
         cmocka_unit_test(test_session__unary_is_one_message),
         cmocka_unit_test(test_session__a_slow_client_gets_one_coalesced_message),
         cmocka_unit_test(test_session__the_end_waits_for_a_slow_client),
+        cmocka_unit_test(test_session__a_call_that_is_gone_cancels),
         cmocka_unit_test(test_session__a_client_that_does_not_read_loses_its_stream),
         cmocka_unit_test(test_session__a_gap_or_repetition_fails_the_stream),
         cmocka_unit_test(test_session__a_recomputed_token_must_be_the_same),
