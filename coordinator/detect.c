@@ -2,10 +2,11 @@
  *
  *   silent     no message within --hang-timeout: a heartbeat comes four times a second from a
  *              thread that waits for nothing, so the process is stopped or its link is cut
- *   stuck      the leader has streams and no rank has moved (phase, step, layers) for the larger of
- *              --hang-timeout and what the longest layer of a full step may take
+ *   stuck      the leader has streams, or was sent some, and no rank has moved (phase, step, layers)
+ *              for the larger of --hang-timeout and what the longest layer of a full step may take
  *   loading    no rank has read or hashed anything for 12 times --hang-timeout: named, not ended
- *   overdue    a restarted replica that is not ready within --start-timeout
+ *   overdue    a replica that is not ready within --start-timeout of its start; before the service has
+ *              served that is looked at by whoever started it
  *
  * Who is named follows from who waits for whom (waits.h).
  *
@@ -143,8 +144,8 @@ static uint64_t movement(const struct replica *r)
 }
 
 /* "rank 2 (host b, pid 7) has been stuck for 5.1 s in phase ...: why". */
-static void stuck_text(const struct replica *r, uint64_t now, const struct waits_verdict *v,
-                       const char *why, struct err *text)
+static void stuck_text(const struct replica *r, uint64_t now, uint32_t n_streams,
+                       const struct waits_verdict *v, const char *why, struct err *text)
 {
     const struct msg_heartbeat *leader = &r->ranks[0].heartbeat;
     const struct rank *k = &r->ranks[v->rank];
@@ -159,18 +160,43 @@ static void stuck_text(const struct replica *r, uint64_t now, const struct waits
             "rank %u (host %s, pid %u) has been stuck for %.1f s in phase \"%s\" at step %" PRIu64
             ", layer count %" PRIu64 ", while %u streams wait (the leader is at step %" PRIu64
             ", phase \"%s\"); %s",
-            v->rank, k->host, k->pid, s, k->phase, k->heartbeat.step, k->heartbeat.ticks,
-            leader->running + leader->waiting, leader->step, r->ranks[0].phase, why);
+            v->rank, k->host, k->pid, s, k->phase, k->heartbeat.step, k->heartbeat.ticks, n_streams,
+            leader->step, r->ranks[0].phase, why);
+}
+
+struct running {
+    const struct replica *replica;
+    uint32_t n;
+};
+
+static void count_running(void *arg, struct journal_entry *e)
+{
+    struct running *r = arg;
+
+    r->n += e->replica == (int32_t)r->replica->index && front_is_running(e) ? 1 : 0;
+}
+
+/* Streams that the leader says it has; or, if it says none, those that we have sent it: one that hangs
+ * between two steps never takes them, and its heartbeats go on. */
+static uint32_t n_waiting_for(const struct replica *r)
+{
+    const struct msg_heartbeat *leader = &r->ranks[0].heartbeat;
+    struct running sent = { .replica = r };
+
+    if (leader->running + leader->waiting == 0 && r->n_streams != 0) {
+        journal_each(r->coord->journal, count_running, &sent);
+    }
+    return leader->running + leader->waiting + sent.n;
 }
 
 static void check_movement(struct replica *r, uint64_t now)
 {
-    const struct msg_heartbeat *leader = &r->ranks[0].heartbeat;
     const uint64_t mark = movement(r);
     struct waits_verdict v;
     struct err text, why = ERR_INIT;
+    uint32_t n_streams;
 
-    if (mark != r->mark || leader->running + leader->waiting == 0 || now < r->moved_ns) {
+    if (mark != r->mark || now < r->moved_ns || (n_streams = n_waiting_for(r)) == 0) {
         r->mark = mark;
         r->moved_ns = MAX(now, r->moved_ns);
         return;
@@ -179,7 +205,7 @@ static void check_movement(struct replica *r, uint64_t now)
         return;
     }
     judge(r, now, r->coord->config.hang_ns, &v, &why);
-    stuck_text(r, now, &v, why.text, &text);
+    stuck_text(r, now, n_streams, &v, why.text, &text);
     log_warn("replica", "replica %u.%u: %s", r->index, r->generation, text.text);
     replica_sign(r, SIGN_OWN_FAULT, ST_ERR_DEADLINE, text.text);
 }
@@ -217,12 +243,15 @@ static void check_loading(struct replica *r, uint64_t now)
 
 static void check_start(struct replica *r, uint64_t now)
 {
-    const uint64_t bound = r->coord->config.start_ns;
+    const struct coord *c = r->coord;
+    const uint64_t bound = c->config.start_ns;
+    const bool is_ours = replica_has_joined(r) || r->n_losses != 0 ||
+                         (c->has_served && c->config.on_lost != NULL);
     struct err text;
 
-    if (bound == 0 || (!replica_has_joined(r) && r->n_losses == 0) ||
-        now - r->started_ns <= bound) {
-        return; /* the first start is judged by whoever started it */
+    /* Whoever started the service judges the first starts, but only until one replica serves. */
+    if (bound == 0 || !is_ours || now - r->started_ns <= bound) {
+        return;
     }
     err_set(&text, ST_ERR_DEADLINE,
             "%.0f s after its start %u of %u ranks have attached and %u are ready%s%s",
@@ -255,15 +284,18 @@ static void tick(void *arg)
     if (now > due + STALL_MS * NS_PER_MS) {
         add_stall(c, now - due);
     }
-    for (uint32_t i = 0; c->config.hang_ns != 0 && i < c->n_replicas; i++) {
+    for (uint32_t i = 0; i < c->n_replicas; i++) {
         struct replica *r = c->replicas[i];
-        if (replica_is_alive(r)) {
+        const bool looks = c->config.hang_ns != 0;
+        if (looks && replica_is_alive(r)) {
             check_silence(r, now);
         }
-        if (r->state == REPLICA_SERVING || r->canary.is_out) {
+        if (looks && (r->state == REPLICA_SERVING || r->canary.is_out)) {
             check_movement(r, now);
         } else if (r->state == REPLICA_STARTING || r->state == REPLICA_LOADING) {
-            check_loading(r, now);
+            if (looks) {
+                check_loading(r, now);
+            }
             check_start(r, now);
         }
     }

@@ -392,6 +392,7 @@ static void world_open_as(struct world *w, uint32_t tp, const struct coord_confi
                                          .join_max = more->join_max,
                                          .mixed_profiles = more->mixed_profiles,
                                          .rejoin_ns = more->rejoin_ns,
+                                         .start_ns = more->start_ns,
                                          .on_lost = more->on_lost,
                                          .on_change = on_change,
                                          .arg = w };

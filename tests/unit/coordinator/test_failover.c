@@ -384,6 +384,46 @@ static void test_detect__two_that_wait_for_each_other_name_their_link(void **sta
     world_close(&w);
 }
 
+/* Its heartbeats say that it has nothing to do, because it never takes what it is sent. */
+static void test_detect__a_leader_that_takes_no_streams_is_stuck(void **state UNUSED)
+{
+    struct world w;
+    struct client c;
+    status code = ST_OK;
+
+    open_pair(&w, 400);
+    ask(&w, &c, WAITING, false, CLOCK_NEVER);
+    for (uint32_t i = 0; i < 60 && w.n_states < 2; i++) {
+        heartbeat(&w.ranks[0], "idle", 5, 30, 0);
+        heartbeat(&w.ranks[1], "idle", 5, 30, 0);
+        settle_ms(&w, 50);
+    }
+    assert_int_equal(w.n_states, 2);
+    assert_int_equal(w.states[1], COORD_FAILED);
+    assert_non_null(strstr(coord_failure(w.coord, &code), "while 1 streams wait"));
+    await(&w, &c.is_done);
+    world_close(&w);
+}
+
+/* While one serves, the coordinator judges the first start of the others. */
+static void test_detect__a_first_start_that_hangs_is_overdue(void **state UNUSED)
+{
+    const struct coord_config more = {
+        .n_replicas = 2, .restarts = 2, .start_ns = 300 * NS_PER_MS, .on_lost = on_lost
+    };
+    struct world w;
+
+    world_open_as(&w, 1, &more);
+    settle_ms(&w, 600);
+    assert_int_equal(w.n_lost, 0); /* nobody serves yet: whoever started them looks */
+    rank_ready(rank_attach(&w, 0));
+    await_count(&w, &w.n_lost, 1);
+    assert_int_equal(w.last_lost, 1);
+    assert_int_equal(w.last_delay_ns, NS_PER_S);
+    assert_int_equal(coord_state(w.coord), COORD_SERVING);
+    world_close(&w);
+}
+
 static void test_detect__idle_ranks_are_left_alone(void **state UNUSED)
 {
     struct world w;
@@ -414,6 +454,8 @@ int main(void)
         cmocka_unit_test(test_detect__a_stuck_rank_is_named),
         cmocka_unit_test(test_detect__a_stuck_rank_is_the_one_that_others_wait_for),
         cmocka_unit_test(test_detect__two_that_wait_for_each_other_name_their_link),
+        cmocka_unit_test(test_detect__a_leader_that_takes_no_streams_is_stuck),
+        cmocka_unit_test(test_detect__a_first_start_that_hangs_is_overdue),
         cmocka_unit_test(test_detect__idle_ranks_are_left_alone),
     };
 
