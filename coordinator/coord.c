@@ -146,11 +146,12 @@ void coord_destroy(struct coord *c)
     if (c == NULL) {
         return;
     }
+    /* First, because what is still open ends here, and its callbacks want all that follows. */
+    rpc_server_destroy(c->public_server);
+    rpc_server_destroy(c->control_server);
     rpc_timer_set(c->loop, &c->stop_timer, CLOCK_NEVER);
     detect_stop(c);
     table_fini(c);
-    rpc_server_destroy(c->public_server);
-    rpc_server_destroy(c->control_server);
     rpc_reflect_destroy(c->reflect);
     journal_destroy(c->journal);
     arena_fini(&c->arena);
