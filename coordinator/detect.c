@@ -245,8 +245,8 @@ static void check_start(struct replica *r, uint64_t now)
 {
     const struct coord *c = r->coord;
     const uint64_t bound = c->config.start_ns;
-    const bool is_ours = replica_has_joined(r) || r->n_losses != 0 ||
-                         (c->has_served && c->config.on_lost != NULL);
+    const bool is_ours =
+        replica_has_joined(r) || r->n_losses != 0 || (c->has_served && c->config.on_lost != NULL);
     struct err text;
 
     /* Whoever started the service judges the first starts, but only until one replica serves. */

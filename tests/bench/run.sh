@@ -9,6 +9,7 @@
 #   serve     start to SERVING; time to first token and tokens/s for 1 and 16 streams through gRPC
 #
 #   chaos --seed S --kills N ...   faults at random under streams that must not notice (chaos.py; not among "all")
+#   sim --seeds N [--seed S] [--replicas R] [--trace]   simulated clusters (tests/sim; not among "all")
 #
 # Without NAME all of them. BUILD is the build folder (default build); GANTRY_BENCH_DIR keeps the 2.2 GB of random weights
 # between runs (default: under TMPDIR, removed at the end). Needs mpirun; as root, says so to Open MPI.
@@ -21,6 +22,10 @@ if [ "${1:-}" = chaos ]; then
     "$python" -c 'import grpc' 2> /dev/null || python=/usr/bin/python3
     GANTRY=$(realpath "$build/gantry") GANTRY_PY=$(realpath "$build/py") GANTRY_SOURCE_DIR=$PWD PYTHONDONTWRITEBYTECODE=1 \
         exec "$python" tests/bench/chaos.py "$@"
+fi
+if [ "${1:-}" = sim ]; then
+    shift
+    exec "$build/tests/sim" "$@"
 fi
 gantry=$build/gantry
 threads=${THREADS:-$(nproc)}

@@ -1,0 +1,54 @@
+/* tests/sim/sim_client.h - one call of a client, what it may expect, and what it got. */
+#ifndef TESTS_SIM_CLIENT_H
+#define TESTS_SIM_CLIENT_H
+
+#include "proto/msg.h"
+#include "sim/sim_model.h"
+#include "sim/wire.h"
+
+enum { SIM_PROMPT_MAX = 256 };
+
+enum client_kind {
+    CLIENT_STREAM,
+    CLIENT_UNARY,
+    CLIENT_INVALID,  /* a request that nobody may take */
+    CLIENT_NO_TOKEN, /* where one is asked for */
+    CLIENT_STATUS,
+    CLIENT_CHECK,
+    CLIENT_WATCH
+};
+
+struct sim_client {
+    struct sim *sim;
+    struct sim_client *next; /* in sim->clients */
+    uint32_t index;
+    enum client_kind kind;
+    bool is_probe; /* sent when nothing fails any more: must be answered in full */
+    struct rpc_call *call;
+
+    struct msg_generate request;     /* points into the fields below */
+    uint32_t prompt[SIM_PROMPT_MAX]; /* ids as the model sees them */
+    char text[SIM_PROMPT_MAX];
+    uint32_t n_prompt, max_tokens;
+    char id[MSG_REQUEST_ID_MAX + 1];
+    struct msg_str stops[2];
+    char stop_text[2][4];
+    uint32_t stop_ids[2];
+    bool is_duplicate; /* of an id that may be in use */
+    uint64_t deadline_ns;
+    uint32_t n_tries;
+
+    bool has_cancelled, is_slow, is_hurt; /* what was done to it */
+    bool is_started, is_finished, is_done;
+    status st;
+    struct sim_truth truth; /* once it is started */
+    uint32_t n_tokens;
+    size_t n_text;
+    enum health_state health; /* CLIENT_WATCH: the last that was heard */
+    struct msg_finished finished;
+};
+
+void client_cancel(struct sim_client *c);
+void client_hurt(struct sim_client *c); /* its link or its process */
+
+#endif
