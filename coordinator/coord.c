@@ -182,6 +182,7 @@ void coord_leave(struct coord *c)
         struct front_call *f = c->dead;
         c->dead = f->next_dead;
         session_destroy(f->session);
+        buf_fini(&f->reply);
         free(f);
     }
 }

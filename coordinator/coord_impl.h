@@ -2,6 +2,7 @@
  * the files of this folder.
  *
  *   front.c    Generate, GenerateStream, GetModel: requests in, sessions out
+ *   choices.c  several answers to one call: their ends, and the whole answer
  *   health.c   grpc.health.v1: Check, Watch
  *   table.c    the slots of the replicas
  *   join.c     replicas that someone else has started
@@ -55,6 +56,12 @@ struct front_call {
     struct front_call *next_dirty;
     bool is_dirty;
     struct front_call *next_dead;
+
+    /* choices.c: one of these per answer, all with the same call, chained from choice 0 */
+    struct front_call *head, *next_choice; /* head: choice 0's, for n = 1 its own */
+    uint32_t n_choices, n_ending;          /* of the head: all, and those that the call waits for */
+    bool is_ended;                         /* of the head: the call has been told its end */
+    struct buf reply;                      /* owned: a whole answer that waits for the others */
 };
 
 struct watcher { /* one health Watch */
@@ -234,6 +241,16 @@ void coord_enter(struct coord *c);
 void coord_leave(struct coord *c);
 void coord_set_state(struct coord *c, enum coord_state state);
 uint64_t coord_now(const struct coord *c);
+
+/* choices.c */
+/* f answers the call of `head` as well, behind its other choices. */
+void choices_add(struct front_call *head, struct front_call *f);
+void choices_finish(struct front_call *f, status st, const char *text);
+void choices_reply(struct front_call *f, const void *data, size_t len);
+/* Those that have not been placed go where this profile is, if there is a choice. */
+void choices_share_profile(struct front_call *head, const char *profile);
+/* Is an answer behind choice 0 in the journal? */
+bool choices_are_open(const struct front_call *head);
 
 /* front.c */
 void front_generate(void *arg, struct rpc_call *call, const void *data, size_t len);

@@ -20,25 +20,17 @@ static status sink_send(void *self, const void *data, size_t len)
 {
     struct front_call *f = self;
 
-    return f->call != NULL ? rpc_call_send(f->call, data, len) : ST_ERR_PEER;
+    return f->call != NULL && !f->head->is_ended ? rpc_call_send(f->call, data, len) : ST_ERR_PEER;
 }
 
 static void sink_finish(void *self, status st, const char *text)
 {
-    struct front_call *f = self;
-
-    if (f->call != NULL) {
-        rpc_call_finish(f->call, st, text);
-    }
+    choices_finish(self, st, text);
 }
 
 static void sink_reply(void *self, const void *data, size_t len)
 {
-    struct front_call *f = self;
-
-    if (f->call != NULL) {
-        rpc_call_reply(f->call, data, len);
-    }
+    choices_reply(self, data, len);
 }
 
 /* ---- a request becomes ids and numbers ---- */
@@ -214,6 +206,11 @@ static status entry_open(struct coord *c, const struct msg_generate *m, const st
 
 /* ---- admission ---- */
 
+static uint32_t choices_wanted(const struct msg_generate *m)
+{
+    return m->has_n ? m->n : 1;
+}
+
 static status serving_check(const struct coord *c, struct err *err)
 {
     struct coord_progress p;
@@ -252,6 +249,10 @@ static status call_open(struct coord *c, struct rpc_call *call, const struct msg
     f->coord = c;
     f->call = call;
     f->entry = e;
+    f->reply = (struct buf)BUF_INIT;
+    f->head = f;
+    f->n_choices = 1;
+    f->n_ending = 1;
     const struct session_config config = { .tok = c->config.tok,
                                            .clock = c->clock,
                                            .entry = e,
@@ -272,33 +273,70 @@ static status call_open(struct coord *c, struct rpc_call *call, const struct msg
     return ST_OK;
 }
 
-/* From a checked request and its prompt to a stream that the leader knows. */
-static status stream_open(struct coord *c, struct rpc_call *call, const struct msg_generate *m,
-                          const struct prompt *p, bool is_unary, struct front_call **f_p,
-                          struct err *err)
+/* All answers that a request asks for: an entry and a session each, nothing submitted yet. What was
+ * made is in *head_p also on failure. */
+static status choices_open(struct coord *c, struct rpc_call *call, const struct msg_generate *m,
+                           const struct prompt *p, bool is_unary, struct front_call **head_p,
+                           struct err *err)
 {
-    struct journal_entry *e = NULL;
-    struct front_call *f = NULL;
-    status st = entry_open(c, m, p, &e, err);
+    struct journal_entry *first = NULL;
+    status st = entry_open(c, m, p, &first, err);
 
     if (st < 0) {
         return st;
     }
-    e->deadline_ns = rpc_call_deadline_ns(call);
-    st = call_open(c, call, m, e, is_unary, &f, err);
-    if (st == ST_OK) {
-        st = route_submit(c, e, err);
+    first->deadline_ns = rpc_call_deadline_ns(call);
+    st = call_open(c, call, m, first, is_unary, head_p, err);
+    if (st < 0) {
+        journal_close(c->journal, first);
+    }
+    for (uint32_t i = 1; st == ST_OK && i < choices_wanted(m); i++) {
+        struct journal_entry *e = NULL;
+        struct front_call *f = NULL;
+
+        st = journal_open_choice(c->journal, first, i, &e, err);
+        if (st == ST_OK) {
+            st = call_open(c, call, m, e, is_unary, &f, err);
+            if (st < 0) {
+                journal_close(c->journal, e);
+            } else {
+                choices_add(*head_p, f);
+            }
+        }
+    }
+    return st;
+}
+
+/* A request that comes to nothing: as if it had never been. */
+static void choices_undo(struct front_call *head)
+{
+    for (struct front_call *f = head, *next; f != NULL; f = next) {
+        next = f->next_choice;
+        route_cancel(f->coord, f->entry);
+        route_leave(f->coord, f->entry);
+        journal_close(f->coord->journal, f->entry);
+        session_destroy(f->session);
+        free(f);
+    }
+}
+
+/* From a checked request and its prompt to streams that the leader knows: all or none. */
+static status streams_open(struct coord *c, struct rpc_call *call, const struct msg_generate *m,
+                           const struct prompt *p, bool is_unary, struct front_call **head_p,
+                           struct err *err)
+{
+    struct front_call *head = NULL;
+    status st = choices_open(c, call, m, p, is_unary, &head, err);
+
+    for (struct front_call *f = head; st == ST_OK && f != NULL; f = f->next_choice) {
+        choices_share_profile(head, head->entry->profile);
+        st = route_submit(c, f->entry, err);
     }
     if (st < 0) {
-        route_leave(c, e);
-        journal_close(c->journal, e);
-        if (f != NULL) {
-            session_destroy(f->session);
-            free(f);
-        }
+        choices_undo(head);
         return st;
     }
-    *f_p = f;
+    *head_p = head;
     return ST_OK;
 }
 
@@ -322,20 +360,39 @@ static status request_read(struct coord *c, const void *data, size_t len, struct
         return st;
     }
     /* Before the prompt is tokenised: a full queue must cost little. */
-    if (journal_count(c->journal) >= c->config.queue_max) {
+    const uint32_t n_open = journal_count(c->journal), n = choices_wanted(m);
+    if (n_open >= c->config.queue_max) {
         return err_set(err, ST_ERR_LIMIT,
                        "%u streams are open, the limit of this service (--queue); try again later",
-                       journal_count(c->journal));
+                       n_open);
+    }
+    if (n > c->config.queue_max - n_open) {
+        return err_set(err, ST_ERR_LIMIT,
+                       "n is %u and %u of %u streams are open (--queue); ask for fewer choices or "
+                       "try again later",
+                       n, n_open, c->config.queue_max);
     }
     return ST_OK;
 }
 
+/* An answer is over; choice 0's entry stays while others of its request run. */
 static void entry_close(struct front_call *f)
 {
-    if (f->entry != NULL) {
-        route_leave(f->coord, f->entry);
-        journal_close(f->coord->journal, f->entry);
-        f->entry = NULL;
+    struct front_call *head = f->head;
+
+    if (f->entry == NULL) {
+        return;
+    }
+    route_leave(f->coord, f->entry);
+    if (f == head && choices_are_open(head)) {
+        return;
+    }
+    journal_close(f->coord->journal, f->entry);
+    f->entry = NULL;
+    if (f != head && head->entry != NULL && !choices_are_open(head) &&
+        session_state(head->session) == SESSION_OVER) {
+        journal_close(head->coord->journal, head->entry);
+        head->entry = NULL;
     }
 }
 
@@ -366,7 +423,7 @@ static void generate(struct coord *c, struct rpc_call *call, const void *data, s
         st = prompt_make(c, &m, &prompt, &err);
     }
     if (st == ST_OK) {
-        st = stream_open(c, call, &m, &prompt, is_unary, &f, &err);
+        st = streams_open(c, call, &m, &prompt, is_unary, &f, &err);
     }
     token_list_fini(&prompt.list);
     if (st != ST_OK) {
@@ -376,17 +433,21 @@ static void generate(struct coord *c, struct rpc_call *call, const void *data, s
     }
     rpc_call_set_user(call, f);
     log_req(LOG_DEBUG, "front", f->entry->request_id,
-            "%u prompt tokens, at most %u more, stream %llu", f->entry->n_prompt,
-            f->entry->max_tokens, (unsigned long long)f->entry->stream);
-    front_placed(f->entry);
+            "%u prompt tokens, at most %u more, stream %llu, choices %u", f->entry->n_prompt,
+            f->entry->max_tokens, (unsigned long long)f->entry->stream, f->n_choices);
+    for (; f != NULL; f = f->next_choice) {
+        front_placed(f->entry);
+    }
 }
 
 void front_placed(struct journal_entry *e)
 {
-    struct front_call *f = e->owner;
+    const struct front_call *f = e->owner;
+    struct front_call *head = f->head;
 
     if (e->replica >= 0) { /* else later: what it starts with is not known yet */
-        settle(f, session_start(f->session));
+        choices_share_profile(head, e->profile);
+        settle(head, session_start(head->session));
     }
 }
 
@@ -438,29 +499,42 @@ void front_writable(void *arg, struct rpc_call *call)
         return;
     }
     coord_enter(arg);
-    settle(f, session_writable(f->session));
+    for (; f != NULL; f = f->next_choice) { /* freed when the outermost callback returns */
+        settle(f, session_writable(f->session));
+    }
     coord_leave(arg);
+}
+
+/* The call of this answer is over. */
+static void answer_done(struct front_call *f, bool cancelled)
+{
+    if (f->entry != NULL) {
+        const bool was_running = session_state(f->session) == SESSION_RUNNING;
+        log_req(LOG_DEBUG, "stream", f->entry->request_id, "choice %u: %s after %u tokens",
+                f->entry->choice, cancelled ? "the client left or its deadline passed" : "over",
+                f->entry->n_emitted);
+        session_abandon(f->session);
+        settle(f, was_running);
+    }
+    f->next_dead = f->coord->dead;
+    f->coord->dead = f;
 }
 
 void front_done(void *arg, struct rpc_call *call, bool cancelled)
 {
     struct coord *c = arg;
-    struct front_call *f = rpc_call_user(call);
+    struct front_call *head = rpc_call_user(call);
 
-    if (f == NULL) {
+    if (head == NULL) {
         return; /* refused at the door */
     }
     coord_enter(c);
-    f->call = NULL;
-    if (f->entry != NULL) {
-        const bool was_running = session_state(f->session) == SESSION_RUNNING;
-        log_req(LOG_DEBUG, "stream", f->entry->request_id, "%s after %u tokens",
-                cancelled ? "the client left or its deadline passed" : "over", f->entry->n_emitted);
-        session_abandon(f->session);
-        settle(f, was_running);
+    for (struct front_call *f = head; f != NULL; f = f->next_choice) {
+        f->call = NULL;
     }
-    f->next_dead = c->dead;
-    c->dead = f;
+    for (struct front_call *f = head; f != NULL; f = f->next_choice) {
+        answer_done(f, cancelled);
+    }
     coord_leave(c);
 }
 

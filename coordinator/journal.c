@@ -12,6 +12,8 @@ struct journal {
     uint32_t n, n_max;
     uint32_t mask; /* buckets - 1 */
     uint64_t next_stream;
+    uint32_t n_walks; /* journal_each, how deep */
+    bool has_closed;  /* entries that the outermost of them must free at its end */
     struct journal_entry **by_stream, **by_request; /* [mask + 1] each, owned */
 };
 
@@ -73,6 +75,35 @@ void journal_destroy(struct journal *j)
     free(j);
 }
 
+static status room_check(const struct journal *j, struct err *err)
+{
+    if (j->n >= j->n_max) {
+        return err_set(err, ST_ERR_LIMIT,
+                       "%u streams are open, the limit of this service (--queue); try again later",
+                       j->n);
+    }
+    return ST_OK;
+}
+
+/* Into the chains, as an entry that runs nowhere. */
+static void entry_link(struct journal *j, struct journal_entry *e)
+{
+    struct journal_entry **stream_at, **request_at;
+
+    e->stream = j->next_stream++;
+    e->attempt = 1;
+    e->replica = -1;
+    stream_at = &j->by_stream[stream_slot(j, e->stream)];
+    e->next_stream = *stream_at;
+    *stream_at = e;
+    if (e->choice == 0) {
+        request_at = &j->by_request[request_slot(j, e->request_id)];
+        e->next_request = *request_at;
+        *request_at = e;
+    }
+    j->n++;
+}
+
 status journal_open(struct journal *j, const char *request_id, const uint32_t *prompt,
                     uint32_t n_prompt, struct journal_entry **entry_p, struct err *err)
 {
@@ -81,10 +112,9 @@ status journal_open(struct journal *j, const char *request_id, const uint32_t *p
         return err_set(err, ST_ERR_EXISTS,
                        "request_id \"%s\" belongs to a stream that is still running", request_id);
     }
-    if (j->n >= j->n_max) {
-        return err_set(err, ST_ERR_LIMIT,
-                       "%u streams are open, the limit of this service (--queue); try again later",
-                       j->n);
+    const status st = room_check(j, err);
+    if (st < 0) {
+        return st;
     }
     struct journal_entry *e = calloc(1, sizeof(*e));
     uint32_t *ids = malloc(n_prompt * sizeof(*ids));
@@ -96,24 +126,48 @@ status journal_open(struct journal *j, const char *request_id, const uint32_t *p
     memcpy(ids, prompt, n_prompt * sizeof(*ids));
     e->prompt = ids;
     e->n_prompt = n_prompt;
-    e->stream = j->next_stream++;
-    e->attempt = 1;
-    e->replica = -1;
     e->deadline_ns = CLOCK_NEVER;
     memcpy(e->request_id, request_id, strlen(request_id) + 1);
-
-    struct journal_entry **stream_at = &j->by_stream[stream_slot(j, e->stream)];
-    struct journal_entry **request_at = &j->by_request[request_slot(j, e->request_id)];
-    e->next_stream = *stream_at;
-    *stream_at = e;
-    e->next_request = *request_at;
-    *request_at = e;
-    j->n++;
+    entry_link(j, e);
     *entry_p = e;
     return ST_OK;
 }
 
-void journal_close(struct journal *j, struct journal_entry *entry)
+status journal_open_choice(struct journal *j, const struct journal_entry *first, uint32_t choice,
+                           struct journal_entry **entry_p, struct err *err)
+{
+    const status st = room_check(j, err);
+
+    ASSERT(choice != 0 && first->choice == 0);
+    if (st < 0) {
+        return st;
+    }
+    struct journal_entry *e = malloc(sizeof(*e));
+    uint32_t *ids = malloc(first->n_prompt * sizeof(*ids));
+    if (e == NULL || ids == NULL) {
+        goto fail;
+    }
+    *e = *first;
+    e->choice = choice;
+    e->prompt = memcpy(ids, first->prompt, first->n_prompt * sizeof(*ids));
+    e->emitted = NULL;
+    e->n_emitted = 0;
+    e->n_emitted_max = 0;
+    e->biases = NULL;
+    e->owner = NULL;
+    if (journal_set_biases(e, first->biases, first->n_biases) < 0) {
+        goto fail;
+    }
+    entry_link(j, e);
+    *entry_p = e;
+    return ST_OK;
+fail:
+    free(e);
+    free(ids);
+    return err_set(err, ST_ERR_NOMEM, "no memory for a prompt of %u tokens", first->n_prompt);
+}
+
+static void entry_unlink(struct journal *j, struct journal_entry *entry)
 {
     struct journal_entry **at = &j->by_stream[stream_slot(j, entry->stream)];
 
@@ -123,13 +177,26 @@ void journal_close(struct journal *j, struct journal_entry *entry)
     }
     *at = entry->next_stream;
     at = &j->by_request[request_slot(j, entry->request_id)];
-    while (*at != entry) {
+    while (entry->choice == 0 && *at != entry) {
         ASSERT(*at != NULL);
         at = &(*at)->next_request;
     }
-    *at = entry->next_request;
-    j->n--;
+    if (entry->choice == 0) {
+        *at = entry->next_request;
+    }
     entry_free(entry);
+}
+
+void journal_close(struct journal *j, struct journal_entry *entry)
+{
+    ASSERT(!entry->is_closed);
+    j->n--;
+    if (j->n_walks != 0) { /* the walk may stand on it */
+        entry->is_closed = true;
+        j->has_closed = true;
+        return;
+    }
+    entry_unlink(j, entry);
 }
 
 status journal_append(struct journal_entry *entry, uint32_t token)
@@ -184,7 +251,7 @@ struct journal_entry *journal_find(const struct journal *j, uint64_t stream)
 {
     struct journal_entry *e = j->by_stream[stream_slot(j, stream)];
 
-    while (e != NULL && e->stream != stream) {
+    while (e != NULL && (e->stream != stream || e->is_closed)) {
         e = e->next_stream;
     }
     return e;
@@ -194,7 +261,7 @@ struct journal_entry *journal_find_request(const struct journal *j, const char *
 {
     struct journal_entry *e = j->by_request[request_slot(j, request_id)];
 
-    while (e != NULL && strcmp(e->request_id, request_id) != 0) {
+    while (e != NULL && (e->is_closed || strcmp(e->request_id, request_id) != 0)) {
         e = e->next_request;
     }
     return e;
@@ -205,15 +272,35 @@ uint32_t journal_count(const struct journal *j)
     return j->n;
 }
 
-void journal_each(struct journal *j, void (*fn)(void *arg, struct journal_entry *entry), void *arg)
+/* What was closed while journal_each walked. */
+static void drop_closed(struct journal *j)
 {
+    j->has_closed = false;
     for (uint32_t i = 0; i <= j->mask; i++) {
         struct journal_entry *e = j->by_stream[i];
         while (e != NULL) {
             struct journal_entry *next = e->next_stream;
-            fn(arg, e);
+            if (e->is_closed) {
+                entry_unlink(j, e);
+            }
             e = next;
         }
+    }
+}
+
+void journal_each(struct journal *j, void (*fn)(void *arg, struct journal_entry *entry), void *arg)
+{
+    j->n_walks++;
+    for (uint32_t i = 0; i <= j->mask; i++) {
+        for (struct journal_entry *e = j->by_stream[i]; e != NULL; e = e->next_stream) {
+            if (!e->is_closed) {
+                fn(arg, e);
+            }
+        }
+    }
+    j->n_walks--;
+    if (j->n_walks == 0 && j->has_closed) {
+        drop_closed(j);
     }
 }
 
@@ -237,7 +324,7 @@ struct msg_submit journal_submit(const struct journal_entry *e, uint64_t now_ns)
                                 .top_p = e->top_p,
                                 .min_p = e->min_p,
                                 .top_k = e->top_k,
-                                .choice = 0,
+                                .choice = e->choice,
                                 .seed = e->seed,
                                 .n_stop_ids = e->n_stop_ids,
                                 .stop_ids = e->stop_ids,

@@ -19,6 +19,7 @@ struct journal;
 struct journal_entry {
     uint64_t stream;  /* unique in the coordinator's life */
     uint32_t attempt; /* 1 for the first Submit */
+    uint32_t choice;  /* which answer to the request; only 0 is found by the request id */
     char request_id[MSG_REQUEST_ID_MAX + 1];
     uint32_t n_prompt, n_emitted, n_emitted_max;
     uint32_t *prompt;  /* [n_prompt] owned */
@@ -55,6 +56,7 @@ struct journal_entry {
 
     void *owner;                                      /* the session; borrowed */
     struct journal_entry *next_stream, *next_request; /* private: hash chains */
+    bool is_closed;                                   /* private: closed within journal_each */
 };
 
 /* At most n_max entries are open. */
@@ -67,6 +69,10 @@ void journal_destroy(struct journal *j); /* entries included; NULL is fine */
  * ST_ERR_NOMEM. */
 status journal_open(struct journal *j, const char *request_id, const uint32_t *prompt,
                     uint32_t n_prompt, struct journal_entry **entry_p, struct err *err);
+/* Another answer to the request of `first` (its choice 0): the same prompt and parameters, a stream
+ * of its own. ST_ERR_LIMIT, ST_ERR_NOMEM. */
+status journal_open_choice(struct journal *j, const struct journal_entry *first, uint32_t choice,
+                           struct journal_entry **entry_p, struct err *err);
 void journal_close(struct journal *j, struct journal_entry *entry);
 status journal_append(struct journal_entry *entry, uint32_t token) WARN_UNUSED; /* ST_ERR_NOMEM */
 
@@ -82,7 +88,7 @@ bool journal_is_of(const struct journal_entry *entry, const char *profile);
 struct journal_entry *journal_find(const struct journal *j, uint64_t stream); /* NULL: not open */
 struct journal_entry *journal_find_request(const struct journal *j, const char *request_id);
 uint32_t journal_count(const struct journal *j);
-/* Call fn for every open entry; fn may close that entry, no other. */
+/* Call fn for every open entry; fn may close any, and opens none. */
 void journal_each(struct journal *j, void (*fn)(void *arg, struct journal_entry *entry), void *arg);
 
 /* The Submit that starts this stream, or starts it again from where it is. Borrows from the entry.

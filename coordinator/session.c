@@ -71,6 +71,7 @@ status session_create(const struct session_config *config, struct session **sess
         return st;
     }
     s->config.stop = NULL;
+    s->has_started = s->entry->choice != 0; /* `started` is said once for all choices */
     detok_init(&s->detok, config->tok, false);
     detok_prompt(&s->detok, s->entry->prompt, s->entry->n_prompt);
     *session_p = s;
@@ -151,6 +152,7 @@ static void chunk_make(const struct session *s, bool has_started, struct msg_chu
                                            .seed = s->entry->seed,
                                            .prompt_tokens = s->entry->n_prompt };
     }
+    c->choice = s->entry->choice;
     c->text = (struct msg_str){ s->text.data, s->text.len };
     c->tokens = s->pieces;
     c->n_tokens = s->n_pieces;
@@ -173,7 +175,7 @@ static void reply(struct session *s)
     const char *profiles[MSG_PROFILES_MAX];
     struct msg_chunk chunk;
 
-    chunk_make(s, true, &chunk, profiles);
+    chunk_make(s, !s->has_started, &chunk, profiles);
     const status st = msg_response_pack(&chunk, &out);
     if (st < 0) {
         session_fail(s, ST_ERR_LIMIT,

@@ -1,7 +1,9 @@
 /* proto/codec_chunk.c - gantry.v1: the answer, whole (GenerateResponse) or in parts
  * (GenerateChunk).
  *
- * Both types have the same fields under the same numbers, therefore one description serves both.
+ * Both types have the same fields under the same numbers, and so has Choice but for `started`,
+ * therefore one description serves all three. The choices of a whole answer are packed one by one as
+ * their sessions end; put together they are choice 0's bytes with the others' behind them.
  * Generated text may hold NULs (a model can emit byte 0), and protobuf-c packs a string up to its
  * first NUL; so `text` is written by hand behind what protobuf-c packed (field order is free). */
 #include "proto/codec_pb.h"
@@ -9,6 +11,8 @@
 #include "gantry.pb-c.h"
 
 #include <string.h>
+
+enum { FIELD_TEXT = 2, FIELD_CHOICES = 8 };
 
 /* ---- pack ---- */
 
@@ -87,16 +91,13 @@ static void started_fill(const struct msg_started *m, Gantry__V1__Started *s)
     s->model = pb_text(m->model);
 }
 
-/* Field 2, length-delimited. */
-static status text_append(const struct msg_str *text, struct buf *out)
+/* Field `number` (below 16), length-delimited. */
+static status bytes_append(unsigned int number, const struct msg_str *text, struct buf *out)
 {
     unsigned char head[12];
     size_t n = 0, left = text->len;
 
-    if (text->len == 0) {
-        return ST_OK;
-    }
-    head[n++] = 2 << 3 | 2;
+    head[n++] = (unsigned char)(number << 3 | 2);
     do {
         head[n++] = (unsigned char)((left & 0x7F) | (left > 0x7F ? 0x80 : 0));
         left >>= 7;
@@ -123,6 +124,7 @@ static status chunk_append(const struct msg_chunk *m, struct arena *arena, struc
     if (c.tokens == NULL) {
         return ST_ERR_NOMEM;
     }
+    c.choice = m->choice;
     c.n_tokens = m->n_tokens;
     for (uint32_t i = 0; i < m->n_tokens && st == ST_OK; i++) {
         st = piece_fill(&m->tokens[i], arena, c.tokens[i]);
@@ -134,7 +136,7 @@ static status chunk_append(const struct msg_chunk *m, struct arena *arena, struc
     if (st == ST_OK) {
         st = pb_pack(&c.base, out);
     }
-    return st < 0 ? st : text_append(&m->text, out);
+    return st < 0 || m->text.len == 0 ? st : bytes_append(FIELD_TEXT, &m->text, out);
 }
 
 status msg_chunk_pack(const struct msg_chunk *m, struct buf *out)
@@ -153,6 +155,13 @@ status msg_chunk_pack(const struct msg_chunk *m, struct buf *out)
 status msg_response_pack(const struct msg_chunk *m, struct buf *out)
 {
     return msg_chunk_pack(m, out);
+}
+
+status msg_response_add_choice(const void *data, size_t len, struct buf *out)
+{
+    const struct msg_str bytes = { data, len };
+
+    return bytes_append(FIELD_CHOICES, &bytes, out);
 }
 
 /* ---- unpack ---- */
@@ -244,6 +253,7 @@ status msg_chunk_unpack(const void *data, size_t len, struct arena *arena, struc
                                           .seed = c->started->seed,
                                           .prompt_tokens = c->started->prompt_tokens };
     }
+    m.choice = c->choice;
     m.text = (struct msg_str){ c->text, pb_str_len(desc, "text", c->text) };
     if (c->finished != NULL) {
         m.has_finished = true;

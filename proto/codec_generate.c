@@ -41,6 +41,10 @@ static void options_fill(const struct msg_generate *m, Gantry__V1__GenerateReque
         r->opt_logprobs_case = GANTRY__V1__GENERATE_REQUEST__OPT_LOGPROBS_LOGPROBS;
         r->logprobs = m->logprobs;
     }
+    if (m->has_n) {
+        r->opt_n_case = GANTRY__V1__GENERATE_REQUEST__OPT_N_N;
+        r->n = m->n;
+    }
     if (m->has_presence_penalty) {
         r->opt_presence_penalty_case =
             GANTRY__V1__GENERATE_REQUEST__OPT_PRESENCE_PENALTY_PRESENCE_PENALTY;
@@ -126,6 +130,8 @@ static void options_read(const Gantry__V1__GenerateRequest *r, struct msg_genera
     m->seed = m->has_seed ? r->seed : 0;
     m->has_logprobs = r->opt_logprobs_case != 0;
     m->logprobs = m->has_logprobs ? r->logprobs : 0;
+    m->has_n = r->opt_n_case != 0;
+    m->n = m->has_n ? r->n : 0;
     m->has_presence_penalty = r->opt_presence_penalty_case != 0;
     m->presence_penalty = m->has_presence_penalty ? r->presence_penalty : 0.0f;
     m->has_frequency_penalty = r->opt_frequency_penalty_case != 0;
@@ -255,6 +261,9 @@ static status sampling_check(const struct msg_generate *m, struct err *err)
     }
     if (m->has_min_p && !(m->min_p >= 0.0f && m->min_p <= 1.0f)) {
         return err_set(err, ST_ERR_ARG, "min_p is %g; 0 (off) .. 1 is allowed", (double)m->min_p);
+    }
+    if (m->has_n && (m->n == 0 || m->n > MSG_CHOICES_MAX)) {
+        return err_set(err, ST_ERR_ARG, "n is %u; 1 .. %d is allowed", m->n, (int)MSG_CHOICES_MAX);
     }
     if (m->has_logprobs && m->logprobs > MSG_LOGPROBS_MAX) {
         return err_set(err, ST_ERR_ARG, "logprobs is %u; 0 .. %d is allowed", m->logprobs,

@@ -23,6 +23,7 @@ enum {
     MSG_LOGPROBS_MAX = 20,
     MSG_TOP_K_MAX = 1024,
     MSG_BIASES_MAX = 300,
+    MSG_CHOICES_MAX = 16, /* answers to one request */
     MSG_REQUEST_ID_MAX = 128,
     MSG_PROFILE_BYTES = 64,         /* with its NUL */
     MSG_PROFILES_MAX = 8,           /* numeric profiles in one service at a time */
@@ -237,8 +238,8 @@ struct msg_generate {
     uint32_t n_prompt_ids;
     const uint32_t *prompt_ids;
     bool has_max_tokens, has_temperature, has_top_k, has_top_p, has_min_p, has_seed, has_logprobs;
-    bool has_presence_penalty, has_frequency_penalty, has_repetition_penalty;
-    uint32_t max_tokens, top_k, logprobs;
+    bool has_presence_penalty, has_frequency_penalty, has_repetition_penalty, has_n;
+    uint32_t max_tokens, top_k, logprobs, n;
     float temperature, top_p, min_p;
     float presence_penalty, frequency_penalty, repetition_penalty;
     uint64_t seed;
@@ -287,6 +288,7 @@ struct msg_chunk {
     uint32_t n_tokens;
     const struct msg_piece *tokens;
     struct msg_finished finished;
+    uint32_t choice; /* whose text and tokens these are */
 };
 
 struct msg_model {
@@ -339,6 +341,9 @@ status msg_generate_unpack(const void *data, size_t len, struct arena *arena,
                            struct msg_generate *m_p, struct err *err);
 status msg_chunk_pack(const struct msg_chunk *m, struct buf *out);    /* GenerateChunk */
 status msg_response_pack(const struct msg_chunk *m, struct buf *out); /* GenerateResponse */
+/* Append to a packed GenerateResponse what msg_response_pack made of another choice, without
+ * `started`. ST_ERR_LIMIT: over MSG_BYTES_MAX. */
+status msg_response_add_choice(const void *data, size_t len, struct buf *out);
 status msg_chunk_unpack(const void *data, size_t len, struct arena *arena, struct msg_chunk *m_p,
                         struct err *err);
 status msg_model_pack(const struct msg_model *m, struct buf *out);

@@ -16,7 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { OWN_ROWS = 23, ANSWER_BYTES_MAX = 256 << 20 };
+enum { OWN_ROWS = 24, ANSWER_BYTES_MAX = 256 << 20 };
 
 struct run {
     struct client client;
@@ -33,6 +33,12 @@ struct run {
     bool json, stats;
     struct msg_finished finished; /* of the last message; its strings are not kept */
     char profiles[MSG_PROFILES_MAX * (MSG_PROFILE_BYTES + 2)]; /* but these, if there are several */
+    uint32_t completion_tokens;                                /* of all choices */
+
+    /* With several choices their texts come mixed: each is held until those before it are out. */
+    struct buf texts[MSG_CHOICES_MAX];
+    bool is_over[MSG_CHOICES_MAX];
+    uint32_t n_printed;
 
     struct rpc_call *call;
     struct signals signals;
@@ -45,7 +51,9 @@ static const char about[] =
     "Asks a running service (gantry serve) to go on from PROMPT and writes the text to standard "
     "output as it comes. PROMPT \"-\" is read from standard input. Without --temperature the "
     "service samples at temperature 1; --temperature 0 always takes the most probable token. The "
-    "same --seed gives the same answer, on any number of ranks.";
+    "same --seed gives the same answer, on any number of ranks. With --n the answers come one "
+    "after "
+    "the other under a line of their own, the first of them the one that --n 1 gives.";
 
 static const char examples[] =
     "  gantry generate \"Once upon a time\" --max-tokens 64\n"
@@ -77,6 +85,8 @@ static status parse(struct run *r, int argc, char **argv, struct err *err)
         { OPT_FLOAT, "repetition-penalty", "R", &q->repetition_penalty, 0, 0,
           "above 1: what prompt or answer hold becomes less likely (default 1)",
           &q->has_repetition_penalty },
+        { OPT_U32, "n", "N", &q->n, 0, 0, "answers to the same prompt, 1 .. 16 (default 1)",
+          &q->has_n },
         { OPT_LIST, "logit-bias", "ID:BIAS", &r->bias_args, 0, 0,
           "add -100 .. 100 to the logit of a token", NULL },
         { OPT_U64, "seed", "N", &q->seed, 0, 0, "for the same answer again (default: drawn)",
@@ -307,6 +317,7 @@ static void print_json(const struct msg_chunk *c)
                                       s->weights_digest, "seed", seed, "prompt_tokens",
                                       (json_int_t)s->prompt_tokens));
     }
+    json_object_set_new(root, "choice", json_integer((json_int_t)c->choice));
     json_object_set_new(root, "text", json_stringn(c->text.data, c->text.len));
     for (uint32_t i = 0; i < c->n_tokens; i++) {
         json_array_append_new(tokens, token_json(&c->tokens[i]));
@@ -318,6 +329,49 @@ static void print_json(const struct msg_chunk *c)
     json_dumpf(root, stdout, JSON_COMPACT);
     putchar('\n');
     json_decref(root);
+}
+
+static void print_text(struct run *r, const char *text, size_t len)
+{
+    if (len != 0) {
+        fwrite(text, 1, len, stdout);
+        r->wrote = true;
+        r->ends_with_newline = text[len - 1] == '\n';
+    }
+}
+
+/* Choices that are whole, in order, each under a line that names it. */
+static void print_whole(struct run *r)
+{
+    while (r->n_printed < r->request.n && r->is_over[r->n_printed]) {
+        const struct buf *text = &r->texts[r->n_printed];
+        printf("%s--- choice %u of %u ---\n", r->wrote && !r->ends_with_newline ? "\n" : "",
+               r->n_printed, r->request.n);
+        r->wrote = true;
+        r->ends_with_newline = true;
+        print_text(r, text->data, text->len);
+        r->n_printed++;
+    }
+}
+
+static status hold_text(struct run *r, const struct msg_chunk *c, struct err *err)
+{
+    const bool is_one_of = r->request.has_n && r->request.n > 1;
+
+    if (!is_one_of) {
+        print_text(r, c->text.data, c->text.len);
+        return ST_OK;
+    }
+    if (c->choice >= MSG_CHOICES_MAX || c->choice >= r->request.n) {
+        return err_set(err, ST_ERR_PROTO, "the service sent choice %u of %u", c->choice,
+                       r->request.n);
+    }
+    if (buf_append(&r->texts[c->choice], c->text.data, c->text.len) < 0) {
+        return err_set(err, ST_ERR_NOMEM, "no memory for %u answers", r->request.n);
+    }
+    r->is_over[c->choice] = c->has_finished;
+    print_whole(r);
+    return ST_OK;
 }
 
 static void on_message(void *arg, struct rpc_call *call, const void *data, size_t len)
@@ -334,15 +388,14 @@ static void on_message(void *arg, struct rpc_call *call, const void *data, size_
             at += (uint32_t)snprintf(r->profiles + at, sizeof(r->profiles) - at, "%s%.63s",
                                      i == 0 ? "" : ", ", chunk.finished.profiles[i]);
         }
+        r->completion_tokens += chunk.finished.completion_tokens;
+    }
+    if (st == ST_OK && r->json) {
+        print_json(&chunk);
+    } else if (st == ST_OK) {
+        st = hold_text(r, &chunk, &err);
     }
     if (st == ST_OK) {
-        if (r->json) {
-            print_json(&chunk);
-        } else if (chunk.text.len != 0) {
-            fwrite(chunk.text.data, 1, chunk.text.len, stdout);
-            r->wrote = true;
-            r->ends_with_newline = chunk.text.data[chunk.text.len - 1] == '\n';
-        }
         if (fflush(stdout) != 0) {
             st = err_set(&err, ST_ERR_IO, "standard output cannot be written");
         }
@@ -428,9 +481,9 @@ static void print_stats(const struct run *r)
     const double first_s = (double)f->first_token_us / 1e6, all_s = (double)f->total_us / 1e6;
 
     fprintf(stderr, "%u prompt tokens, first token after %.1f ms; %u tokens in %.3f s",
-            f->prompt_tokens, first_s * 1e3, f->completion_tokens, all_s);
-    if (f->completion_tokens > 1 && all_s > first_s) {
-        fprintf(stderr, ", %.1f tokens/s", (f->completion_tokens - 1) / (all_s - first_s));
+            f->prompt_tokens, first_s * 1e3, r->completion_tokens, all_s);
+    if (r->completion_tokens > 1 && all_s > first_s) {
+        fprintf(stderr, ", %.1f tokens/s", (r->completion_tokens - 1) / (all_s - first_s));
     }
     if (r->profiles[0] != '\0') {
         fprintf(stderr, ", under profiles %s", r->profiles);
@@ -445,6 +498,9 @@ int cli_generate(int argc, char **argv)
 
     memset(&r, 0, sizeof(r));
     r.prompt = (struct buf)BUF_INIT_MAX(MSG_PROMPT_BYTES_MAX + 1);
+    for (uint32_t i = 0; i < MSG_CHOICES_MAX; i++) {
+        r.texts[i] = (struct buf)BUF_INIT;
+    }
     status st = parse(&r, argc, argv, &err);
     if (st == ST_END) {
         return 0;
@@ -474,6 +530,9 @@ int cli_generate(int argc, char **argv)
         print_stats(&r);
     }
     buf_fini(&r.prompt);
+    for (uint32_t i = 0; i < MSG_CHOICES_MAX; i++) {
+        buf_fini(&r.texts[i]);
+    }
     free(r.ids);
     if (st < 0) {
         fprintf(stderr, "gantry generate: %s\n", err.text[0] != '\0' ? err.text : status_name(st));

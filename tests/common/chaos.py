@@ -1,8 +1,8 @@
 """Streams that must not notice: what tests/e2e/test_failover.py and tests/bench/chaos.py share.
 
 A Service is a `gantry serve`, its status, and its log as (time, text). A Crowd is a set of clients that ask the same mixed
-requests (greedy, sampled, filtered, with stop strings, penalties, log-probabilities) over and over and compare every answer, token by
-token and log-probability by log-probability (as floats: equal bits), with the answer of an undisturbed service. Faults
+requests (greedy, sampled, filtered, with stop strings, penalties, log-probabilities, several choices) over and over and compare
+every answer, token by token and log-probability by log-probability (as floats: equal bits), with the answer of an undisturbed service. Faults
 are signals to processes of the service, chosen by a seed.
 """
 import calendar
@@ -39,6 +39,8 @@ REQUESTS = [
     dict(prompt="The sea " * 40, temperature=0.7, seed=5, max_tokens=500, ignore_eos=True, logprobs=3,
          repetition_penalty=1.1, frequency_penalty=0.1, logit_bias=[dict(id=20, bias=1.5), dict(id=9, bias=-100)]),
     dict(prompt="Chapter 1", temperature=1.3, top_k=200, seed=6, max_tokens=650, ignore_eos=True, logprobs=20),
+    dict(prompt="The old man", n=2, temperature=1, seed=7, max_tokens=350, ignore_eos=True, logprobs=2, presence_penalty=0.4),
+    dict(prompt="", n=3, temperature=0.9, top_p=0.95, seed=8, max_tokens=250, logprobs=1, stop=[" the "], repetition_penalty=1.05),
 ]
 
 
@@ -134,20 +136,22 @@ class Service:
 
 
 def ask(stub, request, request_id, arrivals=None):
-    """(text, [(id, logprob, top...)], reason, stop) of one stream. arrivals: index of a token -> when it came."""
-    tokens, text, end = [], "", None
+    """[text, [(id, logprob, top...)], reason, stop] of every choice. arrivals: index of a token -> when it came (n = 1)."""
+    n = request.get("n", 1)
+    answers = [["", [], None, None] for _ in range(n)]
     for chunk in stub.GenerateStream(gantry_pb2.GenerateRequest(request_id=request_id, **request), timeout=300):
-        text += chunk.text
+        answer = answers[chunk.choice]
+        answer[0] += chunk.text
         for token in chunk.tokens:
-            if arrivals is not None:
-                arrivals[len(tokens)] = time.time()
-            tokens.append((token.id, token.logprob if token.HasField("logprob") else None,
-                           tuple((top.id, top.logprob, top.piece) for top in token.top)))
+            if arrivals is not None and n == 1:
+                arrivals[len(answer[1])] = time.time()
+            answer[1].append((token.id, token.logprob if token.HasField("logprob") else None,
+                              tuple((top.id, top.logprob, top.piece) for top in token.top)))
         if chunk.HasField("finished"):
-            end = chunk.finished
-    if end is None:
-        raise Failed(f"{request_id}: the stream ended without an end")
-    return text, tokens, end.reason, end.stop
+            answer[2:] = chunk.finished.reason, chunk.finished.stop
+    if any(answer[2] is None for answer in answers):
+        raise Failed(f"{request_id}: a stream ended without an end")
+    return answers
 
 
 def undisturbed(model):
@@ -205,10 +209,11 @@ class Crowd:
                 continue
             with self.lock:
                 self.n_answers += 1
-                self.n_tokens += len(got[1])
-                if got != self.wanted[which]:
-                    at = next((k for k, (a, b) in enumerate(zip(got[1], self.wanted[which][1])) if a != b), "the end")
-                    self.differing.append(f"{request_id}: differs at token {at}: {got[1][-1:]}")
+                self.n_tokens += sum(len(answer[1]) for answer in got)
+                for choice, (have, want) in enumerate(zip(got, self.wanted[which])):
+                    if have != want:
+                        at = next((k for k, (a, b) in enumerate(zip(have[1], want[1])) if a != b), "the end")
+                        self.differing.append(f"{request_id}: choice {choice} differs at token {at}: {have[1][-1:]}")
 
     def check(self):
         if self.differing or self.failed:

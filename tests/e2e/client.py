@@ -302,6 +302,57 @@ def check_penalties(c, r):
     r.check(off.tokens == plain.tokens, "penalties that are off change nothing")
 
 
+class Choices:
+    """A stream of several answers, read to its end: an Answer for each."""
+
+    def __init__(self, chunks):
+        self.chunks = list(chunks)
+        self.answers = [Answer([x for x in self.chunks if x.choice == i]) for i in range(max(x.choice for x in self.chunks) + 1)]
+
+
+def check_choices(c, r, model):
+    fields = dict(max_tokens=30, temperature=1.1, seed=21, logprobs=2, ignore_eos=True, presence_penalty=0.3, repetition_penalty=1.1)
+    one = Answer(c.stream(**fields))
+    three = Choices(c.stream(n=3, **fields))
+    r.check(len(three.answers) == 3 and [x.HasField("started") for x in three.chunks].count(True) == 1
+            and three.chunks[0].HasField("started"), "3 answers were asked, 3 come, and `started` once")
+    r.check(all([x.HasField("finished") for x in a.chunks].count(True) == 1 and a.chunks[-1].HasField("finished")
+                for a in three.answers), "each answer has its own end, its last message")
+    r.check(three.answers[0].tokens == one.tokens and three.answers[0].text == one.text, "choice 0 is the answer of n = 1")
+    r.check(len({tuple(a.ids) for a in three.answers}) == 3, "the others have chance of their own")
+    five = Choices(c.stream(n=5, **fields))
+    r.check([a.tokens for a in five.answers[:3]] == [a.tokens for a in three.answers], "a choice does not depend on how many there are")
+    whole = c.generate(n=3, **fields)
+    parts = [whole] + list(whole.choices)
+    r.check([x.choice for x in whole.choices] == [1, 2] and [list(x.tokens) for x in parts] == [a.tokens for a in three.answers]
+            and [x.text for x in parts] == [a.text for a in three.answers], "unary and stream give the same answers")
+    r.check(all(x.finished.usage.completion_tokens == 30 and x.finished.usage.prompt_tokens == whole.started.prompt_tokens
+                for x in parts), "usage counts each answer's own tokens", [x.finished.usage for x in parts])
+    r.check(not c.generate(n=1, **fields).choices, "n = 1 has no further choices")
+    greedy = c.generate(n=2, max_tokens=10, temperature=0, ignore_eos=True)
+    r.check(list(greedy.tokens) == list(greedy.choices[0].tokens), "greedy choices are alike")
+    stop = one.text[len(one.text) // 2:][:2]
+    cut = Choices(c.stream(n=3, stop=[stop], **fields))
+    r.check([a.text for a in cut.answers] == [a.text.split(stop)[0] for a in three.answers], "a stop string ends its own answer only",
+            (stop, [a.text for a in cut.answers]))
+    sixteen = Choices(c.stream(n=16, max_tokens=3, ignore_eos=True, seed=4))
+    r.check(len(sixteen.answers) == 16 and all(len(a.ids) == 3 for a in sixteen.answers), "16 choices are served")
+    for n in (0, 17, 2**32 - 1):
+        r.refused(lambda n=n: c.generate(n=n, max_tokens=1), CODE.INVALID_ARGUMENT, f"n = {n}", "n is")
+        r.refused(lambda n=n: list(c.stream(n=n, max_tokens=1)), CODE.INVALID_ARGUMENT, f"n = {n} (stream)", "n is")
+    call = c.stream(n=4, max_tokens=long_tokens(c, model), ignore_eos=True)
+    for _ in range(3):
+        next(call)
+    call.cancel()
+    r.check(wait_free(c), "4 cancelled choices leave no KV block behind within 5 s", holding(c))
+    try:
+        list(c.stream(timeout=0.03, n=4, max_tokens=long_tokens(c, model), ignore_eos=True))
+        r.check(False, "a deadline ends all choices", "OK")
+    except grpc.RpcError as e:
+        r.check(e.code() == CODE.DEADLINE_EXCEEDED, "a deadline ends all choices", e.code().name)
+    r.check(wait_free(c), "and leaves no KV block behind", holding(c))
+
+
 def check_stops(c, r):
     a = Answer(c.stream(max_tokens=40, temperature=0, ignore_eos=True))
     middle = len(a.text) // 2
@@ -503,6 +554,7 @@ def main():
         part("sampling", check_sampling)
         part("logprobs", check_logprobs)
         part("penalties", check_penalties)
+        part("choices", check_choices, "model")
         part("stops", check_stops)
         part("ranges", check_ranges, "model")
         part("malformed", check_malformed)

@@ -4,7 +4,8 @@
  * What the rank answers is chosen by the first character of the prompt:
  *   h  "hello " over and over until max_tokens      w  nothing, until it is cancelled
  *   e  one token, then a failure with a sentence    g  a gap in the index
- *   s  an event of an older attempt, then as h */
+ *   s  an event of an older attempt, then as h
+ *   o  choice 0 as h, the others as w               c  choice 1 as e, the others as w */
 #ifndef TESTS_COORD_WORLD_H
 #define TESTS_COORD_WORLD_H
 
@@ -20,7 +21,7 @@
 
 #include <cmocka.h>
 
-enum { CTX = 64, QUEUE = 3, WAIT_S = 10 };
+enum { CTX = 64, QUEUE = 3, WAIT_S = 10, CHOICES = 4 };
 
 struct rank {
     struct rpc_channel *channel;
@@ -28,6 +29,7 @@ struct rank {
     struct msg_hello hello;
     uint32_t n_submits, n_cancels, n_stops, n_welcomes;
     uint32_t replica, generation; /* as it was welcomed */
+    uint32_t choices;             /* a bit for each that was submitted */
     struct msg_submit last;
     uint32_t last_stop_id;
     bool is_mute;             /* takes work and does none */
@@ -43,7 +45,8 @@ struct client {
     char text[1024], error[1100], request_id[130];
     char profile[64], profiles[256]; /* of `started`; of `finished`, with a space behind each */
     size_t text_len;
-    uint32_t n_messages, n_tokens;
+    uint32_t n_messages, n_tokens, n_started, n_finished;
+    uint32_t tokens_of[CHOICES], ends_of[CHOICES];
     uint64_t seed;
     enum finish_reason reason;
     enum health_state health[8];
@@ -150,7 +153,8 @@ static void rank_answer(struct rank *r, const struct msg_submit *s)
     static const char words[] = "hello ";
     const uint32_t first = s->prompt[s->n_prompt > 1 ? 1 : 0];
 
-    if (first == 'w' || r->is_mute) {
+    if (first == 'w' || r->is_mute || (first == 'o' && s->choice != 0) ||
+        (first == 'c' && s->choice != 1)) {
         return;
     }
     if (first == 's') {
@@ -159,7 +163,7 @@ static void rank_answer(struct rank *r, const struct msg_submit *s)
         rank_token(r, &old, 0, '!');
     }
     rank_token(r, s, 0, 'h');
-    if (first == 'e') {
+    if (first == 'e' || first == 'c') {
         rank_finish(r, s, FINISH_FAILED, ST_ERR_LIMIT, "no KV for you");
         return;
     }
@@ -188,6 +192,7 @@ static void rank_message(void *arg, struct rpc_call *call UNUSED, const void *da
     } else if (m.kind == MSG_SUBMIT) {
         r->n_submits++;
         r->last = m.submit;
+        r->choices |= 1u << m.submit.choice;
         r->last_stop_id = m.submit.n_stop_ids != 0 ? m.submit.stop_ids[0] : 0;
         for (uint32_t i = 0; i < m.submit.n_emitted && i < ARRAY_LEN(r->last_emitted); i++) {
             r->last_emitted[i] = m.submit.emitted[i];
@@ -264,7 +269,13 @@ static void client_message(void *arg, struct rpc_call *call UNUSED, const void *
     c->text_len += m.text.len;
     c->n_tokens += m.n_tokens;
     c->n_messages++;
+    assert_true(m.choice < CHOICES && c->ends_of[m.choice] == 0);
+    c->tokens_of[m.choice] += m.n_tokens;
+    c->ends_of[m.choice] += m.has_finished;
+    c->n_finished += m.has_finished;
     if (m.has_started) {
+        assert_int_equal(c->n_messages, 1);
+        c->n_started++;
         c->seed = m.started.seed;
         snprintf(c->request_id, sizeof(c->request_id), "%s", m.started.request_id);
         snprintf(c->profile, sizeof(c->profile), "%s", m.started.profile);

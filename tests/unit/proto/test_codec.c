@@ -175,6 +175,8 @@ static const struct msg_generate generate_full = {
     .seed = UINT64_MAX,
     .has_logprobs = true,
     .logprobs = 0,
+    .has_n = true,
+    .n = 16,
     .has_presence_penalty = true,
     .presence_penalty = 0.f,
     .has_frequency_penalty = true,
@@ -370,6 +372,7 @@ static void test_codec__generate_keeps_every_field(void **state UNUSED)
     assert_true(m.has_presence_penalty && m.presence_penalty == 0.f);
     assert_true(m.has_frequency_penalty && m.frequency_penalty == -2.f);
     assert_true(m.has_repetition_penalty && m.repetition_penalty == 1.5f);
+    assert_true(m.has_n && m.n == 16);
     assert_int_equal(m.n_biases, 2);
     assert_memory_equal(m.biases, biases, sizeof(biases));
     buf_fini(&bytes);
@@ -434,6 +437,33 @@ static void test_codec__text_may_hold_a_nul(void **state UNUSED)
     assert_int_equal(m.finished.n_profiles, 2);
     assert_string_equal(m.finished.profiles[1], "cpu-f32-v1");
     buf_fini(&bytes);
+    arena_fini(&arena);
+}
+
+/* A reader that knows of one answer finds choice 0's. */
+static void test_codec__choices_stand_behind_the_answer(void **state UNUSED)
+{
+    struct msg_chunk first = chunk_full, second = chunk_full, m;
+    struct arena arena = ARENA_INIT(1 << 20);
+    struct buf bytes = BUF_INIT, other = BUF_INIT;
+    struct err err = ERR_INIT;
+
+    second.has_started = false;
+    second.choice = 1;
+    second.text = (struct msg_str){ "other", 5 };
+    assert_int_equal(msg_response_pack(&first, &bytes), ST_OK);
+    assert_int_equal(msg_response_pack(&second, &other), ST_OK);
+    const size_t before = bytes.len;
+    assert_int_equal(msg_response_add_choice(other.data, other.len, &bytes), ST_OK);
+    assert_true(bytes.len > before + other.len && bytes.len <= before + other.len + 4);
+    assert_int_equal(msg_chunk_unpack(bytes.data, bytes.len, &arena, &m, &err), ST_OK);
+    assert_true(m.choice == 0 && m.has_started && m.n_tokens == 3);
+    assert_memory_equal(m.text.data, "a\0\xE2\x82\xAC", 5);
+    assert_int_equal(msg_chunk_unpack(other.data, other.len, &arena, &m, &err), ST_OK);
+    assert_true(m.choice == 1 && !m.has_started && m.has_finished);
+    assert_string_equal(m.text.data, "other");
+    buf_fini(&bytes);
+    buf_fini(&other);
     arena_fini(&arena);
 }
 
@@ -612,6 +642,9 @@ static void test_check__refusals_name_field_value_and_range(void **state UNUSED)
               .frequency_penalty = 2.f, .has_repetition_penalty = true,
               .repetition_penalty = 0.01f),
           NULL);
+    check(REQ(.has_n = true), "n is 0; 1 .. 16 is allowed");
+    check(REQ(.has_n = true, .n = 17), "n is 17");
+    check(REQ(.has_n = true, .n = 16), NULL);
     check(REQ(.n_biases = 301, .biases = biases), "logit_bias has 301 entries; at most 300");
     check(REQ(.n_biases = 1, .biases = biases), "logit_bias[0] names id 4000000000");
     check(REQ(.n_biases = 1, .biases = &(struct msg_bias){ 3, -100.5f }),
@@ -633,6 +666,7 @@ int main(void)
         cmocka_unit_test(test_codec__biases_of_a_submit_are_whole_and_differ),
         cmocka_unit_test(test_codec__an_empty_request_has_nothing_set),
         cmocka_unit_test(test_codec__text_may_hold_a_nul),
+        cmocka_unit_test(test_codec__choices_stand_behind_the_answer),
         cmocka_unit_test(test_codec__every_truncation_is_an_answer),
         cmocka_unit_test(test_codec__mutations_never_break_out),
         cmocka_unit_test(test_codec__strings_are_whole_utf8_without_nul),
