@@ -50,9 +50,9 @@ struct coll_nccl {
     struct coll_device dev;
     const struct coll_nccl_api *api;
     bool free_order;
-    void *group;              /* the slices of this stage, by position; NULL: tp is 1 */
-    void *column;             /* this slice's ranks, by stage; NULL: pp is 1 */
-    uint32_t position;        /* of this slice in `group` */
+    void *group;       /* the slices of this stage, by position; NULL: tp is 1 */
+    void *column;      /* this slice's ranks, by stage; NULL: pp is 1 */
+    uint32_t position; /* of this slice in `group` */
     uint64_t n_syncs;
     struct kern_peers *peers; /* owned; NULL: sums of any size go over NCCL */
     uint64_t n_queued, trail; /* since the last `agree`: operations, and a hash of what they are */

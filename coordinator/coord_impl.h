@@ -191,6 +191,10 @@ struct replica {
     bool is_load_told;          /* that loading stands still */
     char waits[ERR_TEXT_BYTES]; /* who waited for whom when it was found silent or stuck last */
 
+    /* What the leader said last of streams that only wait. */
+    uint32_t n_queued;
+    uint64_t queued[MSG_QUEUED_MAX];
+
     struct msg_self_test self_test; /* fabric.c: of this generation's links */
 };
 

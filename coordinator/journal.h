@@ -50,6 +50,7 @@ struct journal_entry {
     /* Where it runs (route.c). */
     int32_t replica;      /* -1: nowhere, it waits for one */
     uint32_t n_moves;     /* replicas that were lost under it */
+    uint32_t n_spared;    /* and while it only waited there */
     uint32_t n_blocks;    /* KV blocks it counts for there */
     uint64_t stranded_ns; /* no replica that there is could take it, since then; 0: one could */
     uint64_t lost_ns; /* its replica was lost then and no token has come since; 0: all is well */

@@ -310,11 +310,20 @@ void coord_expect_digest(struct coord *c, const struct hash128 *digest)
     digest_set(c, digest);
 }
 
-static void heartbeat_take(struct rank *r, const struct msg_heartbeat *m)
+static void heartbeat_take(struct replica *r, uint32_t rank, const struct msg_heartbeat *m)
 {
-    text_copy(r->phase, sizeof(r->phase), m->phase);
-    r->heartbeat = *m;
-    r->heartbeat.phase = NULL; /* it was borrowed */
+    struct rank *k = &r->ranks[rank];
+
+    text_copy(k->phase, sizeof(k->phase), m->phase);
+    k->heartbeat = *m;
+    k->heartbeat.phase = NULL; /* they were borrowed */
+    k->heartbeat.queued = NULL;
+    if (rank == 0) {
+        r->n_queued = m->n_queued;
+        for (uint32_t i = 0; i < m->n_queued; i++) {
+            r->queued[i] = m->queued[i];
+        }
+    }
 }
 
 static void events_take(struct replica *r, uint32_t rank, const struct msg_events *m)
@@ -370,7 +379,7 @@ static void message_take(struct attach *a, const struct msg_rank *m)
         ready_take(r, (uint32_t)a->rank, &m->ready);
         break;
     case MSG_HEARTBEAT:
-        heartbeat_take(k, &m->heartbeat);
+        heartbeat_take(r, (uint32_t)a->rank, &m->heartbeat);
         break;
     case MSG_EVENTS:
         events_take(r, (uint32_t)a->rank, &m->events);

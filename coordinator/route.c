@@ -309,8 +309,23 @@ void route_waiting(struct coord *c)
 struct move {
     struct coord *coord;
     struct replica *from;
-    uint32_t n_moved, n_failed;
+    uint32_t n_moved, n_failed, n_spared;
 };
+
+/* Had it only waited there? Then it has no part in the loss. The leader's word is up to a quarter of a
+ * second old, and a stream that kills at its first row may have been waiting then: so nobody is
+ * spared more often than this. */
+enum { SPARED_MAX = 8 };
+
+static bool is_spared(const struct replica *r, const struct journal_entry *e)
+{
+    for (uint32_t i = 0; e->n_spared < SPARED_MAX && i < r->n_queued; i++) {
+        if (r->queued[i] == e->stream) {
+            return true;
+        }
+    }
+    return false;
+}
 
 static void move_one(void *arg, struct journal_entry *e)
 {
@@ -326,7 +341,12 @@ static void move_one(void *arg, struct journal_entry *e)
         return; /* its answer is complete, only the client has not taken all of it */
     }
     e->attempt++;
-    e->n_moves += m->from->state == REPLICA_LOST ? 1 : 0; /* a drain is nobody's fault */
+    if (m->from->state == REPLICA_LOST) { /* a drain is nobody's fault */
+        const bool spared = is_spared(m->from, e);
+        e->n_spared += spared ? 1 : 0;
+        e->n_moves += spared ? 0 : 1;
+        m->n_spared += spared ? 1 : 0;
+    }
     if (e->lost_ns == 0) {
         e->lost_ns = coord_now(c);
     }
@@ -353,9 +373,12 @@ void route_evacuate(struct replica *r)
     journal_each(c->journal, move_one, &m);
     ASSERT(r->n_streams == 0 && r->n_blocks == 0);
     if (m.n_moved + m.n_failed != 0) {
-        log_info("route", "replica %u.%u: %u streams leave it for %u serving replicas, %u fail",
-                 r->index, r->generation, m.n_moved, route_count(c), m.n_failed);
+        log_info("route",
+                 "replica %u.%u: %u streams leave it for %u serving replicas, %u fail; %u had only "
+                 "waited there",
+                 r->index, r->generation, m.n_moved, route_count(c), m.n_failed, m.n_spared);
     }
+    r->n_queued = 0;
 }
 
 /* A token of a stream that was moved: its client's pause is over. */

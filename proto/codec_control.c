@@ -112,6 +112,17 @@ static void hello_fill(const struct msg_hello *m, struct hello_parts *parts)
     }
 }
 
+/* protobuf-c's structs lack const and never write through a pointer while packing. */
+static uint64_t *streams_out(const uint64_t *streams)
+{
+    union {
+        const uint64_t *in;
+        uint64_t *out;
+    } u = { streams };
+
+    return u.out;
+}
+
 static void heartbeat_fill(const struct msg_heartbeat *m, Gantry__Control__V1__Heartbeat *h)
 {
     gantry__control__v1__heartbeat__init(h);
@@ -134,6 +145,8 @@ static void heartbeat_fill(const struct msg_heartbeat *m, Gantry__Control__V1__H
     h->op_peer = m->op_peer;
     h->waited_us = m->waited_us;
     h->digest = m->digest;
+    h->n_queued = m->n_queued;
+    h->queued = streams_out(m->queued);
 }
 
 /* `digest` is the copy that the message points to: it must outlive the packing. */
@@ -329,8 +342,13 @@ static status hello_read(const Gantry__Control__V1__Hello *in, struct msg_hello 
     return in->join != NULL ? join_read(in->join, &m->join, err) : ST_OK;
 }
 
-static void heartbeat_read(const Gantry__Control__V1__Heartbeat *in, struct msg_heartbeat *m)
+static status heartbeat_read(const Gantry__Control__V1__Heartbeat *in, struct msg_heartbeat *m,
+                             struct err *err)
 {
+    if (in->n_queued > MSG_QUEUED_MAX) {
+        return err_set(err, ST_ERR_PROTO, "Heartbeat.queued has %zu streams (at most %d)",
+                       in->n_queued, (int)MSG_QUEUED_MAX);
+    }
     *m = (struct msg_heartbeat){ .phase = in->phase,
                                  .step = in->step,
                                  .loaded_bytes = in->loaded_bytes,
@@ -349,7 +367,10 @@ static void heartbeat_read(const Gantry__Control__V1__Heartbeat *in, struct msg_
                                  .op_peer = in->op_peer,
                                  .op_seq = in->op_seq,
                                  .waited_us = in->waited_us,
-                                 .digest = in->digest };
+                                 .digest = in->digest,
+                                 .n_queued = (uint32_t)in->n_queued,
+                                 .queued = in->queued };
+    return ST_OK;
 }
 
 static status rank_read(const Gantry__Control__V1__RankMessage *in, struct arena *arena,
@@ -365,8 +386,7 @@ static status rank_read(const Gantry__Control__V1__RankMessage *in, struct arena
     case GANTRY__CONTROL__V1__RANK_MESSAGE__BODY_READY:
         return ready_read(in->ready, &m->ready, err);
     case GANTRY__CONTROL__V1__RANK_MESSAGE__BODY_HEARTBEAT:
-        heartbeat_read(in->heartbeat, &m->heartbeat);
-        return ST_OK;
+        return heartbeat_read(in->heartbeat, &m->heartbeat, err);
     case GANTRY__CONTROL__V1__RANK_MESSAGE__BODY_EVENTS:
         m->events.step = in->events->step;
         st = tokens_read(in->events, arena, &m->events, err);

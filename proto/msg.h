@@ -99,6 +99,8 @@ struct msg_ready {
     struct msg_self_test self_test; /* all zero except from the leader */
 };
 
+enum { MSG_QUEUED_MAX = 128 };
+
 struct msg_heartbeat {
     const char *phase;
     uint64_t step, loaded_bytes, weight_bytes;
@@ -109,6 +111,8 @@ struct msg_heartbeat {
     uint64_t ticks;
     uint32_t op, op_peer; /* enum coll_op; rank waited for + 1, 0: nobody */
     uint64_t op_seq, waited_us, digest;
+    uint32_t n_queued; /* leader only */
+    const uint64_t *queued;
 };
 
 struct msg_logprob {

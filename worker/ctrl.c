@@ -131,6 +131,12 @@ static void send_heartbeat(void *arg)
     if (c->call == NULL) {
         return;
     }
+    uint64_t queued[MSG_QUEUED_MAX];
+    m.heartbeat.n_queued = MIN(atomic_load(&p->n_queued), (uint32_t)MSG_QUEUED_MAX);
+    m.heartbeat.queued = queued;
+    for (uint32_t i = 0; i < m.heartbeat.n_queued; i++) {
+        queued[i] = atomic_load_explicit(&p->queued[i], memory_order_relaxed);
+    }
     note_watch(&p->watch, &m.heartbeat);
     buf_reset(&c->beat);
     if (msg_rank_pack(&m, &c->beat) == ST_OK) {

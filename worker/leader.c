@@ -47,12 +47,29 @@ static void note_step(struct leader *l)
     atomic_store(mean, *mean == 0 ? took : (*mean * 15 + took) / 16);
 }
 
+/* Who only waits, for the coordinator to know in case this step is the last. The list may be read
+ * while it is written: what it spares is bounded there. */
+static void note_queued(struct leader *l)
+{
+    struct rank_progress *p = l->r->progress;
+    uint64_t streams[MSG_QUEUED_MAX];
+    const uint32_t n = sched_queued(l->sched, streams, MSG_QUEUED_MAX);
+
+    for (uint32_t i = 0; i < n; i++) {
+        atomic_store_explicit(&p->queued[i], streams[i], memory_order_relaxed);
+    }
+    atomic_store(&p->n_queued, n);
+}
+
 static void note_sched(struct leader *l)
 {
     struct rank_progress *p = l->r->progress;
     struct sched_stats stats;
 
     sched_stats(l->sched, &stats);
+    if (stats.waiting != 0 || atomic_load_explicit(&p->n_queued, memory_order_relaxed) != 0) {
+        note_queued(l);
+    }
     atomic_store(&p->running, stats.running);
     atomic_store(&p->waiting, stats.waiting);
     atomic_store(&p->kv_used, stats.kv_blocks_used);

@@ -36,6 +36,8 @@ struct rank_progress {
     _Atomic uint32_t running, waiting, kv_used, kv_total; /* leader, as the next two */
     _Atomic uint32_t kv_cached;
     _Atomic uint64_t cache_hits, cache_tokens;
+    _Atomic uint32_t n_queued; /* leader: streams that only wait (sched_queued) */
+    _Atomic uint64_t queued[MSG_QUEUED_MAX];
     _Atomic uint64_t step_ns, kernel_ns; /* means over the last steps, this rank */
     struct trail trail;                  /* its last steps */
 };

@@ -468,6 +468,18 @@ void sched_stats(const struct sched *s, struct sched_stats *stats_p)
                                      .cache_tokens = s->n_cache_tokens };
 }
 
+uint32_t sched_queued(const struct sched *s, uint64_t *streams, uint32_t n_max)
+{
+    uint32_t n = 0;
+
+    for (const struct stream *q = s->waiting.last; q != NULL && n < n_max; q = q->prev) {
+        if (q->n_in_flight == 0) {
+            streams[n++] = q->id;
+        }
+    }
+    return n;
+}
+
 bool sched_is_idle(const struct sched *s)
 {
     return s->running.n == 0 && s->waiting.n == 0 && s->n_ending == 0 && s->n_flights == 0;

@@ -80,6 +80,9 @@ status sched_done(struct sched *s, uint64_t step, const struct step_result *resu
 const struct msg_events *sched_events(struct sched *s);
 
 void sched_stats(const struct sched *s, struct sched_stats *stats_p);
+/* Streams that wait and have no rows in a plan that is out, the youngest first, at most n_max: how
+ * many. */
+uint32_t sched_queued(const struct sched *s, uint64_t *streams, uint32_t n_max);
 bool sched_is_idle(const struct sched *s); /* no stream, no plan out */
 bool sched_is_valid(const struct sched *s);
 

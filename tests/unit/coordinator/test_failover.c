@@ -204,6 +204,42 @@ static void test_failover__a_request_is_moved_so_often_and_no_more(void **state 
     world_close(&w);
 }
 
+/* Two streams; the second one only waits in the leader, which says so. */
+static void test_failover__a_stream_that_only_waited_is_spared(void **state UNUSED)
+{
+    struct world w;
+    struct client runs, waits;
+
+    open_two(&w, 1, 5);
+    lose(&w, 1); /* all goes to replica 0 */
+    await_count(&w, &w.n_lost, 1);
+    ask(&w, &runs, WAITING, false, CLOCK_NEVER);
+    await_count(&w, &w.ranks[0].n_submits, 1);
+    ask(&w, &waits, WAITING, false, CLOCK_NEVER);
+    await_count(&w, &w.ranks[0].n_submits, 2);
+    const uint64_t queued[] = { w.ranks[0].last.stream };
+    for (uint32_t i = 0; i < 2; i++) {
+        const struct msg_heartbeat m = {
+            .phase = "step", .running = 1, .waiting = 1, .n_queued = 1, .queued = queued
+        };
+        rank_say(&w.ranks[0], &(struct msg_rank){ MSG_HEARTBEAT, .heartbeat = m });
+        settle_ms(&w, 50);
+        w.ranks[0].n_submits = 0;
+        const uint32_t n_lost = w.n_lost;
+        lose(&w, 0);
+        await_count(&w, &w.n_lost, n_lost + 1);
+        if (i == 0) {
+            come_back(&w, 0);
+            await_count(&w, &w.ranks[0].n_submits, 2);
+        }
+    }
+    await(&w, &runs.is_done);
+    assert_int_equal(runs.st, ST_ERR_UNAVAILABLE);
+    assert_non_null(strstr(runs.error, "2 replicas were lost while they ran this request"));
+    assert_false(waits.is_done);
+    world_close(&w);
+}
+
 static void test_failover__a_lost_generation_never_comes_back(void **state UNUSED)
 {
     struct world w;
@@ -447,6 +483,7 @@ int main(void)
         cmocka_unit_test(test_failover__a_stream_goes_on_where_it_was),
         cmocka_unit_test(test_failover__with_no_replica_streams_wait_for_the_restart),
         cmocka_unit_test(test_failover__a_request_is_moved_so_often_and_no_more),
+        cmocka_unit_test(test_failover__a_stream_that_only_waited_is_spared),
         cmocka_unit_test(test_failover__a_lost_generation_never_comes_back),
         cmocka_unit_test(test_failover__other_weights_are_refused),
         cmocka_unit_test(test_failover__it_ends_when_nothing_can_be_started_again),

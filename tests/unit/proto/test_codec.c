@@ -213,6 +213,8 @@ static const struct msg_chunk chunk_full = {
                   .profiles = profiles },
 };
 
+static const uint64_t event_streams[] = { 1, 2, UINT64_MAX, 0 };
+
 static int samples_make(void **state UNUSED)
 {
     sample_rank("hello", &(struct msg_rank){ MSG_HELLO, .hello = { .build = "b1",
@@ -256,10 +258,12 @@ static int samples_make(void **state UNUSED)
                                                  .n_slow_all = 12,
                                                  .slow = { { 1, 2, true, 5, 6, 1, 2 } } } } });
     sample_rank("ready of a follower", &(struct msg_rank){ MSG_READY, .ready = { .kv_bytes = 6 } });
-    sample_rank("heartbeat",
-                &(struct msg_rank){ MSG_HEARTBEAT,
-                                    .heartbeat = { "load", 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 8.5, 9.25,
-                                                   11, 12, 13, 14, 15, UINT64_MAX } });
+    sample_rank(
+        "heartbeat",
+        &(struct msg_rank){ MSG_HEARTBEAT,
+                            .heartbeat = { "load", 1,  2,  3,  4,          5,    6,
+                                           7,      8,  9,  10, 8.5,        9.25, 11,
+                                           12,     13, 14, 15, UINT64_MAX, 4,    event_streams } });
     sample_rank("events", &(struct msg_rank){
                               MSG_EVENTS, .events = { 8, 2, 2, event_tokens, event_finishes } });
     sample_rank("no events", &(struct msg_rank){ MSG_EVENTS, .events = { .step = 8 } });

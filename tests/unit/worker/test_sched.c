@@ -32,7 +32,17 @@ static void test_sched__the_queue_is_bounded(void **state UNUSED)
     }
     assert_int_equal(submit(&b, 9, 4, 4), ST_ERR_LIMIT);
     assert_int_equal(submit(&b, 3, 4, 4), ST_ERR_LIMIT);
-    assert_non_null(next(&b));
+    uint64_t queued[8] = { 0 };
+    assert_int_equal(sched_queued(b.s, queued, 3), 3); /* the youngest */
+    assert_true(queued[0] == 8 && queued[1] == 7 && queued[2] == 6);
+    assert_int_equal(sched_queued(b.s, queued, 8), 8);
+    const struct step_head *plan = next(&b);
+    assert_non_null(plan);
+    const uint32_t n_queued = sched_queued(b.s, queued, 8);
+    assert_int_equal(n_queued + plan->n_seqs, 8);
+    for (uint32_t i = 0; i < n_queued; i++) { /* the youngest: the oldest are in the plan */
+        assert_true(queued[i] == 8 - i);
+    }
     assert_int_equal(submit(&b, 3, 4, 4), ST_ERR_EXISTS);
     assert_int_equal(submit(&b, 9, 4, 4), ST_OK);
     teardown(&b);
