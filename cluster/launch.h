@@ -1,7 +1,7 @@
 /* cluster/launch.h - start, watch and end the MPI job of a replica.
  *
  * The child is mpirun in a session (so also a process group) of its own. What differs between Open
- * MPI versions (options, names of knobs) stands in one table in launch_command.c; correctness needs
+ * MPI versions (options, names of knobs) stands in one table in launch_mpirun.c; correctness needs
  * none of them. Ending: SIGTERM, again after 1 s, then after 2 s SIGKILL to all of the session; a
  * launch that has ended left no process behind on this host. Threads: one owner; launch_poll never
  * blocks. The thread that calls launch_start must live as long as the job: mpirun gets SIGTERM when
@@ -30,6 +30,7 @@ struct launch_config {
     const char *log_name;    /* NULL: "mpirun.log" */
     const char *extra;       /* more options of mpirun or srun, split at spaces; NULL: none */
     const char *shm_dir;     /* for shared memory of ranks on this host; NULL: where MPI likes */
+    const char *network;     /* "10.80.0.0/16": the one that ranks and daemons use; NULL: any */
     bool oversubscribe;      /* more ranks than cores on some host */
     bool outlive;            /* the job goes on when the process that started it dies */
     const char *const *env;  /* as process_config.env (launch_process.h) */

@@ -25,7 +25,8 @@ struct knobs {
     const char *always[KNOBS_MAX]; /* NULL-ended */
     const char *one_host[KNOBS_MAX];
     const char *crowded[KNOBS_MAX];
-    const char *shm[2]; /* the option and the knob whose value is a folder */
+    const char *shm[2];        /* the option and the knob whose value is a folder */
+    const char *network[2][2]; /* options and knobs of the networks of daemons and of ranks */
     const char
         *agent[3]; /* option and knob for the command that starts a daemon, and that command */
 };
@@ -38,6 +39,7 @@ static const struct knobs table[] = {
       .one_host = { "--oversubscribe" },
       .crowded = { "--mca", "mpi_yield_when_idle", "1" },
       .shm = { "--mca", "btl_vader_backing_directory" },
+      .network = { { "--mca", "oob_tcp_if_include" }, { "--mca", "btl_tcp_if_include" } },
       .agent = { "--mca", "orte_launch_agent", "orted" } },
     { .major = 5,
       .always = { "--prtemca", "oob_tcp_keepalive_time", "2", "--prtemca",
@@ -46,6 +48,7 @@ static const struct knobs table[] = {
       .one_host = { "--map-by", ":OVERSUBSCRIBE" },
       .crowded = { "--mca", "mpi_yield_when_idle", "1" },
       .shm = { "--mca", "btl_sm_backing_directory" },
+      .network = { { "--prtemca", "oob_tcp_if_include" }, { "--mca", "btl_tcp_if_include" } },
       .agent = { "--prtemca", "prte_launch_agent", "prted" } },
 };
 
@@ -85,6 +88,17 @@ static void add_agent(struct words *w, const struct launch_config *config, const
     words_add(w, agent);
 }
 
+static void add_network(struct words *w, const struct launch_config *config, const struct knobs *k)
+{
+    for (size_t i = 0; i < ARRAY_LEN(k->network) && config->network; i++) {
+        if (k->network[i][0] != NULL && !words_user_says(config, k->network[i][1])) {
+            words_add(w, k->network[i][0]);
+            words_add(w, k->network[i][1]);
+            words_add(w, config->network);
+        }
+    }
+}
+
 void launch_mpirun_words(struct words *w, const struct launch_config *config, uint32_t major)
 {
     const struct knobs *k = knobs_of(major);
@@ -113,6 +127,7 @@ void launch_mpirun_words(struct words *w, const struct launch_config *config, ui
         words_add(w, k->shm[1]);
         words_add(w, config->shm_dir);
     }
+    add_network(w, config, k);
     add_agent(w, config, k);
     words_add_split(w, config->extra);
     words_add(w, config->program);

@@ -151,6 +151,34 @@ static status layout_write(const struct launch_config *config, const char *path,
     return st;
 }
 
+/* The words that have to be made, one behind the other in `text`. */
+static status env_words(const struct launch_config *config, const char *layout, const char **env,
+                        uint32_t n, struct buf *text, struct err *err)
+{
+    size_t network_at;
+    status st = ST_OK;
+
+    buf_reset(text);
+    if (layout[0] != '\0') {
+        st = buf_printf(text, "SLURM_HOSTFILE=%s%c", layout, '\0');
+    }
+    network_at = text->len;
+    if (st == ST_OK && config->network) {
+        st = buf_printf(text, "OMPI_MCA_btl_tcp_if_include=%s", config->network);
+    }
+    if (st != ST_OK) {
+        return err_set(err, st, "no memory for the environment of srun");
+    }
+    if (layout[0] != '\0') {
+        env[n++] = text->data;
+    }
+    if (config->network) {
+        env[n++] = text->data + network_at;
+    }
+    env[n] = NULL;
+    return ST_OK;
+}
+
 status launch_srun_prepare(const struct launch_config *config, char layout[LAUNCH_PATH_BYTES],
                            const char **env, struct buf *text, struct err *err)
 {
@@ -183,14 +211,8 @@ status launch_srun_prepare(const struct launch_config *config, char layout[LAUNC
         }
         st = layout_write(config, layout, err);
     }
-    buf_reset(text);
-    if (st == ST_OK && layout[0] != '\0') {
-        st = buf_printf(text, "SLURM_HOSTFILE=%s", layout);
-        env[n++] = text->data;
-        if (st != ST_OK) {
-            st = err_set(err, st, "no memory for the environment of srun");
-        }
+    if (st == ST_OK) {
+        st = env_words(config, layout, env, n, text, err);
     }
-    env[n] = NULL;
     return st;
 }

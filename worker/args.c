@@ -5,14 +5,17 @@
 #include "base/log.h"
 #include "base/opts.h"
 #include "base/secret.h"
+#include "cluster/network.h"
 #include "partition/plan_opts.h"
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
 struct raw {
+    const char *network;
     struct plan_opts plan;
     const char *coordinator, *join, *secret_file, *token_file, *cpu_mask, *log_level;
     const char *prefix_cache, *self_test;
@@ -37,7 +40,7 @@ static const char examples[] =
 
 static status parse(int argc, char **argv, struct worker_args *a, struct raw *raw, struct err *err)
 {
-    struct opt rows[PLAN_OPTS_ROWS + 16];
+    struct opt rows[PLAN_OPTS_ROWS + 17];
     const struct opt own[] = {
         { .kind = OPT_HEADING, .help = "Worker" },
         { OPT_STRING, "join", "HOST:PORT", &raw->join, 0, 0,
@@ -65,12 +68,14 @@ static status parse(int argc, char **argv, struct worker_args *a, struct raw *ra
           "longest wait for other ranks inside a step", NULL },
         { OPT_U32, "attach-timeout", "SECONDS", &a->attach_timeout_s, 1, 86400,
           "longest wait for the coordinator at the start", NULL },
+        { OPT_STRING, "network", "ADDRESS/BITS", &raw->network, 0, 0,
+          "the network that ranks use among themselves, as in 10.80.0.0/16", NULL },
         { OPT_STRING, "cpu-mask", "PATH", &raw->cpu_mask, 0, 0,
           "use no better kernels than: scalar, avx2, avx512, avx512bf16, native", NULL },
         { OPT_STRING, "log-level", "LEVEL", &raw->log_level, 0, 0,
           "error, warn, info, debug or trace", NULL },
     };
-    _Static_assert(sizeof(own) / sizeof(own[0]) == 16, "room in rows");
+    _Static_assert(sizeof(own) / sizeof(own[0]) == 17, "room in rows");
 
     plan_opts_rows(&raw->plan, rows);
     memcpy(rows + PLAN_OPTS_ROWS, own, sizeof(own));
@@ -90,6 +95,25 @@ static status parse(int argc, char **argv, struct worker_args *a, struct raw *ra
         a->model = model[0];
         a->coordinator = raw->join != NULL ? raw->join : raw->coordinator;
         a->join = raw->join != NULL;
+    }
+    return st;
+}
+
+/* MPI hears of it from its launcher; NCCL takes an interface's name, which may differ from host to host. */
+static status apply_network(const char *text, struct err *err)
+{
+    struct network net;
+    struct network_self self;
+    char word[NETWORK_INTERFACE_BYTES + 1];
+    status st = ST_OK;
+
+    if (text == NULL) {
+        return ST_OK;
+    }
+    (void)((st = network_parse(text, &net, err)) || (st = network_find(&net, &self, err)));
+    if (st == ST_OK) {
+        snprintf(word, sizeof(word), "=%s", self.interface);
+        setenv("NCCL_SOCKET_IFNAME", word, 0);
     }
     return st;
 }
@@ -136,7 +160,8 @@ status worker_args_parse(int argc, char **argv, struct worker_args *args_p, stru
                        "--join and --secret-file are needed (see gantry worker --help); the "
                        "workers that gantry serve starts get --coordinator and --token-file");
     }
-    (void)((st = apply(&raw, err)) || (st = plan_opts_to_request(&raw.plan, &request, err)) ||
+    (void)((st = apply(&raw, err)) || (st = apply_network(raw.network, err)) ||
+           (st = plan_opts_to_request(&raw.plan, &request, err)) ||
            (st = plan_device_word(raw.plan.device, &a.device, err)) ||
            (st = opts_switch("prefix-cache", raw.prefix_cache, &a.prefix_cache, err)) ||
            (st = opts_either("self-test", raw.self_test, "quick", "off", &a.self_test, err)) ||

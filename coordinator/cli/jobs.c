@@ -75,6 +75,9 @@ status worker_words_make(const struct jobs *j, uint32_t replica, uint32_t genera
     if (a->self_test != NULL) {
         add(w, &n, "--self-test", a->self_test);
     }
+    if (a->network != NULL) {
+        add(w, &n, "--network", a->network);
+    }
     if (a->cpu_mask != NULL) {
         add(w, &n, "--cpu-mask", a->cpu_mask);
     }
@@ -107,6 +110,7 @@ void jobs_config(const struct jobs *j, uint32_t replica, const struct worker_wor
         .shm_dir = job != NULL && job->shm_dir[0] != '\0' ? job->shm_dir : NULL,
         .extra = j->args->mpirun_args,
         .env = j->setup->job.is_used ? j->setup->job.env : NULL,
+        .network = j->args->network,
         .in_slurm = j->setup->job.is_used,
         .oversubscribe = j->setup->is_local && n_ranks * MAX(j->n, 1u) > cpu_count(),
     };

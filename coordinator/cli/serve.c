@@ -10,6 +10,7 @@
 #include "coordinator/cli/cli.h"
 #include "coordinator/cli/client.h"
 #include "coordinator/cli/jobs.h"
+#include "coordinator/cli/reach.h"
 #include "coordinator/cli/serve_args.h"
 #include "coordinator/cli/signals.h"
 
@@ -37,6 +38,7 @@ struct serve {
     struct coord *coord;
     struct jobs jobs;
     struct signals signals;
+    struct reach reach;
     struct rpc_timer tick;
 
     char host[256];    /* of the public address, for people */
@@ -113,26 +115,6 @@ static void progress_end(const struct serve *s)
 
 /* ---- set-up ---- */
 
-/* By which ranks reach this host: what the user says, else what the control port is bound to. */
-static void host_name(const struct serve *s, char *host, size_t bytes)
-{
-    const char *listen = s->args.control_listen;
-    const char *colon = listen != NULL ? strrchr(listen, ':') : NULL;
-    const bool is_any =
-        listen != NULL && (strncmp(listen, "0.0.0.0:", 8) == 0 || strncmp(listen, "[::]:", 5) == 0);
-
-    if (s->args.advertise != NULL) {
-        snprintf(host, bytes, "%s", s->args.advertise);
-    } else if (colon != NULL && !is_any) {
-        snprintf(host, bytes, "%.*s", (int)(colon - listen), listen);
-    } else if (s->setup.is_local && !is_any) {
-        snprintf(host, bytes, "127.0.0.1");
-    } else {
-        gethostname(host, bytes - 1);
-        host[bytes - 1] = '\0';
-    }
-}
-
 static status secrets_read(struct serve *s, struct err *err)
 {
     const struct serve_args *a = &s->args;
@@ -194,8 +176,7 @@ static status coord_open(struct serve *s, struct err *err)
                                    .on_lost = s->args.external_ranks == 0 ? on_lost : NULL,
                                    .arg = s };
 
-    config.control_listen =
-        control != NULL ? control : (s->setup.is_local ? "127.0.0.1:0" : "0.0.0.0:0");
+    config.control_listen = control != NULL ? control : s->reach.listen;
     status st = coord_create(s->loop, &config, &s->coord, err);
     if (st == ST_ERR_DENIED && token == NULL) {
         /* Not loopback and nothing to know clients by: the service's own token, then. */
@@ -224,21 +205,17 @@ static status endpoint_write(struct serve *s, const char *state, struct err *err
 
 static status listen_open(struct serve *s, struct err *err)
 {
-    char host[256];
     const char *colon = strrchr(s->args.listen, ':');
-    status st = secrets_read(s, err);
+    status st = reach_find(&s->args, s->setup.is_local, &s->reach, err);
 
-    if (st == ST_OK) {
-        st = coord_open(s, err);
-    }
+    (void)(st || (st = secrets_read(s, err)) || (st = coord_open(s, err)));
     if (st < 0) {
         return st;
     }
     snprintf(s->host, sizeof(s->host), "%.*s",
              colon != NULL ? (int)(colon - s->args.listen) : (int)strlen(s->args.listen),
              s->args.listen);
-    host_name(s, host, sizeof(host));
-    snprintf(s->control, sizeof(s->control), "%s:%u", host, coord_control_port(s->coord));
+    snprintf(s->control, sizeof(s->control), "%s:%u", s->reach.host, coord_control_port(s->coord));
     return endpoint_write(s, "starting", err);
 }
 
@@ -494,7 +471,7 @@ static status serve_run(struct serve *s, struct err *err)
 static status dry_run(struct serve *s, struct err *err)
 {
     struct buf line = BUF_INIT;
-    char program[4096], host[256];
+    char program[4096];
     struct worker_words words;
     struct launch_config config;
     uint32_t major = 4;
@@ -505,8 +482,10 @@ static status dry_run(struct serve *s, struct err *err)
         say("no replica would be started: all of them join (gantry worker --join)\n");
         return ST_OK;
     }
-    host_name(s, host, sizeof(host));
-    snprintf(s->control, sizeof(s->control), "%s:PORT", host);
+    if (st == ST_OK) {
+        st = reach_find(&s->args, s->setup.is_local, &s->reach, err);
+    }
+    snprintf(s->control, sizeof(s->control), "%s:PORT", s->reach.host);
     snprintf(s->dir.token_path, sizeof(s->dir.token_path), "RUN_DIR/token");
     snprintf(s->dir.path, sizeof(s->dir.path), "RUN_DIR");
     jobs_fill(s);

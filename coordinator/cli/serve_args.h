@@ -24,6 +24,7 @@ struct serve_args {
     const char *self_test;    /* "quick" or "off"; NULL: quick */
     bool dry_run, external_local;
     bool replicas_given;
+    const char *network;  /* "10.80.0.0/16"; NULL: any */
     const char *launcher; /* "mpirun" or "srun"; NULL: mpirun */
     enum launch_kind kind;
     enum log_level level;
