@@ -7,6 +7,7 @@
 #include "kernels/cpu.h"
 #include "kernels/layout.h"
 #include "kernels/math.h"
+#include "kernels/quant.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,6 +36,8 @@ struct bench {
     float in[FLOATS], in2[FLOATS]; /* canned: magnitudes over 2^12, both signs, zeros */
     float near[FLOATS];            /* magnitudes around 1, where exp shows its last bit */
     _Alignas(64) float weights[8192];
+    uint8_t codes[N_OUT * K_IN]; /* in2 in fp8 */
+    float scales[N_OUT * 8];
     _Alignas(64) float k[KV_FLOATS], v[KV_FLOATS];
     uint32_t pos[ROWS], seq[ROWS], table[BLOCKS];
     struct kern_rows_map map;
@@ -74,18 +77,27 @@ static void run_gemm(const struct kern_ops *ops, struct bench *b, struct outcome
     float x[ROWS * K_IN];
     size_t at = 0;
 
-    for (int fmt = KERN_F32; fmt <= KERN_BF16; fmt++) {
+    for (int fmt = KERN_F32; fmt <= KERN_FP8; fmt++) {
         struct kern_mat w = { .fmt = (enum kern_fmt)fmt, .n = N_OUT, .k = K_IN, .n_leaves = 4 };
-        const struct kern_rows rows = { KERN_SRC_F32, b->in2, 0, N_OUT, 37 };
+        struct kern_rows rows = { KERN_SRC_F32, b->in2, 0, N_OUT, 37, NULL };
+        struct quant_bad bad;
 
         for (uint32_t i = 0; i <= 4; i++) {
             w.leaf[i] = kern_leaf_begin(K_IN, 4, i); /* odd leaves */
         }
         w.data = b->weights;
+        w.k0 = KERN_GROUP - 28; /* a group ends inside the second leaf */
         ASSERT(ops->mat_bytes(&w) <= sizeof b->weights);
+        ASSERT(kern_mat_groups(&w) <= ARRAY_LEN(b->scales) / N_OUT);
+        if (fmt == KERN_FP8) {
+            const bool finite = quant_rows(&w, &rows, b->codes, b->scales, &bad);
+
+            ASSERT(finite);
+            rows = (struct kern_rows){ KERN_SRC_F8, b->codes, 0, N_OUT, K_IN, b->scales };
+        }
         ops->mat_pack(b->s, &w, &rows);
         memcpy(x, b->in, sizeof x);
-        if (fmt == KERN_BF16) {
+        if (fmt != KERN_F32) {
             round_rows(x, ROWS * K_IN);
         }
         ops->gemm(b->s, o->y + at, x, &w, ROWS);

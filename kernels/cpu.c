@@ -165,6 +165,7 @@ void cpu_ops_life(struct kern_ops *ops)
     ops->gather = gather;
     ops->profile[KERN_F32] = "cpu-f32-v1";
     ops->profile[KERN_BF16] = "cpu-bf16-v1";
+    ops->profile[KERN_FP8] = "cpu-fp8-v1";
     ops->host_alloc = host_alloc;
     ops->host_free = mem_free;
     ops->copy_in_later = copy;

@@ -36,14 +36,24 @@ enum {
     KERN_PEERS_MAX = 8, /* ranks that sum through each other's memory: a power of two of them */
     KERN_PEER_FLOATS = 128 * 1024, /* in one such sum at most */
     KERN_PEER_ID_BYTES = 192,
-    KERN_ALIGN = 64 /* bytes; every pointer given to an op is so aligned unless marked */
+    KERN_ALIGN = 64, /* bytes; every pointer given to an op is so aligned unless marked */
+    KERN_GROUP = 128 /* inputs that share a scale in KERN_FP8 */
 };
 
-/* Storage and product format. In KERN_BF16 operands of products are bf16, sums f32. */
-enum kern_fmt { KERN_F32, KERN_BF16 };
+/* Storage and product format. In KERN_BF16 operands of products are bf16, sums f32. In KERN_FP8
+ * weights are e4m3 with an f32 scale per output and group of inputs; the inputs of products are
+ * bf16, and so are the cache, the embedding and the matrix of the head. */
+enum kern_fmt { KERN_F32, KERN_BF16, KERN_FP8, KERN_FMTS };
 
-/* How tensors stand in files (host). */
-enum kern_src { KERN_SRC_F32, KERN_SRC_F16, KERN_SRC_BF16 };
+/* What the inputs of a product with a matrix of `fmt` are in. */
+static inline enum kern_fmt kern_fmt_of_x(enum kern_fmt fmt)
+{
+    return fmt == KERN_FP8 ? KERN_BF16 : fmt;
+}
+
+/* How tensors stand in files (host). F8 is e4m3 ("F8_E4M3"), packed into KERN_FP8 only: what else
+ * is made of it is the caller's to convert (kernels/quant.h). */
+enum kern_src { KERN_SRC_F32, KERN_SRC_F16, KERN_SRC_BF16, KERN_SRC_F8 };
 
 struct kern_stream; /* opaque, one per rank */
 
@@ -62,8 +72,28 @@ struct kern_mat {
     uint32_t n, k;                      /* outputs, inputs held by this rank */
     uint32_t n_leaves;                  /* 1 .. KERN_LEAVES_MAX */
     uint32_t leaf[KERN_LEAVES_MAX + 1]; /* K offsets: leaf[0] = 0 <= ... <= leaf[n_leaves] = k */
-    void *data;                         /* mat_bytes() bytes, owner: whoever allocated it */
+    uint32_t k0; /* KERN_FP8: where input 0 stands in the whole tensor; groups are counted there */
+    void *data;  /* mat_bytes() bytes, owner: whoever allocated it */
 };
+
+/* KERN_FP8: a group is the inputs of one leaf with the same (k0 + k) / KERN_GROUP, so a leaf may
+ * begin and end with shorter ones and no group straddles leaves. End of the group that input k of
+ * `leaf` is in. */
+static inline uint32_t kern_group_end(const struct kern_mat *mat, uint32_t leaf, uint32_t k)
+{
+    const uint32_t end = k + KERN_GROUP - (mat->k0 + k) % KERN_GROUP;
+
+    return end < mat->leaf[leaf + 1] ? end : mat->leaf[leaf + 1];
+}
+/* Groups of leaf `leaf`. */
+static inline uint32_t kern_leaf_groups(const struct kern_mat *mat, uint32_t leaf)
+{
+    const uint32_t begin = mat->k0 + mat->leaf[leaf], end = mat->k0 + mat->leaf[leaf + 1];
+
+    return begin == end ? 0 : (end - 1) / KERN_GROUP - begin / KERN_GROUP + 1;
+}
+/* Groups of all leaves, in the order in which scales are given. */
+uint32_t kern_mat_groups(const struct kern_mat *mat);
 
 /* Rows of a weight tensor in file format, host memory. */
 struct kern_rows {
@@ -71,6 +101,7 @@ struct kern_rows {
     const void *data;      /* host, no alignment promised */
     uint32_t row0, n_rows; /* rows of the kern_mat that these are; any row0 */
     uint32_t ld;           /* elements from one row to the next; the first k of each are used */
+    const float *scales;   /* host, KERN_SRC_F8: [n_rows, groups of the kern_mat]; else NULL */
 };
 
 /* ---- embedding ---- */
@@ -208,7 +239,7 @@ struct kern_peers; /* opaque: a rank's window, and those of its peers as they ar
 struct kern_ops {
     const char *name; /* "scalar", "avx2", "avx512", "avx512bf16", "cuda" */
     /* Name of the numeric profile per enum kern_fmt: "cpu-bf16-v1", "cuda-sm90-bf16-v1". Static. */
-    const char *profile[2];
+    const char *profile[KERN_FMTS];
     bool on_device; /* memory of mem_alloc is not host memory */
 
     /* Life, memory. mem_alloc is KERN_ALIGN-aligned and zeroed. copy_* are ordered with the ops of
@@ -242,7 +273,8 @@ struct kern_ops {
      * slot on CPU. */
     void *(*native)(struct kern_stream *s);
 
-    /* Weights. mat->data holds mat_bytes(mat) zeroed bytes; every row of [0, n) is packed once. */
+    /* Weights. mat->data holds mat_bytes(mat) zeroed bytes; every row of [0, n) is packed once. A
+     * KERN_FP8 matrix takes rows of KERN_SRC_F8 with scales, and no other matrix does. */
     size_t (*mat_bytes)(const struct kern_mat *mat);
     void (*mat_pack)(struct kern_stream *s, struct kern_mat *mat, const struct kern_rows *rows);
     size_t (*embed_bytes)(const struct kern_embed *e);
@@ -256,7 +288,7 @@ struct kern_ops {
     /* y[T,C] fmt <- x[T,C] f32 / rms(x) * w[C] f32 */
     void (*rmsnorm)(struct kern_stream *s, void *y, enum kern_fmt fmt, const float *x,
                     const float *w, uint32_t n_rows, uint32_t dim, float eps);
-    /* y[T,N] f32 <- x[T,K] (in w->fmt) times W[N,K] transposed. With leaves: this rank's partial.
+    /* y[T,N] f32 <- x[T,K] (in kern_fmt_of_x(w->fmt)) times W[N,K] transposed. With leaves: this rank's partial.
      */
     void (*gemm)(struct kern_stream *s, float *y, const void *x, const struct kern_mat *w,
                  uint32_t n_rows);
@@ -348,8 +380,8 @@ const struct kern_ops *kern_ops_path(uint32_t cpu_flags);
 
 /* ---- sizes on a CUDA device, for planning where there is none ---- */
 
-/* What the CUDA table's mat_bytes says: outputs in runs of 16, each leaf's inputs in runs of 32
- * (f32: 4). embed_bytes and kv_bytes are those of every table. */
+/* What the CUDA table's mat_bytes says: outputs in runs of 16, each leaf's (fp8: group's) inputs in
+ * runs of 32 (f32: 4). embed_bytes and kv_bytes are those of every table. */
 size_t kern_mat_bytes_cuda(const struct kern_mat *mat);
 
 /* ---- slices: who holds what of a row-parallel dimension ---- */

@@ -8,8 +8,15 @@
  *   bf16 panel:  step 0: [o0: k0 k1][o1: k0 k1] ... [o63: k0 k1]   step 1: [o0: k2 k3] ...
  *   f32 panel:   step 0: [o0: k0][o1: k0] ...                      step 1: [o0: k1] ...
  *
- * Either way an output takes 4 bytes of a step. Leaves begin a new pair; an odd last input of a
- * leaf is paired with a zero.
+ *   fp8 panel:   group 0: scales [o0][o1] ... [o63], then its steps, as in bf16 with a byte an
+ *                input: [o0: k0 k1][o1: k0 k1] ...                 group 1: scales, steps
+ *
+ * An output takes 4 bytes of a step (fp8: 2; and 4 of a group's scales). Leaves, and in fp8 groups,
+ * begin a new pair; an odd last input is paired with a zero.
+ *
+ * Room for more, not used yet: int8 by group is the fp8 panel with other codes; int4 by group has 4
+ * inputs to a step of 2 bytes. Experts are kern_mat's of one shape at one distance, and a grouped
+ * product walks them with the rows sorted by expert: panels know nothing of rows.
  *
  * KV: K is [block][kv head][D/2][slot][2] in bf16 and [block][kv head][D][slot] in f32 (a step of
  * D, 32 positions as lanes: the same shape as a weight panel of 32 outputs). V is
@@ -23,9 +30,10 @@
 
 enum { PANEL = 64, PANEL_TAIL = 16 };
 
+/* Of an input of a product, of the cache, of an embedding's element. */
 static inline size_t fmt_bytes(enum kern_fmt fmt)
 {
-    return fmt == KERN_BF16 ? 2 : 4;
+    return fmt == KERN_F32 ? 4 : 2;
 }
 
 static inline uint32_t u32_min(uint32_t a, uint32_t b)
@@ -33,39 +41,60 @@ static inline uint32_t u32_min(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
-/* Steps of one leaf. */
-static inline uint32_t mat_leaf_steps(const struct kern_mat *mat, uint32_t leaf)
+/* Steps of n inputs that begin a new one. */
+static inline uint32_t mat_steps(enum kern_fmt fmt, uint32_t n)
 {
-    const uint32_t k = mat->leaf[leaf + 1] - mat->leaf[leaf];
-
-    return mat->fmt == KERN_BF16 ? (k + 1) / 2 : k;
+    return fmt == KERN_F32 ? n : (n + 1) / 2;
 }
 
-/* Steps of all leaves. */
-static inline size_t mat_steps(const struct kern_mat *mat)
+/* Bytes that one output of a panel takes of a step. */
+static inline uint32_t mat_step_bytes(enum kern_fmt fmt)
 {
+    return fmt == KERN_FP8 ? 2 : 4;
+}
+
+/* Bytes that one output of a panel takes in one leaf. */
+static inline size_t mat_leaf_bytes(const struct kern_mat *mat, uint32_t leaf)
+{
+    const uint32_t k1 = mat->leaf[leaf + 1];
     size_t n = 0;
 
-    for (uint32_t i = 0; i < mat->n_leaves; i++) {
-        n += mat_leaf_steps(mat, i);
+    if (mat->fmt != KERN_FP8) {
+        return mat_steps(mat->fmt, k1 - mat->leaf[leaf]) * (size_t)4;
+    }
+    for (uint32_t k = mat->leaf[leaf], end; k < k1; k = end) {
+        end = kern_group_end(mat, leaf, k);
+        n += 4 + (size_t)mat_steps(KERN_FP8, end - k) * 2;
     }
     return n;
 }
 
-/* Where output n of step 0 lies, and the distance to its next step. */
-struct mat_lane {
+/* Bytes that one output takes in all. */
+static inline size_t mat_output_bytes(const struct kern_mat *mat)
+{
+    size_t n = 0;
+
+    for (uint32_t i = 0; i < mat->n_leaves; i++) {
+        n += mat_leaf_bytes(mat, i);
+    }
+    return n;
+}
+
+/* The panel that output n is in. */
+struct mat_panel {
     char *base;
-    size_t step_bytes;
+    uint32_t width; /* outputs of a step */
+    uint32_t lane;  /* n's place among them */
 };
 
-static inline struct mat_lane mat_lane(const struct kern_mat *mat, size_t n_steps, uint32_t n)
+static inline struct mat_panel mat_panel(const struct kern_mat *mat, size_t output_bytes,
+                                         uint32_t n)
 {
     const bool whole = n / PANEL < mat->n / PANEL;
     const uint32_t width = whole ? PANEL : PANEL_TAIL;
     const uint32_t n0 = n / width * width;
 
-    return (struct mat_lane){ (char *)mat->data + (size_t)n0 * n_steps * 4 + (n - n0) * 4u,
-                              width * 4u };
+    return (struct mat_panel){ (char *)mat->data + (size_t)n0 * output_bytes, width, n - n0 };
 }
 
 /* ---- KV cache, offsets in elements ---- */

@@ -11,6 +11,7 @@
 #include "kernels/hd.h"
 
 #include <math.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -71,6 +72,44 @@ KERN_HD static inline float f16_to_f32(uint16_t h)
         e--;
     }
     return f32_from_bits(sign | e << 23 | (frac & 0x3ffu) << 13);
+}
+
+/* fp8, e4m3: 4 bits of exponent (bias 7), 3 of fraction, no infinity; 0x7f and 0xff are NaN. Every
+ * other value is a normal bf16. */
+#define E4M3_MAX 448.0f
+
+KERN_HD static inline bool e4m3_is_nan(uint8_t b)
+{
+    return (b & 0x7fu) == 0x7fu;
+}
+
+KERN_HD static inline float e4m3_to_f32(uint8_t b)
+{
+    const uint32_t sign = (uint32_t)(b & 0x80u) << 24;
+    const uint32_t e = (b >> 3) & 15u, frac = b & 7u;
+
+    if (e4m3_is_nan(b)) {
+        return f32_from_bits(sign | 0x7fc00000u);
+    }
+    if (e != 0) {
+        return f32_from_bits(sign | (e + 120u) << 23 | frac << 20);
+    }
+    return f32_from_bits(sign | f32_bits((float)frac * 0x1p-9f));
+}
+
+/* To nearest, ties to even; beyond 448 it is 448; NaN stays. No branch but for NaN, so that
+ * compilers make vectors of it. */
+KERN_HD static inline uint8_t e4m3_from_f32(float x)
+{
+    const uint32_t sign = f32_bits(x) >> 24 & 0x80u, u = f32_bits(x) & 0x7fffffffu;
+    const uint32_t most = 0x43e00000u; /* 448 */
+    const uint32_t a = u < most ? u : most;
+    const uint32_t normal = ((a + 0x7ffffu + (a >> 20 & 1u)) >> 20) - (120u << 3);
+    /* Below 2^-6 steps are 2^-9 wide, as those of floats from 2^14 on are: their sum rounds. */
+    const uint32_t small = f32_bits(f32_from_bits(a) + 0x1p14f) - 0x46800000u;
+    const uint32_t code = a < 0x3c800000u ? small : normal;
+
+    return (uint8_t)(sign | (u > 0x7f800000u ? 0x7fu : code));
 }
 
 /* ---- constants shared with kernels/x86/vmath.h ---- */

@@ -19,6 +19,16 @@ uint32_t kern_leaf_begin(uint32_t n_units, uint32_t n_leaves, uint32_t i)
     return (uint32_t)((uint64_t)i * n_units / n_leaves);
 }
 
+uint32_t kern_mat_groups(const struct kern_mat *mat)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < mat->n_leaves; i++) {
+        n += kern_leaf_groups(mat, i);
+    }
+    return n;
+}
+
 size_t kern_mat_bytes_cuda(const struct kern_mat *mat)
 {
     return cu_mat_bytes(mat);

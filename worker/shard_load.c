@@ -133,7 +133,7 @@ static status load_rows(struct loader *ld, const char *name, struct weights_box 
                                            .data = stage_of(ld),
                                            .row0 = to->row0 + (uint32_t)done,
                                            .n_rows = (uint32_t)n,
-                                           .ld = (uint32_t)box.n_cols },
+                                           .ld = (uint32_t)box.n_cols, .scales = NULL },
                       err);
             atomic_fetch_add(ld->loaded, n * row_bytes);
         }
@@ -161,7 +161,7 @@ static status load_vector(struct loader *ld, const char *name, uint64_t first, u
     }
     if (st == ST_OK && n != 0) {
         st = pack(ld, &(struct target){ NULL, &row, 0 },
-                  &(struct kern_rows){ src_of(t->dtype), stage_of(ld), 0, 1, (uint32_t)n }, err);
+                  &(struct kern_rows){ src_of(t->dtype), stage_of(ld), 0, 1, (uint32_t)n, NULL }, err);
         atomic_fetch_add(ld->loaded, bytes);
     }
     return st;

@@ -19,6 +19,7 @@
 #define TILE_W              vf
 #define TILE_LOAD(p)        vf_load_bf16((const uint16_t *)(const void *)(p))
 #define TILE_LANE           32
+#define TILE_LINES          4
 #define TILE_X              float
 #define TILE_DOT(acc, x, w) vf_fma(x, w, acc)
 #define TILE_SET1(p)        vf_set1(*(p))

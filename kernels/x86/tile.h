@@ -1,15 +1,17 @@
 /* kernels/x86/tile.h - the register tile: sums[rows, 16 * WIDE] += x[rows, steps] times
  * w[steps, 16 * WIDE], every sum one chain of operations in ascending step. A template.
  *
- * One shape serves four products: weights in bf16 pairs or f32 (gemm), scores (lanes are positions)
- * and probabilities times V (lanes are D). Before including, define
+ * One shape serves five products: weights in bf16 pairs, f32 or fp8 pairs (gemm), scores (lanes are
+ * positions) and probabilities times V (lanes are D). Before including, define
  *   TILE_NAME   suffix of the functions
  *   TILE_W      type of 16 lanes of w;   TILE_LOAD(p)  loads one from const char *p
  *   TILE_LANE   bytes of 16 lanes of w
  *   TILE_X      type of one step of x (its bytes are the distance between steps)
  *   TILE_DOT(acc, x, w)   acc + x * w;   TILE_SET1(p)  16 copies of the step at const TILE_X *p
+ *   TILE_LINES  cache lines of a step of w, 64 outputs
  * Sums are loaded from and stored to `acc` (fresh: start at +0), so a caller may cut the steps
- * anywhere without changing a bit. */
+ * anywhere without changing a bit. With `scale` the steps are a whole group: its sum starts at +0
+ * and acc = fma(sum, scale, acc). */
 
 #define TILE_CAT_(a, b) a##b
 #define TILE_CAT(a, b)  TILE_CAT_(a, b)
@@ -42,6 +44,7 @@ struct tile_args {
     size_t w_stride; /* bytes between steps */
     uint32_t n_steps;
     bool fresh;
+    const float *scale; /* [16 * WIDE], or NULL */
     const char
         *ahead; /* where w goes on after these steps, to be fetched meanwhile; NULL: nowhere */
     uint32_t ahead_lines; /* cache lines of it per step: 0, 1, 2 or 4 */
@@ -70,7 +73,7 @@ static TILE_INLINE void TILE_FN(tile_fixed_)(const struct tile_args *t, const in
     for (int r = 0; r < rows; r++) {
         const float *from = t->acc + (size_t)r * t->acc_stride;
 
-#define TILE_DO(v) acc[r][v] = t->fresh ? vf_zero() : vf_load(from + v * 16);
+#define TILE_DO(v) acc[r][v] = t->fresh || t->scale != NULL ? vf_zero() : vf_load(from + v * 16);
         TILE_EACH(TILE_DO)
 #undef TILE_DO
     }
@@ -106,6 +109,13 @@ static TILE_INLINE void TILE_FN(tile_fixed_)(const struct tile_args *t, const in
     for (int r = 0; r < rows; r++) {
         float *to = t->acc + (size_t)r * t->acc_stride;
 
+        if (t->scale != NULL) {
+#define TILE_DO(v)                                                                                 \
+    acc[r][v] = vf_fma(acc[r][v], vf_load(t->scale + v * 16),                                      \
+                       t->fresh ? vf_zero() : vf_load(to + v * 16));
+            TILE_EACH(TILE_DO)
+#undef TILE_DO
+        }
 #define TILE_DO(v) vf_store(to + v * 16, acc[r][v]);
         TILE_EACH(TILE_DO)
 #undef TILE_DO
@@ -170,6 +180,7 @@ static void TILE_FN(tile_few_)(const struct tile_args *t, uint32_t rows, uint32_
     for (uint32_t v = 0; v < wide; v++) {
         one.acc = t->acc + v * 16;
         one.w = t->w + (size_t)v * TILE_LANE;
+        one.scale = t->scale != NULL ? t->scale + v * 16 : NULL;
         one.ahead_lines = v == 0 ? t->ahead_lines : 0;
         TILE_FN(tile_sizes_)[rows - 1][0](&one);
     }
@@ -182,7 +193,7 @@ static void TILE_FN(tile_)(const struct tile_args *args, uint32_t rows, uint32_t
 {
     const uint32_t n_tiles = (rows + VEC_TILE_ROWS - 1) / VEC_TILE_ROWS;
     const bool shared = n_tiles > 1 && n_tiles <= 4;
-    const uint32_t lines = !shared ? 4 : n_tiles < 4 ? 2 : 1;
+    const uint32_t lines = !shared ? TILE_LINES : n_tiles < TILE_LINES ? TILE_LINES / 2 : 1;
     struct tile_args t = *args;
     uint32_t fetched = 0;
 
@@ -190,7 +201,7 @@ static void TILE_FN(tile_)(const struct tile_args *args, uint32_t rows, uint32_t
         /* 8 rows are 4 + 4, not 6 + 2: the last tile would have too few independent sums. */
         const uint32_t n = (rows + left - 1) / left;
 
-        t.ahead_lines = args->ahead != NULL && fetched < 4 ? lines : 0;
+        t.ahead_lines = args->ahead != NULL && fetched < TILE_LINES ? lines : 0;
         if (t.ahead_lines != 0) {
             t.ahead = shared ? args->ahead + (size_t)fetched * 64 * t.n_steps : t.w + 4096;
         }
@@ -206,6 +217,7 @@ static void TILE_FN(tile_)(const struct tile_args *args, uint32_t rows, uint32_t
 #undef TILE_W
 #undef TILE_LOAD
 #undef TILE_LANE
+#undef TILE_LINES
 #undef TILE_X
 #undef TILE_DOT
 #undef TILE_SET1

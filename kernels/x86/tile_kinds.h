@@ -18,6 +18,7 @@ static ALWAYS_INLINE vp pair_set1(const struct bf16_pair *p)
 #define TILE_W              vp
 #define TILE_LOAD(p)        vp_load(p)
 #define TILE_LANE           64
+#define TILE_LINES          4
 #define TILE_X              struct bf16_pair
 #define TILE_DOT(acc, x, w) vp_dot(acc, x, w)
 #define TILE_SET1(p)        pair_set1(p)
@@ -27,6 +28,7 @@ static ALWAYS_INLINE vp pair_set1(const struct bf16_pair *p)
 #define TILE_W              vf
 #define TILE_LOAD(p)        vf_load((const float *)(const void *)(p))
 #define TILE_LANE           64
+#define TILE_LINES          4
 #define TILE_X              float
 #define TILE_DOT(acc, x, w) vf_fma(x, w, acc)
 #define TILE_SET1(p)        vf_set1(*(p))

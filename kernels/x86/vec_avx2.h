@@ -253,5 +253,31 @@ static inline vf vp_dot(vf acc, vp x, vp w)
 {
     return vf_fma(x.lo, w.lo, vf_fma(x.hi, w.hi, acc));
 }
+static inline void vp_store(char *p, vp x) /* of values that are bf16 */
+{
+    const vi hi = vf_as_vi(x.hi), lo = vf_as_vi(x.lo);
+
+    _mm256_storeu_si256((__m256i *)(void *)p,
+                        _mm256_or_si256(hi.a, _mm256_srli_epi32(lo.a, 16)));
+    _mm256_storeu_si256((__m256i *)(void *)(p + 32),
+                        _mm256_or_si256(hi.b, _mm256_srli_epi32(lo.b, 16)));
+}
+/* A byte of e4m3 in the upper half of a word, moved down by one, is 2^-8 of it in f16, whose
+ * denormals the conversion takes exactly, whatever the float environment. */
+static inline vf half_of_e4m3(__m256i words)
+{
+    const __m256i f16 =
+        _mm256_and_si256(_mm256_srai_epi16(words, 1), _mm256_set1_epi16((short)0xbf80));
+    const vf x = { _mm256_cvtph_ps(_mm256_castsi256_si128(f16)),
+                   _mm256_cvtph_ps(_mm256_extracti128_si256(f16, 1)) };
+
+    return vf_mul(x, vf_set1(256.0f));
+}
+static inline vp vp_load_e4m3(const char *p) /* 16 pairs */
+{
+    const __m256i v = _mm256_loadu_si256((const __m256i *)(const void *)p);
+
+    return (vp){ half_of_e4m3(v), half_of_e4m3(_mm256_slli_epi16(v, 8)) };
+}
 
 #endif

@@ -201,6 +201,27 @@ static inline vf vp_dot(vf acc, vp x, vp w)
 {
     return _mm512_dpbf16_ps(acc, (__m512bh)x, (__m512bh)w);
 }
+static inline void vp_store(char *p, vp x)
+{
+    _mm512_storeu_si512(p, x);
+}
+/* 16 pairs of e4m3. A byte b is the bf16 b << 4 with 120 added to the exponent; the eight numbers
+ * without exponent bits (0 and m 2^-9) come from a table. */
+static inline vp vp_load_e4m3(const char *p)
+{
+    const __m512i tiny_of = _mm512_setr_epi32(0x3b000000, 0x3bc03b80, 0x3c203c00, 0x3c603c40, 0, 0,
+                                              0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m256i bytes = _mm256_loadu_si256((const __m256i *)(const void *)p);
+    const __m512i v = _mm512_cvtepu8_epi16(bytes);
+    const __m512i shifted = _mm512_and_si512(_mm512_slli_epi16(v, 4), _mm512_set1_epi16(0x07f0));
+    const __m512i normal = _mm512_add_epi16(shifted, _mm512_set1_epi16(0x3c00));
+    const __mmask32 tiny = _mm512_testn_epi16_mask(v, _mm512_set1_epi16(0x78));
+    const __m512i size = _mm512_mask_permutexvar_epi16(normal, tiny, v, tiny_of);
+
+    /* (v << 8 & sign) | size */
+    return _mm512_ternarylogic_epi32(_mm512_slli_epi16(v, 8), _mm512_set1_epi16((short)0x8000),
+                                     size, 0xea);
+}
 #else
 typedef struct {
     vf hi, lo; /* elements 2i + 1 and 2i, widened */
@@ -221,6 +242,26 @@ static inline vp vp_set1(uint32_t pair)
 static inline vf vp_dot(vf acc, vp x, vp w)
 {
     return vf_fma(x.lo, w.lo, vf_fma(x.hi, w.hi, acc));
+}
+static inline void vp_store(char *p, vp x) /* of values that are bf16 */
+{
+    _mm512_storeu_si512(p,
+                        _mm512_or_si512(vf_as_vi(x.hi), _mm512_srli_epi32(vf_as_vi(x.lo), 16)));
+}
+/* A byte of e4m3 in the upper half of a word, moved down by one, is 2^-8 of it in f16, whose
+ * denormals the conversion takes exactly, whatever the float environment. */
+static inline vf half_of_e4m3(__m256i words)
+{
+    const __m256i f16 =
+        _mm256_and_si256(_mm256_srai_epi16(words, 1), _mm256_set1_epi16((short)0xbf80));
+
+    return vf_mul(_mm512_cvtph_ps(f16), vf_set1(256.0f));
+}
+static inline vp vp_load_e4m3(const char *p) /* 16 pairs */
+{
+    const __m256i v = _mm256_loadu_si256((const __m256i *)(const void *)p);
+
+    return (vp){ half_of_e4m3(v), half_of_e4m3(_mm256_slli_epi16(v, 8)) };
 }
 #endif
 

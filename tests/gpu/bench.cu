@@ -489,7 +489,7 @@ static void bench_load()
     must(plain != nullptr && ops->host_alloc(stream, bytes, &pinned, &err) == ST_OK, err.text);
     memset(plain, 0x3c, bytes);
     for (void *from : { plain, pinned }) {
-        const struct kern_rows rows = { KERN_SRC_BF16, from, 0, p.n, p.k };
+        const struct kern_rows rows = { KERN_SRC_BF16, from, 0, p.n, p.k, nullptr };
         const double t = time_of([&] { ops->mat_pack(stream, &mat, &rows); }, 0.5);
 
         line("packing from %s memory: %.1f GB/s", from == plain ? "ordinary" : "pinned",
