@@ -189,7 +189,9 @@ static void product_run(void *arg)
 static struct product product_make(const struct kern_ops *ops, struct kern_stream *s,
                                    const char *name, uint32_t n, uint32_t k, uint32_t leaves)
 {
-    struct product p = { ops, s, name, { KERN_BF16, n, k, leaves, { 0 }, NULL }, NULL, NULL, 1, 0 };
+    struct product p = { .ops = ops, .s = s, .name = name, .t = 1 };
+
+    p.w = (struct kern_mat){ .fmt = KERN_BF16, .n = n, .k = k, .n_leaves = leaves };
 
     for (uint32_t i = 0; i <= leaves; i++) {
         p.w.leaf[i] = kern_leaf_begin(k, leaves, i);
@@ -303,7 +305,7 @@ int main(int argc, char **argv)
     const struct kern_ops *ops = kern_ops_cpu(&err);
     struct product p[ARRAY_LEN(shapes)];
     struct kern_stream *s;
-    double bandwidth, peak;
+    double bandwidth, peak, step_s[2] = { 0, 0 };
 
     setvbuf(stdout, NULL, _IOLBF, 0);
     clock_used = n_threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC;
@@ -325,25 +327,35 @@ int main(int argc, char **argv)
     for (uint32_t i = 0; i < ARRAY_LEN(shapes); i++) {
         p[i] = product_make(ops, s, shapes[i].name, shapes[i].n, shapes[i].k, shapes[i].leaves);
     }
-    for (uint32_t r = 0; r < ARRAY_LEN(rows); r++) {
+    for (uint32_t r = 0; r < 2 * ARRAY_LEN(rows); r++) {
+        const bool fp8 = r % 2 != 0;
+        const uint32_t n_rows = rows[r / 2];
         double all_s = 0, all_bytes = 0, all_flops = 0;
 
         for (uint32_t i = 0; i < ARRAY_LEN(shapes); i++) {
-            const double bytes = 2.0 * p[i].w.n * p[i].w.k, flops = bytes * rows[r];
-            double t;
+            const double flops = 2.0 * p[i].w.n * p[i].w.k * n_rows;
+            double t, bytes;
 
-            p[i].t = rows[r];
-            t = best_s(rows[r] == PREFILL ? 3 : 20, product_run, &p[i]);
-            printf("product    T %3u %-8s %8.1f us  %5.1f GB/s %3.0f %%   %6.0f Gflop/s %3.0f %%\n",
-                   rows[r], shapes[i].name, t * 1e6, bytes / t * 1e-9, 100 * bytes / t / bandwidth,
-                   flops / t * 1e-9, 100 * flops / t / peak);
+            /* The head is bf16 in the fp8 profile too. */
+            p[i].w.fmt = fp8 && strcmp(shapes[i].name, "head") != 0 ? KERN_FP8 : KERN_BF16;
+            bytes = (double)ops->mat_bytes(&p[i].w);
+            p[i].t = n_rows;
+            t = best_s(n_rows == PREFILL ? 3 : 20, product_run, &p[i]);
+            printf("product    %s T %3u %-8s %8.1f us  %5.1f GB/s %3.0f %%   %6.0f Gflop/s %3.0f %%\n",
+                   fp8 ? "fp8 " : "bf16", n_rows, shapes[i].name, t * 1e6, bytes / t * 1e-9,
+                   100 * bytes / t / bandwidth, flops / t * 1e-9, 100 * flops / t / peak);
             all_s += t * shapes[i].per_step;
             all_bytes += bytes * shapes[i].per_step;
             all_flops += flops * shapes[i].per_step;
         }
-        printf("step       T %3u all      %8.2f ms  %5.1f GB/s %3.0f %%   %6.0f Gflop/s %3.0f %%\n",
-               rows[r], all_s * 1e3, all_bytes / all_s * 1e-9, 100 * all_bytes / all_s / bandwidth,
-               all_flops / all_s * 1e-9, 100 * all_flops / all_s / peak);
+        step_s[fp8] = all_s;
+        printf("step       %s T %3u all      %8.2f ms  %5.1f GB/s %3.0f %%   %6.0f Gflop/s %3.0f %%\n",
+               fp8 ? "fp8 " : "bf16", n_rows, all_s * 1e3, all_bytes / all_s * 1e-9,
+               100 * all_bytes / all_s / bandwidth, all_flops / all_s * 1e-9,
+               100 * all_flops / all_s / peak);
+        if (fp8) {
+            printf("fp8        T %3u: %.2f of bf16's time\n", n_rows, step_s[1] / step_s[0]);
+        }
     }
     attention(ops, s, 1, 512);
     attention(ops, s, 1, 2048);
