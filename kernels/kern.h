@@ -101,7 +101,9 @@ struct kern_rows {
     const void *data;      /* host, no alignment promised */
     uint32_t row0, n_rows; /* rows of the kern_mat that these are; any row0 */
     uint32_t ld;           /* elements from one row to the next; the first k of each are used */
-    const float *scales;   /* host, KERN_SRC_F8: [n_rows, groups of the kern_mat]; else NULL */
+    /* KERN_SRC_F8: [n_rows, groups of the kern_mat], ordinary host memory, read while mat_pack runs;
+     * else NULL. */
+    const float *scales;
 };
 
 /* ---- embedding ---- */

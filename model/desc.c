@@ -8,6 +8,7 @@
 
 #include "base/buf.h"
 #include "model/config_field.h"
+#include "model/quant_config.h"
 
 #include <limits.h>
 #include <math.h>
@@ -67,7 +68,6 @@ static const struct foreign {
     const char *key, *what;
     double neutral;
 } foreign[] = {
-    { "quantization_config", "a quantised checkpoint", 0 },
     { "num_local_experts", "mixture of experts", 0 },
     { "num_experts", "mixture of experts", 0 },
     { "n_routed_experts", "mixture of experts", 0 },
@@ -487,6 +487,9 @@ static status read_config(const struct field_from *from, struct model_desc *d, s
     }
     if (st == ST_OK) {
         st = read_dtype(from, d, err);
+    }
+    if (st == ST_OK) {
+        st = model_quant_read(from, &d->quant, err);
     }
     if (st == ST_OK) {
         st = read_rope(from, &d->rope, err);

@@ -13,7 +13,8 @@
 
 enum { MODEL_EOS_MAX = 8, MODEL_NAME_BYTES = 128 };
 
-enum model_dtype { MODEL_F32, MODEL_F16, MODEL_BF16 };
+/* F8 is e4m3; such a tensor means something only with its scales (model/weights.h). */
+enum model_dtype { MODEL_F32, MODEL_F16, MODEL_BF16, MODEL_F8, MODEL_DTYPES };
 
 enum model_rope_kind { MODEL_ROPE_PLAIN, MODEL_ROPE_LINEAR, MODEL_ROPE_LLAMA3 };
 
@@ -23,6 +24,15 @@ struct model_rope {
     double factor;                            /* LINEAR, LLAMA3 */
     double low_freq_factor, high_freq_factor; /* LLAMA3 */
     uint32_t original_ctx;                    /* LLAMA3 */
+};
+
+enum model_quant_kind { MODEL_QUANT_NONE, MODEL_QUANT_FP8 };
+
+/* How the matrices of the layers are quantised, as config.json says it. The files have the last
+ * word on which tensors are, and on scales per tensor or per row. */
+struct model_quant {
+    enum model_quant_kind kind;
+    uint32_t block_rows, block_cols; /* scales per block of the matrix; 0: not by blocks */
 };
 
 struct model_desc {
@@ -41,6 +51,7 @@ struct model_desc {
     bool qkv_bias, o_bias, mlp_bias;
     bool qk_norm;           /* an rms norm per head on q and k before rope */
     enum model_dtype dtype; /* as the config says; the files have the last word per tensor */
+    struct model_quant quant;
     int64_t bos;            /* -1: none */
     uint32_t n_eos;
     uint32_t eos[MODEL_EOS_MAX]; /* generation_config.json wins over config.json */

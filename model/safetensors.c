@@ -22,18 +22,22 @@ static const struct dtype_row {
     { .name = "I32", .bits = 32 },    { .name = "U32", .bits = 32 },
     { .name = "I16", .bits = 16 },    { .name = "U16", .bits = 16 },
     { .name = "I8", .bits = 8 },      { .name = "U8", .bits = 8 },
-    { .name = "BOOL", .bits = 8 },    { .name = "F8_E4M3", .bits = 8 },
+    { .name = "BOOL", .bits = 8 },    { "F8_E4M3", 8, true, MODEL_F8 },
     { .name = "F8_E5M2", .bits = 8 },
 };
 
 uint32_t safetensors_dtype_bytes(enum model_dtype dtype)
 {
-    return dtype == MODEL_F32 ? 4 : 2;
+    return dtype == MODEL_F32 ? 4 : dtype == MODEL_F8 ? 1 : 2;
 }
 
 const char *safetensors_dtype_name(enum model_dtype dtype)
 {
-    return dtype == MODEL_F32 ? "F32" : dtype == MODEL_F16 ? "F16" : "BF16";
+    static const char *const names[MODEL_DTYPES] = {
+        [MODEL_F32] = "F32", [MODEL_F16] = "F16", [MODEL_BF16] = "BF16", [MODEL_F8] = "F8_E4M3"
+    };
+
+    return names[dtype];
 }
 
 void safetensors_shape_text(uint32_t n_dims, const uint64_t *shape, char text[SHAPE_TEXT_BYTES])

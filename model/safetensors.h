@@ -28,7 +28,7 @@ enum {
 struct safetensor {
     char *name;                               /* owned */
     char dtype_name[SAFETENSORS_DTYPE_BYTES]; /* as the file spells it, cut to fit */
-    bool readable;          /* dtype F32, F16 or BF16, at most WEIGHTS_RANK_MAX dimensions */
+    bool readable;          /* a model_dtype, at most WEIGHTS_RANK_MAX dimensions */
     enum model_dtype dtype; /* if readable */
     uint32_t n_dims;        /* may exceed WEIGHTS_RANK_MAX if not readable */
     uint64_t shape[WEIGHTS_RANK_MAX]; /* the first ones */

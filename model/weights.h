@@ -34,7 +34,7 @@ const struct weights_tensor *weights_at(const struct weights *w, uint32_t i);
 /* NULL: not there. */
 const struct weights_tensor *weights_find(const struct weights *w, const char *name);
 
-/* Tensors of another dtype than F32, F16, BF16 (or of more than WEIGHTS_RANK_MAX dimensions): not
+/* Tensors of another dtype than F32, F16, BF16, F8_E4M3 (or of more than WEIGHTS_RANK_MAX dimensions): not
  * among those above; weights_check complains if one is needed. Names and dtype names are borrowed.
  */
 uint32_t weights_foreign_count(const struct weights *w);
@@ -51,8 +51,22 @@ const char *weights_file_at(const struct weights *w, uint32_t i, uint64_t *bytes
  */
 status weights_check(const struct weights *w, const struct model_desc *desc, struct err *err);
 
-/* Rows [row0, row0 + n_rows) x columns [col0, col0 + n_cols) of a 1- or 2-dimensional tensor (one
- * dimension: a single row), into `dst` densely ([n_rows, n_cols] in the tensor's dtype). Whole rows
+/* The scales of an fp8 matrix W[N,K]: w[n, k] = code[n, k] * scale[n / block_rows, k / block_cols].
+ * Found in the files as `weight_scale` or `weight_scale_inv` (the same meaning) beside `weight`: one
+ * number ([] or [1]), one per row ([N], [N, 1]), or one per block. */
+struct weights_scale {
+    const struct weights_tensor *tensor; /* F32, F16 or BF16; borrowed from the weights */
+    uint64_t rows, cols;                 /* of scales */
+    uint64_t block_rows, block_cols;     /* of the matrix, to a scale; 0: all of them */
+};
+
+/* The scales of matrix `t`, a tensor of MODEL_F8. ST_ERR_NOT_FOUND: there are none; ST_ERR_FORMAT,
+ * ST_ERR_UNSUPPORTED: two of them, or a dtype or shape that does not go with the matrix. */
+status weights_scale_find(const struct weights *w, const struct model_quant *quant,
+                          const struct weights_tensor *t, struct weights_scale *scale_p,
+                          struct err *err);
+/* Rows [row0, row0 + n_rows) x columns [col0, col0 + n_cols) of a tensor of at most 2 dimensions
+ * (one: a single row; none: one element), into `dst` densely ([n_rows, n_cols] in the tensor's dtype). Whole rows
  * are read in pieces of several MiB; column pieces are read one by one where a piece is 64 KiB or
  * more, else by whole rows and cut (a seek costs more than the bytes). *read_p (may be NULL) +=
  * bytes read from files. ST_ERR_IO, ST_ERR_FORMAT (file shorter than at open). */

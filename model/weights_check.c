@@ -2,7 +2,8 @@
  *
  * One table of tensors per layer and one for the whole model; a shape is written in letters of
  * desc. A tensor that the table knows and the description does not use is refused as well: a bias
- * in the files that config.json does not speak of would otherwise be left out in silence. */
+ * in the files that config.json does not speak of would otherwise be left out in silence. Matrices
+ * of layers and the head may be fp8 with scales; scales of any other tensor are refused likewise. */
 #include "model/weights_private.h"
 
 #include <inttypes.h>
@@ -97,6 +98,33 @@ static status check_shape(const struct weights *w, const struct model_desc *d,
                    w->dir, w->files[t->i_file].name, t->name, has, should);
 }
 
+static status check_scales(const struct weights *w, const struct model_desc *d,
+                           const struct need *need, const struct weights_tensor *t, struct err *err)
+{
+    static const char *const endings[] = { "_scale", "_scale_inv" };
+    struct weights_scale scale;
+    char name[128];
+
+    if (t->dtype == MODEL_F8 && (need->cols == DIM_NONE || need == &embed_need)) {
+        return err_set(err, ST_ERR_UNSUPPORTED,
+                       "%s: tensor \"%s\" is F8_E4M3; only matrices of the layers and the head can "
+                       "be",
+                       w->dir, t->name);
+    }
+    if (t->dtype == MODEL_F8) {
+        return weights_scale_find(w, &d->quant, t, &scale, err);
+    }
+    for (size_t i = 0; i < ARRAY_LEN(endings); i++) {
+        snprintf(name, sizeof(name), "%s%s", t->name, endings[i]);
+        if (weights_find(w, name) != NULL || weights_foreign_find(w, name) != NULL) {
+            return err_set(err, ST_ERR_FORMAT,
+                           "%s: the weight files hold scales \"%s\", but that matrix is %s", w->dir,
+                           name, safetensors_dtype_name(t->dtype));
+        }
+    }
+    return ST_OK;
+}
+
 static status check_one(const struct weights *w, const struct model_desc *d,
                         const struct need *need, const char *name, struct err *err)
 {
@@ -114,15 +142,16 @@ static status check_one(const struct weights *w, const struct model_desc *d,
     if (dtype != NULL) {
         return err_set(
             err, ST_ERR_UNSUPPORTED,
-            "%s: tensor \"%s\" is of dtype %s (or has more than %d dimensions); F32, F16 "
-            "and BF16 can be read",
+            "%s: tensor \"%s\" is of dtype %s (or has more than %d dimensions); F32, F16, "
+            "BF16 and F8_E4M3 can be read",
             w->dir, name, dtype, WEIGHTS_RANK_MAX);
     }
     if (t == NULL) {
         return err_set(err, ST_ERR_NOT_FOUND, "%s: tensor \"%s\" is in none of the %u weight files",
                        w->dir, name, w->n_files);
     }
-    return check_shape(w, d, need, t, err);
+    const status st = check_shape(w, d, need, t, err);
+    return st == ST_OK ? check_scales(w, d, need, t, err) : st;
 }
 
 static bool is_there(const struct weights *w, const struct need *need)

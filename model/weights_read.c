@@ -84,12 +84,12 @@ status weights_read(const struct weights *w, const struct weights_tensor *t,
 {
     const uint64_t size = safetensors_dtype_bytes(t->dtype);
     const uint64_t rows = t->n_dims == 2 ? t->shape[0] : 1;
-    const uint64_t cols = t->n_dims == 2 ? t->shape[1] : t->shape[0];
+    const uint64_t cols = t->n_dims == 2 ? t->shape[1] : t->n_dims == 1 ? t->shape[0] : 1;
     uint64_t bytes_read = 0;
     status st;
 
-    if (t->n_dims < 1 || t->n_dims > 2) {
-        return err_set(err, ST_ERR_ARG, "tensor \"%.128s\" has %u dimensions, not 1 or 2", t->name,
+    if (t->n_dims > 2) {
+        return err_set(err, ST_ERR_ARG, "tensor \"%.128s\" has %u dimensions, not 0 to 2", t->name,
                        t->n_dims);
     }
     if (box->row0 > rows || box->n_rows > rows - box->row0 || box->col0 > cols ||

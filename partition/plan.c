@@ -34,6 +34,13 @@ const char *plan_bytes_text(uint64_t bytes, char text[BYTES_TEXT_BYTES])
     return text;
 }
 
+const char *plan_fmt_name(enum kern_fmt fmt)
+{
+    static const char *const names[KERN_FMTS] = { "f32", "bf16", "fp8" };
+
+    return (uint32_t)fmt < KERN_FMTS ? names[fmt] : "?";
+}
+
 static void why_add(struct plan *plan, const char *fmt, ...) PRINTF_LIKE(2, 3);
 static void why_add(struct plan *plan, const char *fmt, ...)
 {
@@ -125,7 +132,7 @@ static status check_step(const struct plan_request *r, struct plan *plan, struct
 /* Device, plane and the name of the numeric profile. */
 static status check_device(const struct plan_request *r, struct plan *plan, struct err *err)
 {
-    const char *fmt = r->fmt == KERN_BF16 ? "bf16" : "f32";
+    const char *fmt = plan_fmt_name(plan->fmt);
 
     plan->device = r->device;
     plan->plane = r->plane;
@@ -156,8 +163,8 @@ static status check_request(const struct plan_request *r, struct plan *plan, str
     if (st == ST_OK) {
         st = check_pp(plan, MAX(r->pp, r->n_stage_layers), err);
     }
-    if (st == ST_OK && r->fmt != KERN_F32 && r->fmt != KERN_BF16) {
-        st = err_set(err, ST_ERR_ARG, "format %d is neither f32 nor bf16", (int)r->fmt);
+    if (st == ST_OK && (uint32_t)r->fmt >= KERN_FMTS) {
+        st = err_set(err, ST_ERR_ARG, "format %d is none of f32, bf16, fp8", (int)r->fmt);
     }
     if (st == ST_OK && (ranks > PLAN_RANKS_MAX || r->n_ranks > PLAN_RANKS_MAX)) {
         st = err_set(err, ST_ERR_ARG, "%" PRIu64 " ranks, at most %d",
@@ -397,7 +404,7 @@ static status choose_fewest(const struct plan_request *r, struct plan *plan, str
     const uint32_t pp_max = pp_asked != 0 ? pp_asked : pp_most(plan);
     const uint32_t least = MAX(r->tp, 1u) * MAX(pp_asked, 1u);
     const uint32_t n_max = MIN(tp_max * pp_max, (uint32_t)PLAN_RANKS_MAX);
-    const uint64_t element = plan->fmt == KERN_BF16 ? 2 : 4;
+    const uint64_t element = plan->fmt == KERN_FP8 ? 1 : plan->fmt == KERN_BF16 ? 2 : 4;
     const uint64_t weights = model_desc_params(&plan->desc) * element;
     status st = ST_ERR_LIMIT;
 
@@ -425,7 +432,8 @@ status plan_create(const struct model_desc *desc, const struct plan_request *req
     }
     ASSERT(desc->n_heads % desc->n_kv_heads == 0); /* model_desc_read refused anything else */
     plan->desc = *desc;
-    plan->fmt = request->fmt;
+    plan->fmt = request->fmt_of_model && desc->quant.kind == MODEL_QUANT_FP8 ? KERN_FP8
+                                                                             : request->fmt;
     plan->n_leaves = kern_leaves_for(desc->n_heads);
     status st = check_device(request, plan, err);
     if (st == ST_OK) {

@@ -53,6 +53,7 @@ enum plan_plane { PLAN_PLANE_HOST, PLAN_PLANE_NCCL };
 struct plan_request {
     uint32_t tp, pp;
     enum kern_fmt fmt;          /* product and KV format: the profile */
+    bool fmt_of_model;          /* fp8 where the checkpoint is fp8, `fmt` for others */
     uint32_t n_ranks;           /* ranks at hand; 0: tp * pp, or as few as fit the memory */
     uint64_t rank_memory_bytes; /* memory that one rank may use; 0: not limited */
     uint32_t ctx_max;           /* positions per stream at most; 0: the model's */
@@ -81,6 +82,7 @@ struct plan_part {
     struct range vocab;
     bool has_embed, has_head;                       /* the stage is the first, the last */
     uint64_t weight_bytes, kv_bytes, scratch_bytes; /* packed, as allocated */
+    uint64_t scale_bytes; /* of weight_bytes: the scales of fp8 matrices */
 };
 
 struct plan {
@@ -109,13 +111,17 @@ status plan_create(const struct model_desc *desc, const struct plan_request *req
                    struct plan **plan_p, struct err *err);
 void plan_destroy(struct plan *plan); /* NULL is fine */
 
+/* "f32", "bf16", "fp8": as --format takes it. */
+const char *plan_fmt_name(enum kern_fmt fmt);
+
 /* ---- what a rank allocates: the one place that knows, for the plan and for the worker ---- */
 
 /* qkv [(H+2K)*D, C]; o [C, H*D], by leaves; gate_up [2F, C]; down [C, F], by leaves; head [V, C].
  * All with the rank's own H, K, F and V. */
 enum plan_mat { PLAN_MAT_QKV, PLAN_MAT_O, PLAN_MAT_GATE_UP, PLAN_MAT_DOWN, PLAN_MAT_HEAD };
 
-/* Shape, format and leaves of a matrix of `part`; data is NULL. */
+/* Shape, format, leaves and place of a matrix of `part`; data is NULL. In fp8 the head stays bf16.
+ */
 void plan_mat(const struct plan *plan, const struct plan_part *part, enum plan_mat which,
               struct kern_mat *mat_p);
 void plan_embed(const struct plan *plan, const struct plan_part *part, struct kern_embed *embed_p);
@@ -124,12 +130,14 @@ void plan_kv(const struct plan *plan, const struct plan_part *part, struct kern_
 /* Packed weights, each allocation rounded up to KERN_ALIGN: the five matrices, the embedding rows,
  * norms and biases in f32. */
 uint64_t plan_weight_bytes(const struct plan *plan, const struct plan_part *part);
+/* Of these, the scales of fp8 matrices; 0 in other formats. */
+uint64_t plan_scale_bytes(const struct plan *plan, const struct plan_part *part);
 /* K and V of all layers of the part, plan->kv_blocks blocks. */
 uint64_t plan_kv_bytes(const struct plan *plan, const struct plan_part *part);
 /* Working memory of a step, each allocation rounded up to KERN_ALIGN. T rows_max, S seqs_max:
  *   f32  x[2][T,C] residual (one computed, one still being sent), partial[T,C], qkv[T,(H+2K)*D],
  *        gate_up[T,2F]; last stage: picked[S,C], logits[S,V]; cos and sin[ctx_max,D/2]
- *   fmt  normed[T,C], att[T,H*D], act[T,F]
+ *   kern_fmt_of_x(fmt)  normed[T,C], att[T,H*D], act[T,F]
  *   u32  tokens[T], pos[T], seq[T], rows[S], tables[S, blocks of ctx_max]
  * and plan_coll_bytes. */
 uint64_t plan_scratch_bytes(const struct plan *plan, const struct plan_part *part);

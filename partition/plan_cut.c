@@ -70,6 +70,7 @@ void plan_cut(struct plan *plan, const uint32_t *stage_layers)
             part->slice = slice;
             cut_rank(plan, layers, part);
             part->weight_bytes = plan_weight_bytes(plan, part);
+            part->scale_bytes = plan_scale_bytes(plan, part);
             part->scratch_bytes = plan_scratch_bytes(plan, part);
         }
         layer = layers.end;
@@ -84,9 +85,10 @@ static uint64_t aligned(uint64_t bytes)
     return (bytes + KERN_ALIGN - 1) / KERN_ALIGN * KERN_ALIGN;
 }
 
+/* Of an element of what is no matrix of a layer. */
 static uint64_t fmt_bytes(enum kern_fmt fmt)
 {
-    return fmt == KERN_BF16 ? 2 : 4;
+    return kern_fmt_of_x(fmt) == KERN_BF16 ? 2 : 4;
 }
 
 static uint32_t qkv_rows(const struct plan *plan, const struct plan_part *part)
@@ -109,6 +111,7 @@ static void by_leaves(const struct plan *plan, const struct plan_part *part, boo
     const struct model_desc *d = &plan->desc;
 
     mat->n = d->dim;
+    mat->k0 = ffn ? part->ffn_cols.begin : part->q_heads.begin * d->head_dim;
     mat->n_leaves = range_len(part->leaves);
     for (uint32_t i = 0; i <= mat->n_leaves; i++) {
         const uint32_t leaf = part->leaves.begin + i;
@@ -134,6 +137,7 @@ void plan_mat(const struct plan *plan, const struct plan_part *part, enum plan_m
         one_leaf(&mat, 2 * range_len(part->ffn_cols), dim);
         break;
     case PLAN_MAT_HEAD:
+        mat.fmt = kern_fmt_of_x(plan->fmt);
         one_leaf(&mat, part->has_head ? range_len(part->vocab) : 0, dim);
         break;
     case PLAN_MAT_O:
@@ -148,7 +152,7 @@ void plan_mat(const struct plan *plan, const struct plan_part *part, enum plan_m
 
 void plan_embed(const struct plan *plan, const struct plan_part *part, struct kern_embed *embed_p)
 {
-    *embed_p = (struct kern_embed){ .fmt = plan->fmt,
+    *embed_p = (struct kern_embed){ .fmt = kern_fmt_of_x(plan->fmt),
                                     .row0 = part->vocab.begin,
                                     .n_rows = part->has_embed ? range_len(part->vocab) : 0,
                                     .dim = plan->desc.dim,
@@ -157,7 +161,7 @@ void plan_embed(const struct plan *plan, const struct plan_part *part, struct ke
 
 void plan_kv(const struct plan *plan, const struct plan_part *part, struct kern_kv *kv_p)
 {
-    *kv_p = (struct kern_kv){ .fmt = plan->fmt,
+    *kv_p = (struct kern_kv){ .fmt = kern_fmt_of_x(plan->fmt),
                               .n_heads = range_len(part->kv_heads),
                               .head_dim = plan->desc.head_dim,
                               .n_blocks = plan->kv_blocks,
@@ -213,6 +217,21 @@ uint64_t plan_weight_bytes(const struct plan *plan, const struct plan_part *part
      * rows, multiplied it lies in panels. */
     return range_len(part->layers) * layer_bytes(plan, part) + head_bytes(plan, part) +
            embed_bytes(plan, part);
+}
+
+uint64_t plan_scale_bytes(const struct plan *plan, const struct plan_part *part)
+{
+    static const enum plan_mat mats[] = { PLAN_MAT_QKV, PLAN_MAT_O, PLAN_MAT_GATE_UP,
+                                          PLAN_MAT_DOWN };
+    uint64_t bytes = 0;
+
+    for (size_t i = 0; i < ARRAY_LEN(mats) && plan->fmt == KERN_FP8; i++) {
+        struct kern_mat mat;
+        plan_mat(plan, part, mats[i], &mat);
+        /* Both layouts pad outputs to 16. */
+        bytes += ((uint64_t)mat.n + 15) / 16 * 16 * kern_mat_groups(&mat) * sizeof(float);
+    }
+    return bytes * range_len(part->layers);
 }
 
 uint64_t plan_kv_bytes(const struct plan *plan, const struct plan_part *part)

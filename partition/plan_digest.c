@@ -78,6 +78,14 @@ uint64_t plan_digest_of(const struct plan *plan)
     put_real(&w, d->rope.high_freq_factor);
     uint64_t digest = hash64_of(w.bytes, w.len, 0);
     digest = hash64_of(plan->profile, strlen(plan->profile), digest);
+    if (plan->fmt == KERN_FP8) { /* what the scales of the files mean */
+        w.len = 0;
+        put(&w, KERN_GROUP);
+        put(&w, d->quant.kind);
+        put(&w, d->quant.block_rows);
+        put(&w, d->quant.block_cols);
+        digest = hash64_of(w.bytes, w.len, digest);
+    }
     if (plan->plane != PLAN_PLANE_HOST) { /* the device is in the profile's name */
         w.len = 0;
         put(&w, plan->plane);

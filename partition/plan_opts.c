@@ -17,7 +17,8 @@ void plan_opts_rows(struct plan_opts *o, struct opt *rows)
         { OPT_BYTES, "memory", "BYTES", &o->memory_bytes, 0, 0,
           "memory that one rank may use, e.g. 16GiB", NULL },
         { OPT_STRING, "format", "F", &o->format, 0, 0,
-          "bf16 or f32: products and KV cache, the numeric profile (bf16, whatever the files hold)",
+          "f32, bf16 or fp8: products and KV cache, the numeric profile; fp8: e4m3 weights, bf16 "
+          "inputs and cache (fp8 where config.json says the checkpoint is, else bf16)",
           NULL },
         { OPT_U32, "ctx", "N", &o->ctx, 1, 1 << 24,
           "positions of one stream at most (the model's own limit)", NULL },
@@ -140,6 +141,19 @@ static status read_device(const struct plan_opts *o, struct plan_request *r, str
     return ST_OK;
 }
 
+static status read_format(const char *word, struct plan_request *r, struct err *err)
+{
+    r->fmt_of_model = word == NULL;
+    for (uint32_t fmt = 0; fmt < KERN_FMTS && word != NULL; fmt++) {
+        if (strcmp(word, plan_fmt_name((enum kern_fmt)fmt)) == 0) {
+            r->fmt = (enum kern_fmt)fmt;
+            return ST_OK;
+        }
+    }
+    return word == NULL ? ST_OK
+                        : err_set(err, ST_ERR_ARG, "--format %.40s: none of f32, bf16, fp8", word);
+}
+
 status plan_opts_to_request(const struct plan_opts *o, struct plan_request *request_p,
                             struct err *err)
 {
@@ -153,12 +167,10 @@ status plan_opts_to_request(const struct plan_opts *o, struct plan_request *requ
                               .seqs_max = o->seqs,
                               .rows_max = o->rows };
 
-    if (o->format != NULL && strcmp(o->format, "f32") == 0) {
-        r.fmt = KERN_F32;
-    } else if (o->format != NULL && strcmp(o->format, "bf16") != 0) {
-        return err_set(err, ST_ERR_ARG, "--format %.40s: neither bf16 nor f32", o->format);
+    status st = read_format(o->format, &r, err);
+    if (st == ST_OK) {
+        st = read_device(o, &r, err);
     }
-    status st = read_device(o, &r, err);
     if (st == ST_OK && o->stage_layers != NULL) {
         st = read_stages(o->stage_layers, &r, err);
     }
@@ -174,7 +186,7 @@ status plan_opts_to_request(const struct plan_opts *o, struct plan_request *requ
  * of a device is not the plan's: the rank that has none takes its place on its host. */
 static status put_words(const struct plan *plan, struct buf *text, uint32_t *n_args)
 {
-    status st = buf_printf(text, "--format%c%s%c", 0, plan->fmt == KERN_BF16 ? "bf16" : "f32", 0);
+    status st = buf_printf(text, "--format%c%s%c", 0, plan_fmt_name(plan->fmt), 0);
 
     *n_args += 2;
     if (st == ST_OK && plan->device == PLAN_CPU) {

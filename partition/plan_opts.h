@@ -13,7 +13,7 @@
 struct plan_opts {
     uint32_t tp, pp, ranks, ctx, kv_tokens, seqs, rows;
     uint64_t memory_bytes;
-    const char *format;       /* "bf16" (also if NULL) or "f32"; borrowed */
+    const char *format;       /* "f32", "bf16", "fp8"; NULL: the checkpoint's; borrowed */
     const char *stage_layers; /* "3,2"; borrowed */
     const char *device;       /* "auto" (also if NULL), "cpu", "cuda", ...; borrowed */
     const char *data_plane;   /* "mpi", "nccl"; NULL: what the device has; borrowed */

@@ -16,9 +16,9 @@ struct wish {
     size_t bytes;
 };
 
-static size_t fmt_bytes(enum kern_fmt fmt)
+static size_t fmt_bytes(enum kern_fmt fmt) /* of products' inputs */
 {
-    return fmt == KERN_F32 ? 4 : 2;
+    return kern_fmt_of_x(fmt) == KERN_F32 ? 4 : 2;
 }
 
 static void list_scratch(struct exec *e, struct wish wishes[EXEC_BUFFERS])
@@ -83,6 +83,7 @@ status exec_create(struct shard *shard, struct coll *coll, const struct step_lim
     e->plan = shard->plan;
     e->part = shard->part;
     e->desc = &shard->plan->desc;
+    e->fmt = kern_fmt_of_x(shard->plan->fmt);
     e->coll = coll;
     e->limits = *limits;
     e->table_stride_max = (e->plan->ctx_max + KERN_KV_BLOCK - 1) / KERN_KV_BLOCK;
@@ -142,7 +143,7 @@ static status attention(struct exec *e, const struct shard_layer *l, float *x, s
     const struct kern_qkv *g = &e->qkv_shape;
     const uint32_t t = e->shape.n_rows, c = e->desc->dim;
 
-    k->rmsnorm(e->stream, e->normed, e->plan->fmt, x, l->attn_norm, t, c, e->desc->norm_eps);
+    k->rmsnorm(e->stream, e->normed, e->fmt, x, l->attn_norm, t, c, e->desc->norm_eps);
     k->gemm(e->stream, e->qkv, e->normed, &l->qkv,
             t); /* W[(H+2K)D,C] x normed[T,C] -> qkv[T,(H+2K)D] */
     if (l->qkv_bias != NULL) {
@@ -172,13 +173,13 @@ static status ffn(struct exec *e, const struct shard_layer *l, float *x, struct 
     const struct kern_ops *k = e->ops;
     const uint32_t t = e->shape.n_rows, c = e->desc->dim, f = range_len(e->part->ffn_cols);
 
-    k->rmsnorm(e->stream, e->normed, e->plan->fmt, x, l->ffn_norm, t, c, e->desc->norm_eps);
+    k->rmsnorm(e->stream, e->normed, e->fmt, x, l->ffn_norm, t, c, e->desc->norm_eps);
     k->gemm(e->stream, e->gate_up, e->normed, &l->gate_up,
             t); /* W[2F,C] x normed[T,C] -> gate_up[T,2F] */
     if (l->gate_up_bias != NULL) {
         k->add_bias(e->stream, e->gate_up, l->gate_up_bias, t, 2 * f);
     }
-    k->silu_mul(e->stream, e->act, e->plan->fmt, e->gate_up, t, f);
+    k->silu_mul(e->stream, e->act, e->fmt, e->gate_up, t, f);
     k->gemm(e->stream, e->partial, e->act, &l->down, t); /* W[C,F] x act[T,F] -> partial[T,C] */
     const status st = exec_reduce(e, e->partial, (size_t)t * c, err);
     if (st != ST_OK) {

@@ -46,7 +46,7 @@ struct exec_set {
 
 struct exec_graphs; /* exec_graph.c */
 
-/* Letters as in kernels/kern.h; T is rows_max, S is seqs_max. fmt: the profile's format. */
+/* Letters as in kernels/kern.h; T is rows_max, S is seqs_max. */
 struct exec {
     struct shard *shard; /* borrowed, as all down to coll */
     const struct kern_ops *ops;
@@ -54,6 +54,7 @@ struct exec {
     const struct plan *plan;
     const struct plan_part *part;
     const struct model_desc *desc;
+    enum kern_fmt fmt; /* of products' inputs */
     struct coll *coll;
     struct step_limits limits;
     struct kern_qkv qkv_shape;

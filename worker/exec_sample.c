@@ -156,7 +156,7 @@ status exec_sample_queue(struct exec *e, const float *x, struct err *err)
     const uint32_t n_ids = slice_ids(e, e->part->slice, &id0);
 
     k->gather(e->stream, e->picked, x, e->at.rows, n, c);
-    k->rmsnorm(e->stream, e->normed, e->plan->fmt, e->picked, e->shard->final_norm, n, c,
+    k->rmsnorm(e->stream, e->normed, e->fmt, e->picked, e->shard->final_norm, n, c,
                e->desc->norm_eps);
     if (n_ids != 0) {
         k->gemm(e->stream, e->logits, e->normed, &e->shard->head,

@@ -7,10 +7,14 @@
  *
  *   read a | pack a        | pack b
  *          | read b | wait | read a | wait ...
- */
+ *
+ * Where the file or the matrix is fp8 a piece is converted between reading and packing
+ * (shard_quant.h). */
 #include "worker/shard.h"
+#include "worker/shard_quant.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 
 enum { STAGE_BYTES = 8 << 20 };
 
@@ -24,6 +28,7 @@ struct loader {
     void *stages[2];
     size_t stage_bytes;
     uint32_t i_stage;
+    void *raw; /* [stage_bytes] ordinary memory, for rows to be converted; owned */
     char prefix[48]; /* "model.layers.17." */
 };
 
@@ -36,7 +41,7 @@ struct target {
 
 static size_t dtype_bytes(enum model_dtype dtype)
 {
-    return dtype == MODEL_F32 ? 4 : 2;
+    return dtype == MODEL_F32 ? 4 : dtype == MODEL_F8 ? 1 : 2;
 }
 
 static enum kern_src src_of(enum model_dtype dtype)
@@ -62,6 +67,8 @@ static void free_stages(struct loader *ld)
         s->ops->host_free(s->stream, ld->stages[i], ld->stage_bytes);
         ld->stages[i] = NULL;
     }
+    free(ld->raw);
+    ld->raw = NULL;
 }
 
 static status grow_stages(struct loader *ld, size_t bytes, struct err *err)
@@ -77,6 +84,9 @@ static status grow_stages(struct loader *ld, size_t bytes, struct err *err)
     ld->stage_bytes = bytes;
     for (size_t i = 0; st == ST_OK && i < ARRAY_LEN(ld->stages); i++) {
         st = s->ops->host_alloc(s->stream, bytes, &ld->stages[i], err);
+    }
+    if (st == ST_OK && (ld->raw = malloc(bytes)) == NULL) {
+        st = err_set(err, ST_ERR_NOMEM, "no memory");
     }
     if (st != ST_OK) {
         err_prefix(err, "staging buffers of %zu bytes: ", bytes);
@@ -108,37 +118,71 @@ static status pack(struct loader *ld, const struct target *to, const struct kern
     return ST_OK;
 }
 
+/* Rows of one piece, read and (where something is fp8) converted: what stands in the current
+ * buffer, for packing. */
+static status take_piece(struct loader *ld, struct shard_quant *q, const struct weights_box *piece,
+                         struct kern_rows *rows, struct err *err)
+{
+    const bool converts = shard_quant_is_needed(q);
+    /* Codes of fp8 are only looked at and need no second place. */
+    const bool in_place = !converts || (q->t->dtype == MODEL_F8 && shard_quant_bytes(q) == 1);
+    void *raw = in_place ? stage_of(ld) : ld->raw;
+    const status st = weights_read(ld->weights, q->t, piece, raw, NULL, err);
+
+    if (st != ST_OK || converts) {
+        return st != ST_OK ? st : shard_quant_rows(q, piece, raw, stage_of(ld), rows, err);
+    }
+    rows->type = src_of(q->t->dtype);
+    rows->data = raw;
+    rows->n_rows = (uint32_t)piece->n_rows;
+    rows->ld = (uint32_t)piece->n_cols;
+    return ST_OK;
+}
+
+static status load_pieces(struct loader *ld, struct shard_quant *q, struct weights_box box,
+                          const struct target *to, struct err *err)
+{
+    const bool converts = shard_quant_is_needed(q);
+    const size_t raw_bytes = box.n_cols * dtype_bytes(q->t->dtype);
+    const size_t row_bytes =
+        converts ? MAX(raw_bytes, box.n_cols * shard_quant_bytes(q)) : raw_bytes;
+    status st = grow_stages(ld, MAX((size_t)STAGE_BYTES, row_bytes), err);
+    const uint64_t step = row_bytes != 0 ? ld->stage_bytes / row_bytes : 1;
+
+    if (st == ST_OK && converts) {
+        st = shard_quant_begin(q, err);
+    }
+    for (uint64_t done = 0; st == ST_OK && done < box.n_rows && row_bytes != 0;) {
+        const uint64_t n = MIN(step, box.n_rows - done);
+        const struct weights_box piece = { box.row0 + done, n, box.col0, box.n_cols };
+        struct kern_rows rows = { .row0 = to->row0 + (uint32_t)done };
+        if (ld->abort != NULL && *ld->abort) {
+            return err_set(err, ST_ERR_CANCELLED, "loading was stopped");
+        }
+        st = take_piece(ld, q, &piece, &rows, err);
+        if (st == ST_OK) {
+            st = pack(ld, to, &rows, err);
+            atomic_fetch_add(ld->loaded, n * raw_bytes);
+        }
+        done += n;
+    }
+    return st;
+}
+
 /* Rows [box->row0, + n_rows) x columns of tensor `name` into `to`, staged. */
 static status load_rows(struct loader *ld, const char *name, struct weights_box box,
                         const struct target *to, struct err *err)
 {
-    const struct weights_tensor *t = find(ld, name, err);
-    if (t == NULL) {
+    struct shard_quant q = { .weights = ld->weights,
+                             .t = find(ld, name, err),
+                             .quant = &ld->shard->plan->desc.quant,
+                             .mat = to->mat };
+
+    if (q.t == NULL) {
         return ST_ERR_FORMAT;
     }
-    const size_t row_bytes = box.n_cols * dtype_bytes(t->dtype);
-    status st = grow_stages(ld, MAX((size_t)STAGE_BYTES, row_bytes), err);
-    const uint64_t step = row_bytes != 0 ? ld->stage_bytes / row_bytes : 1;
-
-    for (uint64_t done = 0; st == ST_OK && done < box.n_rows && row_bytes != 0;) {
-        const uint64_t n = MIN(step, box.n_rows - done);
-        const struct weights_box piece = { box.row0 + done, n, box.col0, box.n_cols };
-        if (ld->abort != NULL && *ld->abort) {
-            return err_set(err, ST_ERR_CANCELLED, "loading was stopped");
-        }
-        st = weights_read(ld->weights, t, &piece, stage_of(ld), NULL, err);
-        if (st == ST_OK) {
-            st = pack(ld, to,
-                      &(struct kern_rows){ .type = src_of(t->dtype),
-                                           .data = stage_of(ld),
-                                           .row0 = to->row0 + (uint32_t)done,
-                                           .n_rows = (uint32_t)n,
-                                           .ld = (uint32_t)box.n_cols, .scales = NULL },
-                      err);
-            atomic_fetch_add(ld->loaded, n * row_bytes);
-        }
-        done += n;
-    }
+    const status st = load_pieces(ld, &q, box, to, err);
+    shard_quant_end(&q);
     return st;
 }
 
@@ -150,6 +194,9 @@ static status load_vector(struct loader *ld, const char *name, uint64_t first, u
     const struct weights_tensor *t = find(ld, name, err);
     if (t == NULL) {
         return ST_ERR_FORMAT;
+    }
+    if (t->dtype == MODEL_F8) {
+        return err_set(err, ST_ERR_UNSUPPORTED, "tensor %s is F8_E4M3 and no matrix", name);
     }
     const size_t bytes = n * dtype_bytes(t->dtype);
     const struct weights_box box = { 0, 1, first, n };
@@ -288,17 +335,26 @@ status shard_load(struct shard *shard, const struct weights *weights, _Atomic ui
     return st;
 }
 
+/* Of the tensor's elements; 2 where it is not there. */
+static uint64_t element_bytes(const struct weights *weights, const char *name)
+{
+    const struct weights_tensor *t = weights_find(weights, name);
+
+    return t != NULL ? dtype_bytes(t->dtype) : 2;
+}
+
 uint64_t shard_file_bytes(const struct plan *plan, uint32_t rank, const struct weights *weights)
 {
     const struct plan_part *part = &plan->parts[rank];
     const struct model_desc *d = &plan->desc;
-    const struct weights_tensor *t = weights_count(weights) != 0 ? weights_at(weights, 0) : NULL;
-    const uint64_t e = t != NULL ? dtype_bytes(t->dtype) : 2;
+    const uint64_t e = element_bytes(weights, "model.layers.0.mlp.up_proj.weight");
+    const uint64_t e_head = element_bytes(weights, "lm_head.weight");
+    const uint64_t e_embed = element_bytes(weights, "model.embed_tokens.weight");
     const uint64_t hd = (uint64_t)range_len(part->q_heads) * d->head_dim;
     const uint64_t kd = (uint64_t)range_len(part->kv_heads) * d->head_dim;
     const uint64_t layer = (2 * hd + 2 * kd + 3 * (uint64_t)range_len(part->ffn_cols) + 2) * d->dim;
     const uint64_t vocab = (uint64_t)range_len(part->vocab) * d->dim;
 
-    return e * (range_len(part->layers) * layer + (part->has_embed ? vocab : 0) +
-                (part->has_head ? vocab : 0));
+    return e * range_len(part->layers) * layer + (part->has_embed ? e_embed * vocab : 0) +
+           (part->has_head ? e_head * vocab : 0);
 }

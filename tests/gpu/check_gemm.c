@@ -89,7 +89,7 @@ static struct kern_mat pack(struct check *c, const struct shape *shape, const st
     for (uint32_t row = 0; row < shape->n; row = row == 0 && cut != 0 ? cut : shape->n) {
         const struct kern_rows rows = { w->type,
                                         (char *)w->file + ((size_t)row * w->ld + k0) * bytes, row,
-                                        row == 0 && cut != 0 ? cut : shape->n - row, w->ld };
+                                        row == 0 && cut != 0 ? cut : shape->n - row, w->ld, NULL };
 
         c->ops->mat_pack(c->s, &mat, &rows);
     }

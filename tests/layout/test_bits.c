@@ -119,8 +119,8 @@ static void run(const struct replica_config *config, struct answer answers[N_KIN
 
 static const struct answer *golden(enum kern_fmt fmt)
 {
-    static struct answer kept[2][N_KINDS];
-    static bool have[2];
+    static struct answer kept[KERN_FMTS][N_KINDS];
+    static bool have[KERN_FMTS];
 
     if (!have[fmt]) {
         const struct replica_config config = base_config(fmt);
@@ -158,7 +158,7 @@ static void compare(const struct replica_config *config, const char *what)
         return;
     }
     snprintf(text, sizeof(text), "%s: %s, tp %u, pp %u, %u threads, chunk %u", what,
-             config->fmt == KERN_F32 ? "f32" : "bf16", config->tp, config->pp, config->n_threads,
+             plan_fmt_name(config->fmt), config->tp, config->pp, config->n_threads,
              config->chunk_max);
     run(config, got);
     assert_same(golden(config->fmt), got, text);
@@ -169,7 +169,7 @@ static void test_bits__are_equal_over_tp_and_pp(void **state UNUSED)
     static const uint32_t shapes[][2] = { { 2, 1 }, { 4, 1 }, { 8, 1 }, { 1, 2 }, { 1, 5 },
                                           { 2, 2 }, { 4, 2 }, { 2, 5 }, { 4, 5 } };
 
-    for (uint32_t fmt = KERN_F32; fmt <= KERN_BF16; fmt++) {
+    for (uint32_t fmt = KERN_F32; fmt < KERN_FMTS; fmt++) {
         for (size_t i = 0; i < ARRAY_LEN(shapes); i++) {
             struct replica_config config = base_config((enum kern_fmt)fmt);
             config.tp = shapes[i][0];
@@ -193,7 +193,7 @@ static void test_bits__are_equal_over_uneven_stages(void **state UNUSED)
 
 static void test_bits__are_equal_over_threads(void **state UNUSED)
 {
-    for (uint32_t fmt = KERN_F32; fmt <= KERN_BF16; fmt++) {
+    for (uint32_t fmt = KERN_F32; fmt < KERN_FMTS; fmt++) {
         for (uint32_t n = 2; n <= 3; n++) {
             struct replica_config config = base_config((enum kern_fmt)fmt);
             config.n_threads = n;
@@ -206,7 +206,7 @@ static void test_bits__are_equal_over_chunks(void **state UNUSED)
 {
     static const uint32_t chunks[] = { 1, 7, 64 };
 
-    for (uint32_t fmt = KERN_F32; fmt <= KERN_BF16; fmt++) {
+    for (uint32_t fmt = KERN_F32; fmt < KERN_FMTS; fmt++) {
         for (size_t i = 0; i < ARRAY_LEN(chunks); i++) {
             struct replica_config config = base_config((enum kern_fmt)fmt);
             config.chunk_max = chunks[i];
@@ -220,7 +220,7 @@ static void test_bits__are_equal_over_instruction_sets(void **state UNUSED)
     static const uint32_t paths[] = { 0, CPU_AVX2, CPU_AVX2 | CPU_AVX512,
                                       CPU_AVX2 | CPU_AVX512 | CPU_AVX512_BF16 };
 
-    for (uint32_t fmt = KERN_F32; fmt <= KERN_BF16; fmt++) {
+    for (uint32_t fmt = KERN_F32; fmt < KERN_FMTS; fmt++) {
         for (size_t i = 0; i < ARRAY_LEN(paths); i++) {
             struct replica_config config = base_config((enum kern_fmt)fmt);
             if ((paths[i] & cpu_flags()) != paths[i]) {
@@ -306,6 +306,7 @@ static void test_bits__are_equal_beside_other_streams(void **state UNUSED)
     crowd(device, KERN_F32, 1, 1, 0);
     crowd(device, KERN_BF16, 1, 1, 0);
     crowd(device, KERN_BF16, 2, 2, 0);
+    crowd(device, KERN_FP8, 2, 2, 0);
 }
 
 static void test_bits__are_equal_after_preemption(void **state UNUSED)
@@ -315,6 +316,7 @@ static void test_bits__are_equal_after_preemption(void **state UNUSED)
     crowd(device, KERN_BF16, 1, 1, KV_SHARED);
     crowd(device, KERN_BF16, 1, 2, KV_SHARED);
     crowd(device, KERN_F32, 2, 2, KV_SHARED);
+    crowd(device, KERN_FP8, 2, 1, KV_SHARED);
 }
 
 /* A stream that goes on elsewhere: the first tokens come as `emitted`, the rest must be the same.
@@ -350,7 +352,7 @@ static void compare_devices(enum replica_device on, uint32_t rows_max, const cha
 {
     static const uint32_t shapes[][2] = { { 1, 1 }, { 2, 1 }, { 4, 2 }, { 8, 1 }, { 1, 3 } };
 
-    for (uint32_t fmt = KERN_F32; fmt <= KERN_BF16; fmt++) {
+    for (uint32_t fmt = KERN_F32; fmt < KERN_FMTS; fmt++) {
         for (size_t i = 0; i < ARRAY_LEN(shapes); i++) {
             struct replica_config config = base_config((enum kern_fmt)fmt);
             config.device = on;
@@ -533,7 +535,7 @@ static void test_bits__free_order_is_another_profile(void **state UNUSED)
 /* Queued op by op or launched as a recording: the same ops, the same bits. */
 static void test_bits__are_equal_without_graphs(void **state UNUSED)
 {
-    for (uint32_t fmt = KERN_F32; fmt <= KERN_BF16; fmt++) {
+    for (uint32_t fmt = KERN_F32; fmt < KERN_FMTS; fmt++) {
         struct replica_config config = base_config((enum kern_fmt)fmt);
         config.device = device == REPLICA_CPU ? REPLICA_NCCL : device;
         config.no_graphs = true;
@@ -548,7 +550,7 @@ enum { GAP_PERMILLE = 100 }; /* a gap of log-probabilities that no rounding expl
 /* Greedy tokens are the CPU's up to the first position at which the CPU's two best are close. */
 static void test_bits__greedy_tokens_are_the_cpus_where_they_are_clear(void **state UNUSED)
 {
-    for (uint32_t fmt = KERN_F32; fmt <= KERN_BF16; fmt++) {
+    for (uint32_t fmt = KERN_F32; fmt < KERN_FMTS; fmt++) {
         static struct answer cpu, cuda;
         static float gaps[N_TOKENS];
         struct replica_stream stream;
@@ -566,7 +568,7 @@ static void test_bits__greedy_tokens_are_the_cpus_where_they_are_clear(void **st
         while (n < N_TOKENS && cpu.tokens[n] == cuda.tokens[n]) {
             n++;
         }
-        print_message("%s: %u of %d tokens are the CPU's\n", fmt == KERN_F32 ? "f32" : "bf16", n,
+        print_message("%s: %u of %d tokens are the CPU's\n", plan_fmt_name((enum kern_fmt)fmt), n,
                       N_TOKENS);
         if (n < N_TOKENS && gaps[n] * 1000 > (float)GAP_PERMILLE) {
             fail_msg("token %u is %u, the CPU's %u, which leads by %g", n, cuda.tokens[n],

@@ -84,7 +84,7 @@ static void run_embed_pack(struct fake_stream *s, struct fake_task *t)
 static void push_pack(struct fake_stream *s, struct fake_task *t, const struct kern_rows *rows,
                       uint32_t n_cols)
 {
-    const size_t element = rows->type == KERN_SRC_F32 ? 4 : 2;
+    const size_t element = rows->type == KERN_SRC_F32 ? 4 : rows->type == KERN_SRC_F8 ? 1 : 2;
     const size_t n = rows->n_rows == 0 ? 0 : (size_t)(rows->n_rows - 1) * rows->ld + n_cols;
 
     FAKE_CHECK(!s->is_recording, "packing inside a recording");
@@ -93,6 +93,10 @@ static void push_pack(struct fake_stream *s, struct fake_task *t, const struct k
     if (!fake_is_pinned(rows->data)) {
         t->copy = fake_copy(rows->data, n * element);
         t->rows.data = t->copy;
+    }
+    if (rows->scales != NULL) {
+        t->scales = fake_copy(rows->scales, rows->n_rows * kern_mat_groups(&t->mat) * sizeof(float));
+        t->rows.scales = t->scales;
     }
     fake_push(s, t);
 }

@@ -154,6 +154,7 @@ void *fake_copy(const void *src, size_t bytes)
 static void task_free(struct fake_task *t)
 {
     free(t->copy);
+    free(t->scales);
     free(t);
 }
 

@@ -34,7 +34,7 @@ struct fake_task {
     struct kern_rows_map map;
     struct kern_rope rope;
     struct kern_qkv g;
-    void *copy; /* owned: host bytes that were taken when the call was queued */
+    void *copy, *scales; /* owned: host bytes that were taken when the call was queued */
     void (*call)(void *blob);
     _Alignas(16) unsigned char blob[FAKE_BLOB_BYTES];
 };
