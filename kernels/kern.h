@@ -21,6 +21,7 @@
 #define KERNELS_KERN_H
 
 #include "base/err.h"
+#include "kernels/hd.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -46,7 +47,7 @@ enum {
 enum kern_fmt { KERN_F32, KERN_BF16, KERN_FP8, KERN_FMTS };
 
 /* What the inputs of a product with a matrix of `fmt` are in. */
-static inline enum kern_fmt kern_fmt_of_x(enum kern_fmt fmt)
+KERN_HD static inline enum kern_fmt kern_fmt_of_x(enum kern_fmt fmt)
 {
     return fmt == KERN_FP8 ? KERN_BF16 : fmt;
 }
@@ -79,14 +80,14 @@ struct kern_mat {
 /* KERN_FP8: a group is the inputs of one leaf with the same (k0 + k) / KERN_GROUP, so a leaf may
  * begin and end with shorter ones and no group straddles leaves. End of the group that input k of
  * `leaf` is in. */
-static inline uint32_t kern_group_end(const struct kern_mat *mat, uint32_t leaf, uint32_t k)
+KERN_HD static inline uint32_t kern_group_end(const struct kern_mat *mat, uint32_t leaf, uint32_t k)
 {
     const uint32_t end = k + KERN_GROUP - (mat->k0 + k) % KERN_GROUP;
 
     return end < mat->leaf[leaf + 1] ? end : mat->leaf[leaf + 1];
 }
 /* Groups of leaf `leaf`. */
-static inline uint32_t kern_leaf_groups(const struct kern_mat *mat, uint32_t leaf)
+KERN_HD static inline uint32_t kern_leaf_groups(const struct kern_mat *mat, uint32_t leaf)
 {
     const uint32_t begin = mat->k0 + mat->leaf[leaf], end = mat->k0 + mat->leaf[leaf + 1];
 

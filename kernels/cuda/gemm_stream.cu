@@ -1,4 +1,4 @@
-/* kernels/cuda/gemm_stream.cu - bf16 products with at most 16 rows: memory is the bound.
+/* kernels/cuda/gemm_stream.cu - bf16 and fp8 products with at most 16 rows: memory is the bound.
  *
  * A block owns 16 outputs (one run of weights) and all their inputs; its warps take the pieces in
  * turn, so that a run is read by several warps at once. Weights go straight from memory to the
@@ -6,6 +6,9 @@
  * a row, and UNROLL steps are asked for before the first is used. The first of them are asked for
  * before the op ahead has finished (weights do not change). x is small and comes through the
  * first-level cache. The pieces' sums meet in shared memory.
+ *
+ * fp8: 16 bytes a lane are a step's 8 inputs of two outputs; they become bf16 in registers, and a
+ * group (4 steps) is summed alone and scaled into the piece. Two groups are asked for ahead.
  *
  * Assumes: n_rows <= 16. Bytes: W once; x once per block, from cache. In flight: 4 KiB a warp. */
 #include "kernels/cuda/product.cuh"
@@ -31,7 +34,7 @@ __device__ static inline void run_piece(const struct product &p, const struct pi
                                         float acc[TT][4])
 {
     const uint32_t lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-    const uint32_t n_steps = (q.n_in + CU_STEP_BF16 - 1) / CU_STEP_BF16, k_end = q.k0 + q.n_in;
+    const uint32_t n_steps = piece_steps(q), k_end = q.k0 + q.n_in;
 
     for (uint32_t at = 0; at < n_steps; at += UNROLL) {
         const uint32_t n = min((uint32_t)UNROLL, n_steps - at);
@@ -58,29 +61,111 @@ __device__ static inline void run_piece(const struct product &p, const struct pi
     }
 }
 
+/* ---- fp8 ---- */
+
+/* The steps of a group as they lie, and the scales of outputs g and g + 8. */
+struct codes {
+    uint4 step[UNROLL];
+    float scale[2];
+    uint32_t n_steps, i_step; /* of the piece; 0 steps: there is no such group */
+};
+
+/* The group behind `before` (n_steps 0 and i_step 0: the first one). */
+__device__ static inline void load_group(struct codes *to, const struct codes &before,
+                                         const struct piece &q, const char *w, const float *scales)
+{
+    const uint32_t i = before.i_step + before.n_steps, h = head_steps(q), n = piece_steps(q);
+    const uint32_t group = i == 0 ? 0 : 1 + (i - h) / UNROLL;
+
+    to->i_step = i;
+    to->n_steps = i == 0 ? h : min((uint32_t)UNROLL, n - i);
+#pragma unroll
+    for (uint32_t u = 0; u < UNROLL; u++) {
+        if (u < to->n_steps) {
+            to->step[u] = load_once(w + (size_t)(i + u) * CU_RUN_BYTES_FP8);
+        }
+    }
+    if (to->n_steps != 0) {
+        to->scale[0] = scales[group * CU_RUN];
+        to->scale[1] = scales[group * CU_RUN + 8];
+    }
+}
+
+/* As run_piece. `scales` are output g's, of the piece's first group. */
 template <int TT, bool ALIGNED>
+__device__ static inline void run_piece_fp8(const struct product &p, const struct piece &q,
+                                            const char *w, const float *scales, struct codes *now,
+                                            struct codes *next, float sum[TT][4])
+{
+    const uint32_t lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+
+    while (now->n_steps != 0) {
+        struct codes after;
+        float acc[TT][4] = {};
+
+        load_group(&after, *next, q, w, scales);
+#pragma unroll
+        for (uint32_t u = 0; u < UNROLL; u++) {
+            if (u < now->n_steps) {
+                uint32_t k_end;
+                const uint32_t k = step_input(q, now->i_step + u, &k_end) + c * 8;
+                uint4 lo, hi;
+
+                widen_step(now->step[u], &lo, &hi);
+#pragma unroll
+                for (int tt = 0; tt < TT; tt++) {
+                    mma_step(acc[tt], lo, hi, load_x<ALIGNED>(p, tt * 8 + g, k, k_end));
+                }
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < TT * 4; i++) {
+            sum[i / 4][i % 4] = fmaf(acc[i / 4][i % 4], now->scale[i % 4 / 2], sum[i / 4][i % 4]);
+        }
+        *now = *next;
+        *next = after;
+    }
+}
+
+template <int TT, bool ALIGNED, bool FP8>
 __global__ static void __launch_bounds__(WARPS_MAX * 32, 2)
     gemm_stream_kernel(const __grid_constant__ struct product p)
 {
     DYNAMIC_SHARED(float, sums); /* [n_pieces][8 * TT rows][16 outputs] */
     constexpr uint32_t ROWS = 8 * TT;
     const uint32_t lane = threadIdx.x % 32, g = lane / 4, c = lane % 4, warp = threadIdx.x / 32;
-    const char *run = p.w + (size_t)blockIdx.x * p.n_steps * CU_RUN_BYTES + lane * 16;
+    constexpr uint32_t STEP_BYTES = FP8 ? CU_RUN_BYTES_FP8 : CU_RUN_BYTES;
+    const char *run = p.w + (size_t)blockIdx.x * p.n_steps * STEP_BYTES + lane * 16;
+    const float *scales = p.scales + (size_t)blockIdx.x * p.n_groups * CU_RUN + g;
     bool waited = false;
 
     let_next_start();
     for (uint32_t i = warp; i < p.n_pieces; i += blockDim.x / 32) {
         const struct piece &q = p.piece[i];
-        const char *w = run + (size_t)q.step0 * CU_RUN_BYTES;
+        const char *w = run + (size_t)q.step0 * STEP_BYTES;
         float acc[TT][4] = {};
-        uint4 lo[UNROLL], hi[UNROLL];
 
-        load_w(lo, hi, w, min((uint32_t)UNROLL, (q.n_in + CU_STEP_BF16 - 1) / CU_STEP_BF16));
-        if (!waited) {
-            wait_for_previous(); /* x is the op ahead's */
-            waited = true;
+        if constexpr (FP8) {
+            const float *s = scales + (size_t)q.group0 * CU_RUN;
+            struct codes now, next, none = {};
+
+            load_group(&now, none, q, w, s);
+            load_group(&next, now, q, w, s);
+            if (!waited) {
+                wait_for_previous(); /* x is the op ahead's */
+                waited = true;
+            }
+            run_piece_fp8<TT, ALIGNED>(p, q, w, s, &now, &next, acc);
+        } else {
+            uint4 lo[UNROLL], hi[UNROLL];
+
+            load_w(lo, hi, w, min((uint32_t)UNROLL, piece_steps(q)));
+            if (!waited) {
+                wait_for_previous();
+                waited = true;
+            }
+            run_piece<TT, ALIGNED>(p, q, w, lo, hi, acc);
         }
-        run_piece<TT, ALIGNED>(p, q, w, lo, hi, acc);
         float *out = sums + (size_t)i * ROWS * CU_RUN;
 
 #pragma unroll
@@ -114,20 +199,31 @@ bool cu_gemm_stream_fits(const struct product &p)
     return p.n_rows <= 16 && smem_bytes(p) <= SMEM_MAX;
 }
 
-template <int TT, bool ALIGNED> static void launch(struct kern_stream *s, const struct product &p)
+template <int TT, bool ALIGNED, bool FP8>
+static void launch(struct kern_stream *s, const struct product &p)
 {
     const uint32_t most = p.n_pieces < WARPS_MAX ? p.n_pieces : (uint32_t)WARPS_MAX;
     const uint32_t warps = most != 0 ? most : 1;
 
-    cu_launch(s, "gemm", gemm_stream_kernel<TT, ALIGNED>, dim3(div_up(p.n, CU_RUN)), warps * 32,
-              smem_bytes(p), p);
+    cu_launch(s, "gemm", gemm_stream_kernel<TT, ALIGNED, FP8>, dim3(div_up(p.n, CU_RUN)),
+              warps * 32, smem_bytes(p), p);
+}
+
+template <bool FP8> static void choose(struct kern_stream *s, const struct product &p)
+{
+    if (p.n_rows <= 8) {
+        p.aligned ? launch<1, true, FP8>(s, p) : launch<1, false, FP8>(s, p);
+    } else {
+        p.aligned ? launch<2, true, FP8>(s, p) : launch<2, false, FP8>(s, p);
+    }
 }
 
 void cu_gemm_stream(struct kern_stream *s, const struct product &p)
 {
-    if (p.n_rows <= 8) {
-        p.aligned ? launch<1, true>(s, p) : launch<1, false>(s, p);
-    } else {
-        p.aligned ? launch<2, true>(s, p) : launch<2, false>(s, p);
-    }
+    choose<false>(s, p);
+}
+
+void cu_gemm_stream_fp8(struct kern_stream *s, const struct product &p)
+{
+    choose<true>(s, p);
 }

@@ -1,4 +1,4 @@
-/* kernels/cuda/gemm_tile.cu - bf16 products with many rows: tiles of 128 outputs by ROWS rows.
+/* kernels/cuda/gemm_tile.cu - bf16 and fp8 products with many rows: tiles of 128 outputs by ROWS rows.
  *
  * A block walks the steps of 32 inputs in order; a ring of STAGES steps of W and x is filled by
  * asynchronous copies. Both lie in shared memory as the lanes read them: a warp's load of 16 bytes a
@@ -10,6 +10,9 @@
  * pieces each (a leaf, or a segment of the only leaf), leave its sum in scratch, and a second kernel
  * folds the groups: the same additions.
  *
+ * fp8 lies in shared memory as codes; a warp turns them into bf16 when it reads them (so a code is
+ * converted once by each warp that shares its outputs), sums a group and scales it into the piece.
+ *
  * Assumes nothing about n_rows. Bytes: W once per ROWS rows, x once per 128 outputs, mostly from the
  * second-level cache. Shared memory read per tile and step of 32: 24 KiB for 1 Mflop at 128 rows. */
 #include "kernels/cuda/product.cuh"
@@ -17,11 +20,13 @@
 enum { OUTS = 128, RUNS = OUTS / CU_RUN, THREADS = 256, WARPS = 8, GROUP_ROWS = 16 };
 
 /* Tile: ROWS rows; WN warps over outputs, WARPS / WN over rows. */
-template <int ROWS_, int WN_, int STAGES_> struct shape {
+template <int ROWS_, int WN_, int STAGES_, bool FP8_ = false> struct shape {
+    static constexpr bool FP8 = FP8_;
     static constexpr int ROWS = ROWS_, WN = WN_, WT = WARPS / WN_, STAGES = STAGES_;
     static constexpr int MT = RUNS / WN;     /* runs of 16 outputs of a warp */
     static constexpr int TT = ROWS / 8 / WT; /* groups of 8 rows of a warp */
-    static constexpr uint32_t W_BYTES = RUNS * CU_RUN_BYTES, X_BYTES = ROWS * 64;
+    static constexpr uint32_t RUN_BYTES = FP8 ? CU_RUN_BYTES_FP8 : CU_RUN_BYTES;
+    static constexpr uint32_t W_BYTES = RUNS * RUN_BYTES, X_BYTES = ROWS * 64;
     static constexpr uint32_t STEP_BYTES = W_BYTES + X_BYTES;
 };
 
@@ -37,17 +42,19 @@ __device__ static inline void fetch(const struct product &p, struct cursor *at, 
 {
     if (at->piece < at->end) {
         const struct piece &q = p.piece[at->piece];
-        const uint32_t k0 = q.k0 + at->step * CU_STEP_BF16, k_end = q.k0 + q.n_in;
+        uint32_t k_end;
+        const uint32_t k0 = step_input(q, at->step, &k_end);
         const uint32_t n_runs = (p.n + CU_RUN - 1) / CU_RUN;
 
 #pragma unroll
         for (uint32_t i = threadIdx.x; i < S::W_BYTES / 16; i += THREADS) {
-            const uint32_t run = run0 + i / 64;
+            constexpr uint32_t CHUNKS = S::RUN_BYTES / 16;
+            const uint32_t run = run0 + i / CHUNKS;
             const bool valid = run < n_runs;
             const size_t off =
-                ((size_t)(valid ? run : 0) * p.n_steps + q.step0 + at->step) * CU_RUN_BYTES;
+                ((size_t)(valid ? run : 0) * p.n_steps + q.step0 + at->step) * S::RUN_BYTES;
 
-            copy_16(smem + i * 16, p.w + off + i % 64 * 16, valid);
+            copy_16(smem + i * 16, p.w + off + i % CHUNKS * 16, valid);
         }
 #pragma unroll
         for (uint32_t i = threadIdx.x; i < S::X_BYTES / 16; i += THREADS) {
@@ -63,7 +70,7 @@ __device__ static inline void fetch(const struct product &p, struct cursor *at, 
             }
         }
         at->step++;
-        if (at->step * CU_STEP_BF16 >= q.n_in) {
+        if (at->step == piece_steps(q)) {
             at->step = 0;
             at->piece++;
         }
@@ -75,7 +82,7 @@ __device__ static inline void fetch(const struct product &p, struct cursor *at, 
 template <class S> __device__ static inline void multiply(float acc[S::MT][S::TT][4], smem_at smem)
 {
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const smem_at w = smem + warp % S::WN * S::MT * CU_RUN_BYTES + lane * 16;
+    const smem_at w = smem + warp % S::WN * S::MT * S::RUN_BYTES + lane * 16;
     const smem_at x = smem + S::W_BYTES + warp / S::WN * S::TT * 512 + lane * 16;
     uint4 b[S::TT];
 
@@ -85,8 +92,15 @@ template <class S> __device__ static inline void multiply(float acc[S::MT][S::TT
     }
 #pragma unroll
     for (int m = 0; m < S::MT; m++) {
-        const uint4 lo = read_16(w + m * CU_RUN_BYTES), hi = read_16(w + m * CU_RUN_BYTES + 512);
+        uint4 lo = read_16(w + m * S::RUN_BYTES), hi;
 
+        if constexpr (S::FP8) {
+            const uint4 codes = lo;
+
+            widen_step(codes, &lo, &hi);
+        } else {
+            hi = read_16(w + m * S::RUN_BYTES + 512);
+        }
 #pragma unroll
         for (int t = 0; t < S::TT; t++) {
             mma(acc[m][t], lo.x, hi.x, lo.y, hi.y, b[t].x, b[t].y);
@@ -95,6 +109,39 @@ template <class S> __device__ static inline void multiply(float acc[S::MT][S::TT
         for (int t = 0; t < S::TT; t++) {
             mma(acc[m][t], lo.z, hi.z, lo.w, hi.w, b[t].z, b[t].w);
         }
+    }
+}
+
+/* fp8: the scales of a group for this warp's outputs g and g + 8 of each run. Runs past the end
+ * repeat the last one. */
+template <class S>
+__device__ static inline void load_scales(const struct product &p, uint32_t run0, uint32_t group,
+                                          float scale[S::MT][2])
+{
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const uint32_t last = (p.n + CU_RUN - 1) / CU_RUN - 1;
+
+#pragma unroll
+    for (int m = 0; m < S::MT; m++) {
+        const uint32_t run = min(run0 + warp % S::WN * S::MT + m, last);
+        const float *at = p.scales + ((size_t)run * p.n_groups + group) * CU_RUN + lane / 4;
+
+        scale[m][0] = at[0];
+        scale[m][1] = at[8];
+    }
+}
+
+/* fp8: a group is done. sum = fma(acc, scale, sum); acc is +0 again. */
+template <class S>
+__device__ static inline void close_group(float acc[S::MT][S::TT][4], const float scale[S::MT][2],
+                                          float sum[S::MT][S::TT][4])
+{
+#pragma unroll
+    for (int i = 0; i < S::MT * S::TT * 4; i++) {
+        const int m = i / (S::TT * 4), t = i / 4 % S::TT, e = i % 4;
+
+        sum[m][t][e] = fmaf(acc[m][t][e], scale[m][e / 2], sum[m][t][e]);
+        acc[m][t][e] = 0.0f;
     }
 }
 
@@ -182,7 +229,9 @@ __global__ static void __launch_bounds__(THREADS, S::ROWS > 64 ? 1 : 2)
     const uint32_t first = groups.first[blockIdx.y], end = groups.first[blockIdx.y + 1];
     struct cursor load = { first, 0, end };
     float acc[S::MT][S::TT][4] = {};
+    float sum[S::MT][S::TT][4] = {}; /* fp8: of the piece's groups */
     float leaf[S::MT][S::TT][4] = {};
+    float(*const done)[S::TT][4] = S::FP8 ? sum : acc; /* a piece's sum at its end */
     struct trees<S> trees;
     uint32_t row_tile, out_tile, stage = 0;
 
@@ -195,7 +244,14 @@ __global__ static void __launch_bounds__(THREADS, S::ROWS > 64 ? 1 : 2)
     for (uint32_t piece = first; piece < end; piece++) {
         const struct piece &q = p.piece[piece];
 
-        for (uint32_t k = 0; k < q.n_in; k += CU_STEP_BF16) {
+        const uint32_t n_steps = piece_steps(q);
+        uint32_t group = q.group0;
+        float scale[S::MT][2];
+
+        for (uint32_t i = 0; i < n_steps; i++) {
+            if (S::FP8 && (i == 0 || ends_group(q, i - 1))) {
+                load_scales<S>(p, out_tile * RUNS, group++, scale);
+            }
             copies_wait<S::STAGES - 2>();
             __syncthreads(); /* this step has come; the one before has been read by all */
             const uint32_t free = stage == 0 ? S::STAGES - 1 : stage - 1;
@@ -204,16 +260,19 @@ __global__ static void __launch_bounds__(THREADS, S::ROWS > 64 ? 1 : 2)
                               base + free * S::STEP_BYTES);
             multiply<S>(acc, base + stage * S::STEP_BYTES);
             stage = stage + 1 == S::STAGES ? 0 : stage + 1;
+            if (S::FP8 && ends_group(q, i)) {
+                close_group<S>(acc, scale, sum);
+            }
         }
         if (groups.n == 1) {
-            close_piece<S>(&trees, q, acc, leaf);
+            close_piece<S>(&trees, q, done, leaf);
         } else { /* a group is one leaf or one piece: no tree inside */
 #pragma unroll
             for (int i = 0; i < S::MT * S::TT * 4; i++) {
                 const int m = i / (S::TT * 4), t = i / 4 % S::TT, e = i % 4;
 
-                leaf[m][t][e] = piece == first ? acc[m][t][e] : leaf[m][t][e] + acc[m][t][e];
-                acc[m][t][e] = 0.0f;
+                leaf[m][t][e] = piece == first ? done[m][t][e] : leaf[m][t][e] + done[m][t][e];
+                done[m][t][e] = 0.0f;
             }
         }
     }
@@ -311,5 +370,15 @@ void cu_gemm_tile(struct kern_stream *s, struct product &p)
         run<shape<64, 4, 6>>(s, p);
     } else {
         run<shape<128, 2, 8>>(s, p);
+    }
+}
+
+/* Tiles of 128 rows would hold three sums an output: more registers than there are. */
+void cu_gemm_tile_fp8(struct kern_stream *s, struct product &p)
+{
+    if (p.n_rows <= 32) {
+        run<shape<32, 8, 6, true>>(s, p);
+    } else {
+        run<shape<64, 4, 6, true>>(s, p);
     }
 }

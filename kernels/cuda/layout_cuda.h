@@ -6,6 +6,11 @@
  *
  *   bf16 step, 32 inputs, 1,024 bytes: [outputs 0-7][8 rows of 32 inputs], [outputs 8-15][...]
  *   f32 step, 4 inputs, 256 bytes:     [16 outputs][4 inputs]
+ *   fp8 step, 32 inputs, 512 bytes:    [8 outputs][4 times 8 inputs][of this output, of that + 8]
+ *
+ * In fp8 groups begin a new step as leaves do, and behind the codes of all runs lie the scales:
+ * [runs][groups of all leaves][16 outputs] f32. A lane's 16 bytes of a step are thus 8 inputs of
+ * output g and 8 of output g + 8, the codes of what two loads bring in bf16.
  *
  * Why 8 rows of 32 bf16: lane (g, c) = (lane / 4, lane % 4) of a warp takes 16 bytes at 16 * lane,
  * which are inputs 8c .. 8c+7 of output g. Two m16n8k16 products use them: step s of the pair takes
@@ -26,17 +31,19 @@ enum {
     CU_STEP_F32 = 4,
     CU_RUN_BYTES = 1024, /* of a bf16 step */
     CU_RUN_BYTES_F32 = 256,
-    CU_SEGMENT = 1024 /* inputs of a segment: part of the numeric profile */
+    CU_RUN_BYTES_FP8 = 512,
+    CU_SEGMENT = 1024,   /* inputs of a segment: part of the numeric profile */
+    CU_SEGMENT_GROUPS = 8 /* fp8: groups of a segment; its first and last may be short */
 };
 
 KERN_HD static inline uint32_t cu_step_inputs(enum kern_fmt fmt)
 {
-    return fmt == KERN_BF16 ? CU_STEP_BF16 : CU_STEP_F32;
+    return fmt == KERN_F32 ? CU_STEP_F32 : CU_STEP_BF16;
 }
 
 KERN_HD static inline uint32_t cu_step_bytes(enum kern_fmt fmt)
 {
-    return fmt == KERN_BF16 ? CU_RUN_BYTES : CU_RUN_BYTES_F32;
+    return fmt == KERN_BF16 ? CU_RUN_BYTES : fmt == KERN_FP8 ? CU_RUN_BYTES_FP8 : CU_RUN_BYTES_F32;
 }
 
 /* Steps of n_inputs inputs of one leaf. */
@@ -45,25 +52,83 @@ KERN_HD static inline uint32_t cu_steps_of(enum kern_fmt fmt, uint32_t n_inputs)
     return (n_inputs + cu_step_inputs(fmt) - 1) / cu_step_inputs(fmt);
 }
 
+/* Where an input stands: its step, counted from the leaf's first, and its place in the step. */
+struct cu_place {
+    uint32_t step, in;
+};
+
+/* Input i of leaf `leaf`, counted from the leaf's first one. With i = number of inputs: behind. */
+KERN_HD static inline struct cu_place cu_place_of(const struct kern_mat *mat, uint32_t leaf,
+                                                  uint32_t i)
+{
+    const uint32_t first = mat->k0 + mat->leaf[leaf], at = first + i;
+    const uint32_t head = KERN_GROUP - first % KERN_GROUP; /* inputs of the first group, or more */
+
+    if (mat->fmt != KERN_FP8 || i < head) {
+        return (struct cu_place){ i / cu_step_inputs(mat->fmt), i % cu_step_inputs(mat->fmt) };
+    }
+    return (struct cu_place){ cu_steps_of(mat->fmt, head) +
+                                  (at / KERN_GROUP - first / KERN_GROUP - 1) *
+                                      (KERN_GROUP / CU_STEP_BF16) +
+                                  at % KERN_GROUP / CU_STEP_BF16,
+                              at % CU_STEP_BF16 };
+}
+
+/* Steps of one leaf. */
+KERN_HD static inline uint32_t cu_leaf_steps(const struct kern_mat *mat, uint32_t leaf)
+{
+    const uint32_t n = mat->leaf[leaf + 1] - mat->leaf[leaf];
+
+    return n == 0 ? 0 : cu_place_of(mat, leaf, n - 1).step + 1;
+}
+
 /* Steps before leaf `leaf`; with leaf = n_leaves those of the whole run. */
 KERN_HD static inline uint32_t cu_leaf_step(const struct kern_mat *mat, uint32_t leaf)
 {
     uint32_t n = 0;
 
     for (uint32_t i = 0; i < leaf; i++) {
-        n += cu_steps_of(mat->fmt, mat->leaf[i + 1] - mat->leaf[i]);
+        n += cu_leaf_steps(mat, i);
     }
     return n;
 }
 
-KERN_HD static inline size_t cu_mat_bytes(const struct kern_mat *mat)
+KERN_HD static inline size_t cu_runs(const struct kern_mat *mat)
 {
-    const size_t runs = ((size_t)mat->n + CU_RUN - 1) / CU_RUN;
-
-    return runs * cu_leaf_step(mat, mat->n_leaves) * cu_step_bytes(mat->fmt);
+    return ((size_t)mat->n + CU_RUN - 1) / CU_RUN;
 }
 
-/* Byte offset of output n, input `k` of a leaf whose first step is leaf_step; n_steps of a run. */
+/* Groups before leaf `leaf` (fp8); with leaf = n_leaves all. */
+KERN_HD static inline uint32_t cu_leaf_group(const struct kern_mat *mat, uint32_t leaf)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < leaf; i++) {
+        n += kern_leaf_groups(mat, i);
+    }
+    return n;
+}
+
+/* Where the scales begin, or what all weights take if there are none. */
+KERN_HD static inline size_t cu_codes_bytes(const struct kern_mat *mat)
+{
+    return cu_runs(mat) * cu_leaf_step(mat, mat->n_leaves) * cu_step_bytes(mat->fmt);
+}
+
+KERN_HD static inline size_t cu_mat_bytes(const struct kern_mat *mat)
+{
+    const size_t n_groups = mat->fmt == KERN_FP8 ? cu_leaf_group(mat, mat->n_leaves) : 0;
+
+    return cu_codes_bytes(mat) + cu_runs(mat) * n_groups * CU_RUN * sizeof(float);
+}
+
+/* Scale of output n and a group of n_groups, in floats from where the scales begin. */
+KERN_HD static inline size_t cu_scale_at(uint32_t n_groups, uint32_t n, uint32_t group)
+{
+    return ((size_t)(n / CU_RUN) * n_groups + group) * CU_RUN + n % CU_RUN;
+}
+
+/* Byte offset of output n, input `k` from step leaf_step on (fp8: of one group); n_steps of a run. */
 KERN_HD static inline size_t cu_mat_at(enum kern_fmt fmt, uint32_t n_steps, uint32_t n,
                                        uint32_t leaf_step, uint32_t k)
 {
@@ -73,6 +138,9 @@ KERN_HD static inline size_t cu_mat_at(enum kern_fmt fmt, uint32_t n_steps, uint
 
     if (fmt == KERN_BF16) {
         return base + (o / 8) * 512u + (o % 8) * 64u + i * 2u;
+    }
+    if (fmt == KERN_FP8) {
+        return base + (o % 8) * 64u + (i / 8) * 16u + (o / 8) * 8u + i % 8;
     }
     return base + o * 16u + i * 4u;
 }

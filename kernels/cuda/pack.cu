@@ -11,7 +11,7 @@
 
 __host__ __device__ static inline uint32_t src_bytes(enum kern_src type)
 {
-    return type == KERN_SRC_F32 ? 4 : 2;
+    return type == KERN_SRC_F32 ? 4 : type == KERN_SRC_F8 ? 1 : 2;
 }
 
 __device__ static float src_f32(enum kern_src type, const char *at)
@@ -23,10 +23,13 @@ __device__ static float src_f32(enum kern_src type, const char *at)
                                  : f16_to_f32(*(const uint16_t *)at);
 }
 
-/* Element at `at` of a file's row, in fmt, to dst. bf16 passes as bits, NaN payloads too. */
+/* Element at `at` of a file's row, in fmt, to dst. bf16 passes as bits, NaN payloads too; fp8 comes as
+ * fp8. */
 __device__ static void convert(enum kern_src type, const char *at, enum kern_fmt fmt, char *dst)
 {
-    if (fmt == KERN_F32) {
+    if (fmt == KERN_FP8) {
+        *dst = *at;
+    } else if (fmt == KERN_F32) {
         *(float *)dst = src_f32(type, at);
     } else if (type == KERN_SRC_BF16) {
         *(uint16_t *)dst = *(const uint16_t *)at;
@@ -54,14 +57,30 @@ __global__ static void pack_mat_kernel(char *data, const __grid_constant__ struc
     uint32_t leaf = 0, leaf_step = 0;
 
     while (k >= mat.leaf[leaf + 1]) {
-        leaf_step += cu_steps_of(mat.fmt, mat.leaf[leaf + 1] - mat.leaf[leaf]);
+        leaf_step += cu_leaf_steps(&mat, leaf);
         leaf++;
     }
+    const struct cu_place place = cu_place_of(&mat, leaf, k - mat.leaf[leaf]);
+
     for (uint32_t r = blockIdx.y; r < rows.n_rows; r += gridDim.y) {
-        const size_t at = cu_mat_at(mat.fmt, n_steps, rows.row0 + r, leaf_step, k - mat.leaf[leaf]);
+        const size_t at = cu_mat_at(mat.fmt, n_steps, rows.row0 + r, leaf_step + place.step, place.in);
         const char *src = rows.src + ((size_t)r * mat.k + k) * src_bytes(rows.type);
 
         convert(rows.type, src, mat.fmt, data + at);
+    }
+}
+
+/* scales: [n_rows, n_groups] dense. */
+__global__ static void pack_scales_kernel(float *dst, const float *scales, uint32_t n_groups,
+                                          uint32_t row0, uint32_t n_rows)
+{
+    const size_t n = (size_t)n_rows * n_groups;
+
+    begin_op();
+    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n;
+         i += (size_t)gridDim.x * blockDim.x) {
+        dst[cu_scale_at(n_groups, row0 + (uint32_t)(i / n_groups), (uint32_t)(i % n_groups))] =
+            scales[i];
     }
 }
 
@@ -69,7 +88,7 @@ __global__ static void pack_embed_kernel(char *data, enum kern_fmt fmt, uint32_t
                                          struct pack_rows rows)
 {
     const size_t n = (size_t)rows.n_rows * dim;
-    const uint32_t bytes = fmt == KERN_BF16 ? 2 : 4;
+    const uint32_t bytes = fmt == KERN_F32 ? 4 : 2;
 
     begin_op();
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n;
@@ -119,10 +138,28 @@ static void send(struct kern_stream *s, const struct kern_rows *rows, uint32_t f
             "copy of weights");
 }
 
-/* Rows per piece, or 0 with an error noted: a row is larger than a staging buffer. */
-static uint32_t piece_rows(struct kern_stream *s, const struct kern_rows *rows, uint32_t k)
+/* fp8: the scales of rows [first, first + n) into place. They go through the scratch behind rows. */
+static void send_scales(struct kern_stream *s, const struct kern_mat *mat,
+                        const struct kern_rows *rows, uint32_t first, uint32_t n)
 {
-    const size_t row = (size_t)k * src_bytes(rows->type);
+    const uint32_t n_groups = cu_leaf_group(mat, mat->n_leaves);
+    const size_t bytes = (size_t)n * n_groups * sizeof(float);
+    char *stage = cu_stage(s, bytes), *at = s->scratch + STAGE_BYTES;
+
+    memcpy(stage, rows->scales + (size_t)first * n_groups, bytes);
+    cu_note(s, cudaMemcpyAsync(at, stage, bytes, cudaMemcpyHostToDevice, s->raw),
+            "copy of scales");
+    cu_launch(s, "mat_pack", pack_scales_kernel, dim3(div_up((size_t)n * n_groups, 1024)), 256, 0,
+              (float *)((char *)mat->data + cu_codes_bytes(mat)), (const float *)at, n_groups,
+              rows->row0 + first, n);
+}
+
+/* Rows per piece, or 0 with an error noted: a row is larger than a staging buffer. A row of scales
+ * takes `extra` bytes. */
+static uint32_t piece_rows(struct kern_stream *s, const struct kern_rows *rows, uint32_t k,
+                           size_t extra)
+{
+    const size_t codes = (size_t)k * src_bytes(rows->type), row = codes > extra ? codes : extra;
 
     if (row > STAGE_BYTES) {
         cu_note(s, cudaErrorInvalidValue, "a row of weights of more than 16 MiB");
@@ -135,7 +172,9 @@ static uint32_t piece_rows(struct kern_stream *s, const struct kern_rows *rows, 
 
 static void mat_pack(struct kern_stream *s, struct kern_mat *mat, const struct kern_rows *rows)
 {
-    const uint32_t step = piece_rows(s, rows, mat->k);
+    const bool fp8 = mat->fmt == KERN_FP8;
+    const size_t scale_bytes = fp8 ? cu_leaf_group(mat, mat->n_leaves) * sizeof(float) : 0;
+    const uint32_t step = piece_rows(s, rows, mat->k, scale_bytes);
     const uint32_t n_steps = cu_leaf_step(mat, mat->n_leaves);
     const bool pinned = is_pinned(rows->data);
 
@@ -146,6 +185,9 @@ static void mat_pack(struct kern_stream *s, struct kern_mat *mat, const struct k
         send(s, rows, done, n, mat->k, pinned);
         cu_launch(s, "mat_pack", pack_mat_kernel, dim3(div_up(mat->k, 256), n), 256, 0,
                   (char *)mat->data, *mat, n_steps, part);
+        if (fp8) {
+            send_scales(s, mat, rows, done, n);
+        }
     }
     s->fence = true;
     if (pinned) {
@@ -155,7 +197,7 @@ static void mat_pack(struct kern_stream *s, struct kern_mat *mat, const struct k
 
 static void embed_pack(struct kern_stream *s, struct kern_embed *e, const struct kern_rows *rows)
 {
-    const uint32_t step = piece_rows(s, rows, e->dim);
+    const uint32_t step = piece_rows(s, rows, e->dim, 0);
     const bool pinned = is_pinned(rows->data);
 
     for (uint32_t done = 0; e->dim != 0 && step != 0 && done < rows->n_rows; done += step) {
@@ -179,7 +221,7 @@ static size_t mat_bytes(const struct kern_mat *mat)
 
 static size_t fmt_bytes(enum kern_fmt fmt)
 {
-    return fmt == KERN_BF16 ? 2 : 4;
+    return fmt == KERN_F32 ? 4 : 2;
 }
 
 static size_t embed_bytes(const struct kern_embed *e)

@@ -10,7 +10,7 @@
 
 enum { DEVICES_MAX = 64, PROFILE_BYTES = 32, CAPABILITY_MIN = 80 };
 
-static char profiles[DEVICES_MAX][2][PROFILE_BYTES]; /* written by `open`, before it is used */
+static char profiles[DEVICES_MAX][KERN_FMTS][PROFILE_BYTES]; /* written by `open`, before it is used */
 
 static status refuse(struct err *err, uint32_t device, const char *what, cudaError_t e)
 {
@@ -48,11 +48,14 @@ static status open_device(uint32_t device, struct kern_ops *ops_p, struct err *e
                        "CUDA device %u has compute capability %d.%d, at least %d.%d is needed",
                        device, major, minor, CAPABILITY_MIN / 10, CAPABILITY_MIN % 10);
     }
-    snprintf(profiles[device][KERN_F32], PROFILE_BYTES, "cuda-sm%d-f32-v1", major * 10 + minor);
-    snprintf(profiles[device][KERN_BF16], PROFILE_BYTES, "cuda-sm%d-bf16-v1", major * 10 + minor);
+    for (int fmt = 0; fmt < KERN_FMTS; fmt++) {
+        static const char *const names[KERN_FMTS] = { "f32", "bf16", "fp8" };
+
+        snprintf(profiles[device][fmt], PROFILE_BYTES, "cuda-sm%d-%s-v1", major * 10 + minor,
+                 names[fmt]);
+        ops.profile[fmt] = profiles[device][fmt];
+    }
     ops.name = "cuda";
-    ops.profile[KERN_F32] = profiles[device][KERN_F32];
-    ops.profile[KERN_BF16] = profiles[device][KERN_BF16];
     ops.on_device = true;
     cu_ops_life(&ops);
     cu_ops_pack(&ops);

@@ -1,9 +1,10 @@
-/* kernels/cuda/product.cuh - what the kernels for bf16 products share: the pieces of a product and
+/* kernels/cuda/product.cuh - what the kernels for bf16 and fp8 products share: the pieces of a product and
  * how their sums are combined. docs/numerics.md, "The CUDA profiles".
  *
  *   y[t, n] = tree over leaves ( segments of the leaf, ascending ( chain of steps of 32 inputs ) )
  *
- * A piece is a segment. Its sum is one chain of tensor-core products from +0, whichever kernel runs
+ * In fp8 a segment is 8 groups, each a chain of its own that is scaled into the segment's sum:
+ * sum = fma(chain, scale, sum). A piece is a segment. Its sum is one chain of tensor-core products from +0, whichever kernel runs
  * it; pieces are then folded by `fold_pieces` or, where one block runs them all in order, by the
  * same additions in registers. So neither the kernel nor its tile changes a bit. */
 #ifndef KERNELS_CUDA_PRODUCT_CUH
@@ -12,23 +13,54 @@
 #include "kernels/cuda/stream.cuh"
 
 struct piece {
-    uint32_t k0;    /* first input */
-    uint32_t n_in;  /* inputs, at most CU_SEGMENT */
-    uint32_t step0; /* first step in a run of weights */
-    uint16_t leaf;  /* its leaf */
-    uint8_t first;  /* first of its leaf */
-    uint8_t last;   /* last of its leaf */
+    uint32_t k0;     /* first input */
+    uint32_t step0;  /* first step in a run of weights */
+    uint16_t n_in;   /* inputs, at most CU_SEGMENT */
+    uint16_t head;   /* inputs before steps are full ones again: fp8: of the first group; bf16: n_in */
+    uint16_t group0; /* fp8: first group */
+    uint8_t leaf;    /* its leaf */
+    uint8_t first : 1; /* first of its leaf */
+    uint8_t last : 1;  /* last of its leaf */
 };
+
+/* Steps of a piece, and the inputs [k, end) of step `i`. */
+__host__ __device__ static inline uint32_t head_steps(const struct piece &q)
+{
+    return (q.head + CU_STEP_BF16 - 1u) / CU_STEP_BF16;
+}
+
+__host__ __device__ static inline uint32_t piece_steps(const struct piece &q)
+{
+    return head_steps(q) + (q.n_in - q.head + CU_STEP_BF16 - 1u) / CU_STEP_BF16;
+}
+
+__device__ static inline uint32_t step_input(const struct piece &q, uint32_t i, uint32_t *end_p)
+{
+    const uint32_t h = head_steps(q);
+
+    *end_p = q.k0 + (i < h ? q.head : q.n_in);
+    return i < h ? q.k0 + i * CU_STEP_BF16 : q.k0 + q.head + (i - h) * CU_STEP_BF16;
+}
+
+/* fp8: is step `i` the last of its group? */
+__device__ static inline bool ends_group(const struct piece &q, uint32_t i)
+{
+    const uint32_t h = head_steps(q);
+
+    return i + 1 == h || i + 1 == piece_steps(q) ||
+           (i >= h && (i + 1 - h) % (KERN_GROUP / CU_STEP_BF16) == 0);
+}
 
 /* By value to kernels. */
 struct product {
     const char *w;     /* runs of 16 outputs, n_steps steps each */
+    const float *scales; /* fp8: [runs][n_groups][16 outputs] */
     const uint16_t *x; /* [n_rows, k] bf16 */
     float *y;          /* [n_rows, n], or null: pieces' sums go to `sums` */
     float *sums;       /* [n_groups, n_rows, n] f32 */
     uint32_t n, k, n_rows, n_steps;
-    uint32_t n_leaves, n_pieces;
-    bool aligned; /* leaves begin on multiples of 8 inputs and so do rows of x */
+    uint32_t n_leaves, n_pieces, n_groups;
+    bool aligned; /* leaves and groups begin on multiples of 8 inputs and so do rows of x */
     struct piece piece[PIECES_MAX];
 };
 
@@ -57,6 +89,26 @@ __device__ static inline uint4 load_x(const struct product &p, uint32_t t, uint3
         v = make_uint4(w[0], w[1], w[2], w[3]);
     }
     return v;
+}
+
+/* 4 codes of e4m3 to 4 bf16, the first in the low half of *lo_p. A code's bits, moved to where bf16
+ * has exponent and fraction, are 2^-120 of it; denormals too, which the product takes exactly. */
+__device__ static inline void widen_4(uint32_t codes, uint32_t *lo_p, uint32_t *hi_p)
+{
+    const uint32_t lo = (codes << 8 & 0xff00u) | (codes << 16 & 0xff000000u);
+    const uint32_t hi = (codes >> 8 & 0xff00u) | (codes & 0xff000000u);
+
+    *lo_p = times_2_120(lo >> 4 & 0x07f007f0u) | (lo & 0x80008000u);
+    *hi_p = times_2_120(hi >> 4 & 0x07f007f0u) | (hi & 0x80008000u);
+}
+
+/* A lane's 16 bytes of an fp8 step to its bf16 of outputs g (lo) and g + 8 (hi). */
+__device__ static inline void widen_step(const uint4 &codes, uint4 *lo, uint4 *hi)
+{
+    widen_4(codes.x, &lo->x, &lo->y);
+    widen_4(codes.y, &lo->z, &lo->w);
+    widen_4(codes.z, &hi->x, &hi->y);
+    widen_4(codes.w, &hi->z, &hi->w);
 }
 
 /* The leaves' sums arrive in ascending order and are combined by the binary tree over their
@@ -106,5 +158,8 @@ void cu_gemm_stream(struct kern_stream *s, const struct product &p);
 bool cu_gemm_stream_fits(const struct product &p);
 /* Any number of rows: tiles of 128 outputs. */
 void cu_gemm_tile(struct kern_stream *s, struct product &p);
+/* The same two for fp8. */
+void cu_gemm_stream_fp8(struct kern_stream *s, const struct product &p);
+void cu_gemm_tile_fp8(struct kern_stream *s, struct product &p);
 
 #endif

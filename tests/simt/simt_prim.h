@@ -104,6 +104,18 @@ static inline void spin()
     simt_spin();
 }
 
+static inline uint32_t half_times_2_120(uint32_t h) /* not negative, below 2^7 */
+{
+    const uint32_t fraction = h & 0x7fu, e = h >> 7;
+
+    return e != 0 ? h + (120u << 7) : bf16_from_f32((float)fraction * 0x1p-13f);
+}
+
+static inline uint32_t times_2_120(uint32_t v)
+{
+    return half_times_2_120(v & 0xffffu) | half_times_2_120(v >> 16) << 16;
+}
+
 static inline uint32_t pack_pair(float lo, float hi)
 {
     return (uint32_t)bf16_from_f32(lo) | (uint32_t)bf16_from_f32(hi) << 16;
