@@ -16,7 +16,7 @@
 enum {
     GEMM_ROWS = 192, /* rows of x that a product works on at a time: a multiple of 6 and 4 */
     /* 7 levels of partial leaf sums (KERN_LEAVES_MAX = 2^6), GEMM_ROWS by 64 outputs each. */
-    SCRATCH_ODD = 7 * GEMM_ROWS * 64, /* fp8: the sum of a group with an odd number of inputs */
+    SCRATCH_ODD = 7 * GEMM_ROWS * 64,   /* fp8: the sum of a group with an odd number of inputs */
     SCRATCH_PAIRS = 8 * GEMM_ROWS * 64, /* fp8: a group of a panel as bf16 pairs */
     SCRATCH_FLOATS = SCRATCH_PAIRS + KERN_GROUP / 2 * 64,
     RUN_INLINE = 16384 /* elements below which waking the team costs more than it saves */

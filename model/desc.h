@@ -52,7 +52,7 @@ struct model_desc {
     bool qk_norm;           /* an rms norm per head on q and k before rope */
     enum model_dtype dtype; /* as the config says; the files have the last word per tensor */
     struct model_quant quant;
-    int64_t bos;            /* -1: none */
+    int64_t bos; /* -1: none */
     uint32_t n_eos;
     uint32_t eos[MODEL_EOS_MAX]; /* generation_config.json wins over config.json */
 };

@@ -99,8 +99,8 @@ static status read_weights(const struct field_from *from, struct model_quant *q,
     if (strategy != NULL && strcmp(strategy, "block") == 0) {
         if (!field_has(from, "block_structure")) {
             return err_set(err, ST_ERR_FORMAT,
-                           "%s: %sstrategy is \"block\" and block_structure is missing",
-                           from->file, from->path);
+                           "%s: %sstrategy is \"block\" and block_structure is missing", from->file,
+                           from->path);
         }
         return read_block(from, "block_structure", q, err);
     }
@@ -130,8 +130,8 @@ static status read_groups(const struct field_from *from, struct model_quant *q, 
         struct model_quant one = { MODEL_QUANT_FP8, 0, 0 };
         if (!json_is_object(weights.object)) {
             return err_set(err, ST_ERR_FORMAT,
-                           "%s: %sconfig_groups: \"%.40s\" has no object named weights",
-                           from->file, from->path, name);
+                           "%s: %sconfig_groups: \"%.40s\" has no object named weights", from->file,
+                           from->path, name);
         }
         const status st = read_weights(&weights, &one, err);
         if (st != ST_OK) {
@@ -151,8 +151,7 @@ static status read_groups(const struct field_from *from, struct model_quant *q, 
 
 /* ---- the whole ---- */
 
-status model_quant_read(const struct field_from *from, struct model_quant *quant_p,
-                        struct err *err)
+status model_quant_read(const struct field_from *from, struct model_quant *quant_p, struct err *err)
 {
     const struct field_from in = { from->file, "quantization_config.",
                                    field_get(from, "quantization_config") };

@@ -28,9 +28,9 @@ enum {
 struct safetensor {
     char *name;                               /* owned */
     char dtype_name[SAFETENSORS_DTYPE_BYTES]; /* as the file spells it, cut to fit */
-    bool readable;          /* a model_dtype, at most WEIGHTS_RANK_MAX dimensions */
-    enum model_dtype dtype; /* if readable */
-    uint32_t n_dims;        /* may exceed WEIGHTS_RANK_MAX if not readable */
+    bool readable;                    /* a model_dtype, at most WEIGHTS_RANK_MAX dimensions */
+    enum model_dtype dtype;           /* if readable */
+    uint32_t n_dims;                  /* may exceed WEIGHTS_RANK_MAX if not readable */
     uint64_t shape[WEIGHTS_RANK_MAX]; /* the first ones */
     uint64_t begin, end;              /* bytes of the file (not of the data part) */
 };

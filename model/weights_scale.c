@@ -28,8 +28,9 @@ static status find(const struct weights *w, const struct weights_tensor *t,
                            w->dir, name, dtype != NULL ? dtype : "F8_E4M3", WEIGHTS_RANK_MAX);
         }
         if (one != NULL && found != NULL) {
-            return err_set(err, ST_ERR_FORMAT, "%s: tensor \"%.100s\" has scales twice, as %s and %s",
-                           w->dir, t->name, endings[0], endings[1]);
+            return err_set(err, ST_ERR_FORMAT,
+                           "%s: tensor \"%.100s\" has scales twice, as %s and %s", w->dir, t->name,
+                           endings[0], endings[1]);
         }
         found = one != NULL ? one : found;
     }
@@ -88,9 +89,10 @@ status weights_scale_find(const struct weights *w, const struct model_quant *qua
     }
     safetensors_shape_text(s.tensor->n_dims, s.tensor->shape, has);
     safetensors_shape_text(t->n_dims, t->shape, of);
-    return err_set(err, ST_ERR_FORMAT,
-                   "%s: scales \"%.128s\" are %s; of a matrix %s they can be neither one number nor "
-                   "one per row%s%s",
-                   w->dir, s.tensor->name, has, of, blocks,
-                   blocks[0] == '\0' ? ", and config.json names no size of blocks" : "");
+    return err_set(
+        err, ST_ERR_FORMAT,
+        "%s: scales \"%.128s\" are %s; of a matrix %s they can be neither one number nor "
+        "one per row%s%s",
+        w->dir, s.tensor->name, has, of, blocks,
+        blocks[0] == '\0' ? ", and config.json names no size of blocks" : "");
 }

@@ -432,8 +432,8 @@ status plan_create(const struct model_desc *desc, const struct plan_request *req
     }
     ASSERT(desc->n_heads % desc->n_kv_heads == 0); /* model_desc_read refused anything else */
     plan->desc = *desc;
-    plan->fmt = request->fmt_of_model && desc->quant.kind == MODEL_QUANT_FP8 ? KERN_FP8
-                                                                             : request->fmt;
+    plan->fmt =
+        request->fmt_of_model && desc->quant.kind == MODEL_QUANT_FP8 ? KERN_FP8 : request->fmt;
     plan->n_leaves = kern_leaves_for(desc->n_heads);
     status st = check_device(request, plan, err);
     if (st == ST_OK) {

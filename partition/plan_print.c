@@ -63,11 +63,12 @@ static void put_head(struct page *p, const struct plan *plan)
 {
     const struct model_desc *d = &plan->desc;
     const uint64_t params = model_desc_params(d);
-    char kv[BYTES_TEXT_BYTES];
-    uint64_t kv_bytes = 0;
+    char kv[BYTES_TEXT_BYTES], scales[BYTES_TEXT_BYTES];
+    uint64_t kv_bytes = 0, scale_bytes = 0;
 
     for (uint32_t i = 0; i < plan->n_ranks; i++) {
         kv_bytes += plan->parts[i].kv_bytes;
+        scale_bytes += plan->parts[i].scale_bytes;
     }
     put(p, "%s: %s, %" PRIu64 ".%02" PRIu64 " M parameters\n",
         d->name[0] != '\0' ? d->name : "model", d->family, params / 1000000, params / 10000 % 100);
@@ -82,6 +83,11 @@ static void put_head(struct page *p, const struct plan *plan)
         "%u rows per step\n",
         plan->kv_tokens, plan->kv_blocks, plan_bytes_text(kv_bytes, kv), plan->seqs_max,
         plan->ctx_max, plan->rows_max);
+    if (plan->fmt == KERN_FP8) {
+        put(p, "  fp8: %s; %s of the weights are scales; head, embedding and KV are bf16\n",
+            d->quant.kind == MODEL_QUANT_FP8 ? "the checkpoint's own" : "quantised at load",
+            plan_bytes_text(scale_bytes, scales));
+    }
     put(p, "  why: %s\n\n", plan->why);
 }
 
@@ -255,15 +261,15 @@ static json_t *range_json(struct range r)
 
 static json_t *part_json(const struct plan_part *part)
 {
-    return json_pack("{s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:b, s:b, s:I, s:I, s:I}",
+    return json_pack("{s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:b, s:b, s:I, s:I, s:I, s:I}",
                      "rank", (json_int_t)part->rank, "stage", (json_int_t)part->stage, "slice",
                      (json_int_t)part->slice, "layers", range_json(part->layers), "leaves",
                      range_json(part->leaves), "heads", range_json(part->q_heads), "kv_heads",
                      range_json(part->kv_heads), "ffn_columns", range_json(part->ffn_cols),
                      "vocabulary", range_json(part->vocab), "embed", (int)part->has_embed, "head",
                      (int)part->has_head, "weight_bytes", (json_int_t)part->weight_bytes,
-                     "kv_bytes", (json_int_t)part->kv_bytes, "scratch_bytes",
-                     (json_int_t)part->scratch_bytes);
+                     "scale_bytes", (json_int_t)part->scale_bytes, "kv_bytes",
+                     (json_int_t)part->kv_bytes, "scratch_bytes", (json_int_t)part->scratch_bytes);
 }
 
 static json_t *model_json(const struct model_desc *d)

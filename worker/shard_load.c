@@ -28,7 +28,7 @@ struct loader {
     void *stages[2];
     size_t stage_bytes;
     uint32_t i_stage;
-    void *raw; /* [stage_bytes] ordinary memory, for rows to be converted; owned */
+    void *raw;       /* [stage_bytes] ordinary memory, for rows to be converted; owned */
     char prefix[48]; /* "model.layers.17." */
 };
 
@@ -208,7 +208,8 @@ static status load_vector(struct loader *ld, const char *name, uint64_t first, u
     }
     if (st == ST_OK && n != 0) {
         st = pack(ld, &(struct target){ NULL, &row, 0 },
-                  &(struct kern_rows){ src_of(t->dtype), stage_of(ld), 0, 1, (uint32_t)n, NULL }, err);
+                  &(struct kern_rows){ src_of(t->dtype), stage_of(ld), 0, 1, (uint32_t)n, NULL },
+                  err);
         atomic_fetch_add(ld->loaded, bytes);
     }
     return st;

@@ -198,7 +198,7 @@ status shard_quant_rows(struct shard_quant *q, const struct weights_box *box, co
                                                        [MODEL_F16] = KERN_SRC_F16,
                                                        [MODEL_BF16] = KERN_SRC_BF16,
                                                        [MODEL_F8] = KERN_SRC_F8 };
-    const struct kern_rows from = { types[q->t->dtype], raw, 0, (uint32_t)box->n_rows,
+    const struct kern_rows from = { types[q->t->dtype],    raw, 0, (uint32_t)box->n_rows,
                                     (uint32_t)box->n_cols, NULL };
     struct kern_rows to = { KERN_SRC_F8, out, rows_p->row0, from.n_rows, from.ld, NULL };
     struct quant_bad bad;

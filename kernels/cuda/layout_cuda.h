@@ -32,7 +32,7 @@ enum {
     CU_RUN_BYTES = 1024, /* of a bf16 step */
     CU_RUN_BYTES_F32 = 256,
     CU_RUN_BYTES_FP8 = 512,
-    CU_SEGMENT = 1024,   /* inputs of a segment: part of the numeric profile */
+    CU_SEGMENT = 1024,    /* inputs of a segment: part of the numeric profile */
     CU_SEGMENT_GROUPS = 8 /* fp8: groups of a segment; its first and last may be short */
 };
 

@@ -63,7 +63,8 @@ __global__ static void pack_mat_kernel(char *data, const __grid_constant__ struc
     const struct cu_place place = cu_place_of(&mat, leaf, k - mat.leaf[leaf]);
 
     for (uint32_t r = blockIdx.y; r < rows.n_rows; r += gridDim.y) {
-        const size_t at = cu_mat_at(mat.fmt, n_steps, rows.row0 + r, leaf_step + place.step, place.in);
+        const size_t at =
+            cu_mat_at(mat.fmt, n_steps, rows.row0 + r, leaf_step + place.step, place.in);
         const char *src = rows.src + ((size_t)r * mat.k + k) * src_bytes(rows.type);
 
         convert(rows.type, src, mat.fmt, data + at);
@@ -147,8 +148,7 @@ static void send_scales(struct kern_stream *s, const struct kern_mat *mat,
     char *stage = cu_stage(s, bytes), *at = s->scratch + STAGE_BYTES;
 
     memcpy(stage, rows->scales + (size_t)first * n_groups, bytes);
-    cu_note(s, cudaMemcpyAsync(at, stage, bytes, cudaMemcpyHostToDevice, s->raw),
-            "copy of scales");
+    cu_note(s, cudaMemcpyAsync(at, stage, bytes, cudaMemcpyHostToDevice, s->raw), "copy of scales");
     cu_launch(s, "mat_pack", pack_scales_kernel, dim3(div_up((size_t)n * n_groups, 1024)), 256, 0,
               (float *)((char *)mat->data + cu_codes_bytes(mat)), (const float *)at, n_groups,
               rows->row0 + first, n);

@@ -10,7 +10,8 @@
 
 enum { DEVICES_MAX = 64, PROFILE_BYTES = 32, CAPABILITY_MIN = 80 };
 
-static char profiles[DEVICES_MAX][KERN_FMTS][PROFILE_BYTES]; /* written by `open`, before it is used */
+static char profiles[DEVICES_MAX][KERN_FMTS]
+                    [PROFILE_BYTES]; /* written by `open`, before it is used */
 
 static status refuse(struct err *err, uint32_t device, const char *what, cudaError_t e)
 {

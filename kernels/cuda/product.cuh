@@ -13,12 +13,13 @@
 #include "kernels/cuda/stream.cuh"
 
 struct piece {
-    uint32_t k0;     /* first input */
-    uint32_t step0;  /* first step in a run of weights */
-    uint16_t n_in;   /* inputs, at most CU_SEGMENT */
-    uint16_t head;   /* inputs before steps are full ones again: fp8: of the first group; bf16: n_in */
-    uint16_t group0; /* fp8: first group */
-    uint8_t leaf;    /* its leaf */
+    uint32_t k0;    /* first input */
+    uint32_t step0; /* first step in a run of weights */
+    uint16_t n_in;  /* inputs, at most CU_SEGMENT */
+    uint16_t
+        head; /* inputs before steps are full ones again: fp8: of the first group; bf16: n_in */
+    uint16_t group0;   /* fp8: first group */
+    uint8_t leaf;      /* its leaf */
     uint8_t first : 1; /* first of its leaf */
     uint8_t last : 1;  /* last of its leaf */
 };
@@ -53,11 +54,11 @@ __device__ static inline bool ends_group(const struct piece &q, uint32_t i)
 
 /* By value to kernels. */
 struct product {
-    const char *w;     /* runs of 16 outputs, n_steps steps each */
+    const char *w;       /* runs of 16 outputs, n_steps steps each */
     const float *scales; /* fp8: [runs][n_groups][16 outputs] */
-    const uint16_t *x; /* [n_rows, k] bf16 */
-    float *y;          /* [n_rows, n], or null: pieces' sums go to `sums` */
-    float *sums;       /* [n_groups, n_rows, n] f32 */
+    const uint16_t *x;   /* [n_rows, k] bf16 */
+    float *y;            /* [n_rows, n], or null: pieces' sums go to `sums` */
+    float *sums;         /* [n_groups, n_rows, n] f32 */
     uint32_t n, k, n_rows, n_steps;
     uint32_t n_leaves, n_pieces, n_groups;
     bool aligned; /* leaves and groups begin on multiples of 8 inputs and so do rows of x */

@@ -84,8 +84,8 @@ static void gemm_odd_step(const struct tile_args *t, uint32_t rows, uint32_t wid
 
 /* A leaf of bf16 or f32. */
 static const char *gemm_leaf_plain(const struct gemm_job *job, const struct gemm_panel *p,
-                             struct level dst, uint32_t row0, uint32_t rows, uint32_t leaf,
-                             const char *w)
+                                   struct level dst, uint32_t row0, uint32_t rows, uint32_t leaf,
+                                   const char *w)
 {
     const bool pairs = job->w->fmt == KERN_BF16;
     const uint32_t k = job->w->leaf[leaf + 1] - job->w->leaf[leaf];
@@ -281,9 +281,8 @@ static void gemm_part(void *arg, uint32_t part, uint32_t n_parts)
 static void ISA_FN(gemm)(struct kern_stream *s, float *y, const void *x, const struct kern_mat *w,
                          uint32_t n_rows)
 {
-    struct gemm_job job = {
-        y, x, w, mat_output_bytes(w), (size_t)w->k * fmt_bytes(w->fmt), s, n_rows
-    };
+    struct gemm_job job = { y, x,     w, mat_output_bytes(w), (size_t)w->k * fmt_bytes(w->fmt),
+                            s, n_rows };
 
     stream_run(s, gemm_part, &job, (size_t)n_rows * w->n * w->k);
 }

@@ -257,8 +257,7 @@ static inline void vp_store(char *p, vp x) /* of values that are bf16 */
 {
     const vi hi = vf_as_vi(x.hi), lo = vf_as_vi(x.lo);
 
-    _mm256_storeu_si256((__m256i *)(void *)p,
-                        _mm256_or_si256(hi.a, _mm256_srli_epi32(lo.a, 16)));
+    _mm256_storeu_si256((__m256i *)(void *)p, _mm256_or_si256(hi.a, _mm256_srli_epi32(lo.a, 16)));
     _mm256_storeu_si256((__m256i *)(void *)(p + 32),
                         _mm256_or_si256(hi.b, _mm256_srli_epi32(lo.b, 16)));
 }

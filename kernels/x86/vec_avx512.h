@@ -245,8 +245,7 @@ static inline vf vp_dot(vf acc, vp x, vp w)
 }
 static inline void vp_store(char *p, vp x) /* of values that are bf16 */
 {
-    _mm512_storeu_si512(p,
-                        _mm512_or_si512(vf_as_vi(x.hi), _mm512_srli_epi32(vf_as_vi(x.lo), 16)));
+    _mm512_storeu_si512(p, _mm512_or_si512(vf_as_vi(x.hi), _mm512_srli_epi32(vf_as_vi(x.lo), 16)));
 }
 /* A byte of e4m3 in the upper half of a word, moved down by one, is 2^-8 of it in f16, whose
  * denormals the conversion takes exactly, whatever the float environment. */

@@ -341,18 +341,20 @@ int main(int argc, char **argv)
             bytes = (double)ops->mat_bytes(&p[i].w);
             p[i].t = n_rows;
             t = best_s(n_rows == PREFILL ? 3 : 20, product_run, &p[i]);
-            printf("product    %s T %3u %-8s %8.1f us  %5.1f GB/s %3.0f %%   %6.0f Gflop/s %3.0f %%\n",
-                   fp8 ? "fp8 " : "bf16", n_rows, shapes[i].name, t * 1e6, bytes / t * 1e-9,
-                   100 * bytes / t / bandwidth, flops / t * 1e-9, 100 * flops / t / peak);
+            printf(
+                "product    %s T %3u %-8s %8.1f us  %5.1f GB/s %3.0f %%   %6.0f Gflop/s %3.0f %%\n",
+                fp8 ? "fp8 " : "bf16", n_rows, shapes[i].name, t * 1e6, bytes / t * 1e-9,
+                100 * bytes / t / bandwidth, flops / t * 1e-9, 100 * flops / t / peak);
             all_s += t * shapes[i].per_step;
             all_bytes += bytes * shapes[i].per_step;
             all_flops += flops * shapes[i].per_step;
         }
         step_s[fp8] = all_s;
-        printf("step       %s T %3u all      %8.2f ms  %5.1f GB/s %3.0f %%   %6.0f Gflop/s %3.0f %%\n",
-               fp8 ? "fp8 " : "bf16", n_rows, all_s * 1e3, all_bytes / all_s * 1e-9,
-               100 * all_bytes / all_s / bandwidth, all_flops / all_s * 1e-9,
-               100 * all_flops / all_s / peak);
+        printf(
+            "step       %s T %3u all      %8.2f ms  %5.1f GB/s %3.0f %%   %6.0f Gflop/s %3.0f %%\n",
+            fp8 ? "fp8 " : "bf16", n_rows, all_s * 1e3, all_bytes / all_s * 1e-9,
+            100 * all_bytes / all_s / bandwidth, all_flops / all_s * 1e-9,
+            100 * all_flops / all_s / peak);
         if (fp8) {
             printf("fp8        T %3u: %.2f of bf16's time\n", n_rows, step_s[1] / step_s[0]);
         }

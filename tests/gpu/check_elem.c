@@ -13,7 +13,8 @@ static void run_embed(struct check *c, enum kern_fmt fmt, enum kern_src type)
     uint16_t *h = check_round(w, V * C); /* bf16 values fit every format */
     uint32_t ids[T];
     const size_t bytes = c->ops->embed_bytes(&e);
-    const struct kern_rows rows = { type, type == KERN_SRC_F32 ? (void *)w : (void *)h, 0, V, C, NULL };
+    const struct kern_rows rows = { type, type == KERN_SRC_F32 ? (void *)w : (void *)h, 0, V, C,
+                                    NULL };
 
     e.data = check_up(c, NULL, bytes);
     c->ops->embed_pack(c->s, &e, &rows);

@@ -13,7 +13,7 @@ struct weights {
     void *file;   /* [n, ld] */
     float *value; /* [n, k] as the product sees them */
     uint32_t ld;
-    float *scales;   /* fp8: [n, n_groups], by place in the tensor */
+    float *scales; /* fp8: [n, n_groups], by place in the tensor */
     uint32_t n_groups;
 };
 
@@ -58,7 +58,8 @@ static void draw_fp8(struct check *c, const struct shape *shape, struct weights 
 static float *scales_for(const struct kern_mat *mat, const struct weights *w, uint32_t row0,
                          uint32_t n)
 {
-    float *scales = check_host(((size_t)n * kern_mat_groups(mat) + 1) * sizeof(float)), *at = scales;
+    float *scales = check_host(((size_t)n * kern_mat_groups(mat) + 1) * sizeof(float)),
+          *at = scales;
 
     if (mat->fmt != KERN_FP8) {
         free(scales);
@@ -144,9 +145,9 @@ static struct kern_mat pack(struct check *c, const struct shape *shape, const st
     for (uint32_t row = 0; row < shape->n; row = row == 0 && cut != 0 ? cut : shape->n) {
         const uint32_t n = row == 0 && cut != 0 ? cut : shape->n - row;
         float *scales = scales_for(&mat, w, row, n);
-        const struct kern_rows rows = { w->type,
-                                        (char *)w->file + ((size_t)row * w->ld + k0) * bytes, row,
-                                        n, w->ld, scales };
+        const struct kern_rows rows = {
+            w->type, (char *)w->file + ((size_t)row * w->ld + k0) * bytes, row, n, w->ld, scales
+        };
 
         c->ops->mat_pack(c->s, &mat, &rows);
         free(scales);

@@ -33,8 +33,9 @@ static struct kern_rows rows_of(const struct problem *p, uint32_t row0, uint32_t
     const size_t at = (size_t)row0 * p->w.k + k0;
 
     if (p->w.fmt == KERN_FP8) {
-        return (struct kern_rows){ KERN_SRC_F8, p->codes + at, row0, n, p->w.k,
-                                   p->scales + (size_t)row0 * kern_mat_groups(&p->w) };
+        return (struct kern_rows){ KERN_SRC_F8, p->codes + at,
+                                   row0,        n,
+                                   p->w.k,      p->scales + (size_t)row0 * kern_mat_groups(&p->w) };
     }
     return (struct kern_rows){ KERN_SRC_F32, p->src + at, row0, n, p->w.k, NULL };
 }
@@ -90,8 +91,7 @@ static void one_size(struct case_paths *paths, enum kern_fmt fmt, uint32_t t, ui
             have[y_n] = 42.0f;
             paths->ops[i]->gemm(paths->streams[j], have, p.x, &p.w, t);
             snprintf(what, sizeof what, "%s %s T %u N %u K %u leaves %u threads %u",
-                     paths->ops[i]->name, fmt_names[fmt], t, n, k, n_leaves,
-                     j + 1);
+                     paths->ops[i]->name, fmt_names[fmt], t, n, k, n_leaves, j + 1);
             case_same(want, have, y_n, what);
             assert_true(have[y_n] == 42.0f);
         }

@@ -95,7 +95,8 @@ static void push_pack(struct fake_stream *s, struct fake_task *t, const struct k
         t->rows.data = t->copy;
     }
     if (rows->scales != NULL) {
-        t->scales = fake_copy(rows->scales, rows->n_rows * kern_mat_groups(&t->mat) * sizeof(float));
+        t->scales =
+            fake_copy(rows->scales, rows->n_rows * kern_mat_groups(&t->mat) * sizeof(float));
         t->rows.scales = t->scales;
     }
     fake_push(s, t);

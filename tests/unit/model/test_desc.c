@@ -225,6 +225,102 @@ static void test_desc__options_not_computed_are_refused_by_name(void **state UNU
     assert_int_equal(d.dtype, MODEL_F16);
 }
 
+/* What Qwen3-FP8, llm-compressor and ModelOpt write, shortened. */
+static void test_desc__fp8_checkpoints_are_read_in_three_spellings(void **state UNUSED)
+{
+    static const struct {
+        const char *text;
+        uint32_t rows, cols;
+    } cases[] = {
+        { "{\"activation_scheme\": \"dynamic\", \"fmt\": \"e4m3\", \"quant_method\": \"fp8\", "
+          "\"weight_block_size\": [128, 128], \"modules_to_not_convert\": [\"lm_head\"]}",
+          128, 128 },
+        { "{\"activation_scheme\": \"static\", \"quant_method\": \"fp8\", \"ignored_layers\": []}",
+          0, 0 },
+        { "{\"quant_method\": \"fp8\", \"weight_block_size\": null}", 0, 0 },
+        { "{\"quant_method\": \"fp8\", \"weight_block_size\": [64, 256]}", 64, 256 },
+        { "{\"config_groups\": {\"group_0\": {\"input_activations\": {\"dynamic\": true, "
+          "\"num_bits\": 8, \"strategy\": \"token\", \"type\": \"float\"}, \"targets\": "
+          "[\"Linear\"], \"weights\": {\"dynamic\": false, \"num_bits\": 8, \"strategy\": "
+          "\"channel\", \"symmetric\": true, \"type\": \"float\", \"block_structure\": null}}}, "
+          "\"format\": \"float-quantized\", \"ignore\": [\"lm_head\"], "
+          "\"quant_method\": \"compressed-tensors\"}",
+          0, 0 },
+        { "{\"quant_method\": \"compressed-tensors\", \"config_groups\": {\"group_0\": "
+          "{\"weights\": {\"num_bits\": 8, \"type\": \"float\", \"strategy\": \"block\", "
+          "\"block_structure\": [128, 128]}}}}",
+          128, 128 },
+        { "{\"quant_method\": \"modelopt\", \"quant_algo\": \"FP8\", \"ignore\": [\"lm_head\"], "
+          "\"kv_cache_quant_algo\": \"FP8\"}",
+          0, 0 },
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct model_desc d;
+        expect_ok(config_with("quantization_config", cases[i].text, NULL), &d);
+        assert_int_equal(d.quant.kind, MODEL_QUANT_FP8);
+        assert_int_equal(d.quant.block_rows, cases[i].rows);
+        assert_int_equal(d.quant.block_cols, cases[i].cols);
+    }
+}
+
+static void test_desc__other_quantisation_is_refused_by_field(void **state UNUSED)
+{
+#define GROUP(weights)                                                                             \
+    "{\"quant_method\": \"compressed-tensors\", \"config_groups\": {\"g\": {\"weights\": " weights \
+    "}}}"
+    static const struct {
+        const char *text;
+        status want;
+        const char *word;
+    } cases[] = {
+        { "[]", ST_ERR_FORMAT, "quantization_config is not an object" },
+        { "{}", ST_ERR_UNSUPPORTED, "quantization_config.quant_method" },
+        { "{\"quant_method\": 8}", ST_ERR_FORMAT, "quant_method" },
+        { "{\"quant_method\": \"awq\"}", ST_ERR_UNSUPPORTED, "awq" },
+        { "{\"quant_method\": \"fp8\", \"fmt\": \"e5m2\"}", ST_ERR_UNSUPPORTED, "e5m2" },
+        { "{\"quant_method\": \"fp8\", \"weight_block_size\": 128}", ST_ERR_FORMAT, "two sizes" },
+        { "{\"quant_method\": \"fp8\", \"weight_block_size\": [128]}", ST_ERR_FORMAT, "two sizes" },
+        { "{\"quant_method\": \"fp8\", \"weight_block_size\": [128, 1.5]}", ST_ERR_FORMAT,
+          "two sizes" },
+        { "{\"quant_method\": \"fp8\", \"weight_block_size\": [0, 128]}", ST_ERR_LIMIT,
+          "weight_block_size" },
+        { "{\"quant_method\": \"fp8\", \"weight_block_size\": [1, 99999999999]}", ST_ERR_LIMIT,
+          "weight_block_size" },
+        { "{\"quant_method\": \"fp8\", \"weight_block_size\": [128, 64]}", ST_ERR_UNSUPPORTED,
+          "multiple of 128" },
+        { "{\"quant_method\": \"modelopt\"}", ST_ERR_UNSUPPORTED, "quant_algo" },
+        { "{\"quant_method\": \"modelopt\", \"quant_algo\": \"NVFP4\"}", ST_ERR_UNSUPPORTED,
+          "NVFP4" },
+        { "{\"quant_method\": \"compressed-tensors\"}", ST_ERR_FORMAT, "config_groups" },
+        { "{\"quant_method\": \"compressed-tensors\", \"config_groups\": {\"g\": {}}}",
+          ST_ERR_FORMAT, "weights" },
+        { GROUP("{\"type\": \"float\"}"), ST_ERR_FORMAT, "num_bits" },
+        { GROUP("{\"type\": \"float\", \"num_bits\": 4}"), ST_ERR_UNSUPPORTED, "num_bits is 4" },
+        { GROUP("{\"num_bits\": 8}"), ST_ERR_UNSUPPORTED, "type" },
+        { GROUP("{\"type\": \"int\", \"num_bits\": 8}"), ST_ERR_UNSUPPORTED, "int" },
+        { GROUP("{\"type\": \"float\", \"num_bits\": 8, \"strategy\": \"group\"}"),
+          ST_ERR_UNSUPPORTED, "group" },
+        { GROUP("{\"type\": \"float\", \"num_bits\": 8, \"strategy\": \"block\"}"), ST_ERR_FORMAT,
+          "block_structure" },
+        { GROUP("{\"type\": \"float\", \"num_bits\": 8, \"symmetric\": false}"), ST_ERR_UNSUPPORTED,
+          "symmetric" },
+        { GROUP("{\"type\": \"float\", \"num_bits\": 8, \"dynamic\": true}"), ST_ERR_UNSUPPORTED,
+          "dynamic" },
+        { "{\"quant_method\": \"compressed-tensors\", \"config_groups\": {"
+          "\"a\": {\"weights\": {\"type\": \"float\", \"num_bits\": 8}}, \"b\": {\"weights\": "
+          "{\"type\": \"float\", \"num_bits\": 8, \"strategy\": \"block\", \"block_structure\": "
+          "[1, 128]}}}}",
+          ST_ERR_UNSUPPORTED, "other blocks" },
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        expect_refused(config_with("quantization_config", cases[i].text, NULL), cases[i].want,
+                       cases[i].word);
+    }
+#undef GROUP
+}
+
 static void test_desc__a_sliding_window_is_refused_unless_no_position_reaches_it(
     void **state UNUSED)
 {
@@ -336,6 +432,8 @@ int main(void)
         cmocka_unit_test(test_desc__absurd_numbers_are_refused_by_field),
         cmocka_unit_test(test_desc__a_required_field_that_is_missing_is_named),
         cmocka_unit_test(test_desc__options_not_computed_are_refused_by_name),
+        cmocka_unit_test(test_desc__fp8_checkpoints_are_read_in_three_spellings),
+        cmocka_unit_test(test_desc__other_quantisation_is_refused_by_field),
         cmocka_unit_test(test_desc__a_sliding_window_is_refused_unless_no_position_reaches_it),
         cmocka_unit_test(test_desc__rope_rules_are_read_in_both_spellings),
         cmocka_unit_test(test_desc__rope_rules_not_computed_are_refused),

@@ -170,7 +170,7 @@ static void test_lies__an_unknown_dtype_matters_only_to_who_needs_it(void **stat
     st_write(
         dir, "model.safetensors",
         "{\"__metadata__\": {\"format\": \"pt\"}, "
-        "\"model.embed_tokens.weight\": {\"dtype\": \"F8_E4M3\", \"shape\": [2, 2], "
+        "\"model.embed_tokens.weight\": {\"dtype\": \"F8_E5M2\", \"shape\": [2, 2], "
         "\"data_offsets\": [0, 4]}, "
         "\"new\": {\"dtype\": \"F3_X\", \"shape\": [2, 2], \"data_offsets\": [4, 7]}, "
         "\"five\": {\"dtype\": \"F32\", \"shape\": [1, 1, 1, 1, 1], \"data_offsets\": [7, 11]}, "
@@ -183,7 +183,7 @@ static void test_lies__an_unknown_dtype_matters_only_to_who_needs_it(void **stat
     assert_null(weights_foreign_find(w, "ok"));
     assert_int_equal(weights_check(w, &d, &err), ST_ERR_UNSUPPORTED);
     assert_non_null(strstr(err.text, "model.embed_tokens.weight"));
-    assert_non_null(strstr(err.text, "F8_E4M3"));
+    assert_non_null(strstr(err.text, "F8_E5M2"));
     weights_close(w);
 }
 

@@ -46,11 +46,16 @@ struct st_builder {
 static inline void st_add(struct st_builder *b, const char *name, const char *dtype, uint64_t rows,
                           uint64_t cols)
 {
-    const size_t bytes = rows * MAX(cols, (uint64_t)1) * (strcmp(dtype, "F32") == 0 ? 4 : 2);
-    char shape[64];
+    const size_t element = strcmp(dtype, "F32") == 0            ? 4
+                           : dtype[0] == 'F' && dtype[1] == '8' ? 1
+                                                                : 2;
+    const size_t bytes = MAX(rows, (uint64_t)1) * MAX(cols, (uint64_t)1) * element;
+    char shape[64] = "";
 
-    snprintf(shape, sizeof(shape), cols != 0 ? "%llu, %llu" : "%llu", (unsigned long long)rows,
-             (unsigned long long)cols);
+    if (rows != 0) { /* 0: a single number */
+        snprintf(shape, sizeof(shape), cols != 0 ? "%llu, %llu" : "%llu", (unsigned long long)rows,
+                 (unsigned long long)cols);
+    }
     if (buf_printf(&b->header,
                    "%s\"%s\": {\"dtype\": \"%s\", \"shape\": [%s], \"data_offsets\": [%zu, %zu]}",
                    b->header.len == 0 ? "{" : ", ", name, dtype, shape, b->data_bytes,

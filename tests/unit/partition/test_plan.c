@@ -159,7 +159,7 @@ static void test_plan__every_piece_of_a_random_model_has_one_owner(void **state 
         const struct model_desc d = model_random(&rng);
         const struct plan_request r = { .tp = 1u << random_below(&rng, 4),
                                         .pp = 1 + random_below(&rng, d.n_layers),
-                                        .fmt = random_below(&rng, 2) == 0 ? KERN_F32 : KERN_BF16,
+                                        .fmt = (enum kern_fmt)random_below(&rng, KERN_FMTS),
                                         .seqs_max = 1 + random_below(&rng, 9),
                                         .kv_tokens = random_below(&rng, 5000) };
         struct plan *plan = NULL;
@@ -274,7 +274,7 @@ static void test_plan__the_digest_sees_all_that_ranks_must_agree_on(void **state
     const struct model_desc d = model_named("stories260k");
     const struct plan_request r = { .tp = 2, .pp = 2, .fmt = KERN_BF16 };
     struct model_desc other = d;
-    struct plan_request changed[] = { r, r, r, r, r, r };
+    struct plan_request changed[] = { r, r, r, r, r, r, r };
     struct plan *base = make(&d, &r);
 
     changed[0].fmt = KERN_F32;
@@ -285,6 +285,7 @@ static void test_plan__the_digest_sees_all_that_ranks_must_agree_on(void **state
     changed[5].n_stage_layers = 2;
     changed[5].stage_layers[0] = 2;
     changed[5].stage_layers[1] = 3;
+    changed[6].fmt = KERN_FP8;
     for (size_t i = 0; i < ARRAY_LEN(changed); i++) {
         struct plan *plan = make(&d, &changed[i]);
         assert_false(plan->digest == base->digest);
@@ -321,6 +322,75 @@ static void test_plan__the_digest_sees_all_that_ranks_must_agree_on(void **state
     plan_destroy(NULL);
 }
 
+static void test_plan__fp8_halves_the_matrices_of_layers_and_counts_scales(void **state UNUSED)
+{
+    const struct model_desc d = model_named("Llama-3.1-8B");
+    struct plan_request r = { .tp = 8, .pp = 1, .fmt = KERN_FP8, .kv_tokens = 4096 };
+    const uint64_t weights = (uint64_t)32 * (6144 * 4096 + 4096 * 4096 + 3 * 4096 * 14336);
+    const uint64_t ends = (uint64_t)2 * 128256 * 4096 * 2,
+                   norms = (uint64_t)(2 * 32 + 1) * 4096 * 4;
+
+    for (int device = PLAN_CPU; device <= PLAN_CUDA; device++) {
+        uint64_t bytes = 0, scales = 0;
+        r.device = (enum plan_device)device;
+        struct plan *plan = make(&d, &r);
+        for (uint32_t i = 0; i < 8; i++) {
+            bytes += plan->parts[i].weight_bytes;
+            scales += plan->parts[i].scale_bytes;
+        }
+        assert_true(scales == weights / KERN_GROUP * 4);
+        assert_true(bytes == weights + scales + ends + 8 * norms);
+        plan_destroy(plan);
+    }
+}
+
+static void test_plan__a_groups_place_does_not_depend_on_tp(void **state UNUSED)
+{
+    const struct model_desc d = model_named("Qwen2-0.5B"); /* leaves that end inside groups */
+
+    for (uint32_t tp = 1; tp <= 8; tp *= 2) {
+        const struct plan_request r = { .tp = tp, .pp = 1, .fmt = KERN_FP8, .kv_tokens = 4096 };
+        struct plan *plan = make(&d, &r);
+        uint32_t n_o = 0, n_down = 0;
+        for (uint32_t i = 0; i < tp; i++) {
+            struct kern_mat o, down;
+            plan_mat(plan, &plan->parts[i], PLAN_MAT_O, &o);
+            plan_mat(plan, &plan->parts[i], PLAN_MAT_DOWN, &down);
+            assert_int_equal(o.k0, plan->parts[i].q_heads.begin * d.head_dim);
+            assert_int_equal(down.k0, plan->parts[i].ffn_cols.begin);
+            n_o += kern_mat_groups(&o);
+            n_down += kern_mat_groups(&down);
+        }
+        assert_int_equal(n_o,
+                         8 + 3); /* 1 or 2 heads of 64 a leaf; three leaves begin at an odd head */
+        assert_int_equal(n_down,
+                         38 + 4); /* 608 columns a leaf: every other border is inside a group */
+        plan_destroy(plan);
+    }
+}
+
+static void test_plan__the_format_is_the_checkpoints_where_it_is_asked_for(void **state UNUSED)
+{
+    struct model_desc d = model_named("stories260k");
+    const struct plan_request of_model = { .tp = 2, .fmt = KERN_BF16, .fmt_of_model = true };
+    const struct plan_request bf16 = { .tp = 2, .fmt = KERN_BF16 };
+    struct plan *plan = make(&d, &of_model);
+
+    assert_string_equal(plan->profile, "cpu-bf16-v1");
+    plan_destroy(plan);
+    d.quant = (struct model_quant){ MODEL_QUANT_FP8, 128, 128 };
+    plan = make(&d, &of_model);
+    assert_string_equal(plan->profile, "cpu-fp8-v1");
+    d.quant.block_rows = 64;
+    struct plan *other = make(&d, &of_model);
+    assert_false(plan->digest == other->digest);
+    plan_destroy(other);
+    plan_destroy(plan);
+    plan = make(&d, &bf16);
+    assert_string_equal(plan->profile, "cpu-bf16-v1");
+    plan_destroy(plan);
+}
+
 static void test_plan__a_profile_names_the_device_and_the_order(void **state UNUSED)
 {
     const struct model_desc d = model_named("stories260k");
@@ -329,6 +399,8 @@ static void test_plan__a_profile_names_the_device_and_the_order(void **state UNU
         const char *profile;
     } cases[] = {
         { { .fmt = KERN_F32 }, "cpu-f32-v1" },
+        { { .fmt = KERN_FP8 }, "cpu-fp8-v1" },
+        { { .fmt = KERN_FP8, .device = PLAN_CUDA }, "cuda-sm90-fp8-v1" },
         { { .fmt = KERN_BF16, .device = PLAN_CUDA }, "cuda-sm90-bf16-v1" },
         { { .fmt = KERN_F32, .device = PLAN_CUDA, .cuda_version = 100 }, "cuda-sm100-f32-v1" },
         { { .fmt = KERN_BF16, .device = PLAN_CUDA, .plane = PLAN_PLANE_NCCL, .free_order = true },
@@ -386,6 +458,9 @@ int main(void)
         cmocka_unit_test(test_plan__stages_may_differ_and_take_the_head_into_account),
         cmocka_unit_test(test_plan__what_cannot_be_cut_is_refused_with_what_can),
         cmocka_unit_test(test_plan__equal_arguments_give_equal_bytes),
+        cmocka_unit_test(test_plan__fp8_halves_the_matrices_of_layers_and_counts_scales),
+        cmocka_unit_test(test_plan__a_groups_place_does_not_depend_on_tp),
+        cmocka_unit_test(test_plan__the_format_is_the_checkpoints_where_it_is_asked_for),
         cmocka_unit_test(test_plan__a_profile_names_the_device_and_the_order),
         cmocka_unit_test(test_plan__devices_are_planned_for_without_one),
         cmocka_unit_test(test_plan__the_digest_sees_all_that_ranks_must_agree_on),

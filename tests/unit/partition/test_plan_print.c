@@ -128,6 +128,21 @@ static void test_opts__words_become_a_request(void **state UNUSED)
     assert_int_equal(r.ctx_max, 100);
     assert_int_equal(r.seqs_max, 8);
     assert_int_equal(r.pp, 0);
+    assert_false(r.fmt_of_model);
+}
+
+static void test_opts__the_format_is_the_checkpoints_unless_said(void **state UNUSED)
+{
+    char *fp8[] = { "plan", "--format", "fp8", NULL }, *none[] = { "plan", NULL };
+    struct plan_request r;
+    struct err err = ERR_INIT;
+
+    assert_int_equal(request_of(3, fp8, &r, &err), ST_OK);
+    assert_int_equal(r.fmt, KERN_FP8);
+    assert_false(r.fmt_of_model);
+    assert_int_equal(request_of(1, none, &r, &err), ST_OK);
+    assert_int_equal(r.fmt, KERN_BF16);
+    assert_true(r.fmt_of_model);
 }
 
 static void test_opts__bad_words_are_named(void **state UNUSED)
@@ -135,7 +150,7 @@ static void test_opts__bad_words_are_named(void **state UNUSED)
     static char *const bad[][2] = {
         { "--stage-layers", "3,,2" },  { "--stage-layers", "" },     { "--stage-layers", "3," },
         { "--stage-layers", "0,5" },   { "--stage-layers", "-3,8" }, { "--stage-layers", "3;2" },
-        { "--stage-layers", "99999" }, { "--format", "fp8" },        { "--device", "gpu" },
+        { "--stage-layers", "99999" }, { "--format", "fp4" },        { "--device", "gpu" },
         { "--device", "cuda:" },       { "--device", "cuda:x" },     { "--device", "cuda:1x" },
         { "--device", "cuda-sm" },     { "--device", "cuda-sm0" },   { "--device", "cuda0" },
         { "--data-plane", "rdma" },    { "--data-plane", "nccl" },
@@ -202,7 +217,7 @@ static void test_opts__the_arguments_of_a_plan_make_that_plan_again(void **state
         uint64_t rng = seed;
         const struct model_desc d = model_random(&rng);
         const struct plan_request r = { .n_ranks = 1 + random_below(&rng, 20),
-                                        .fmt = random_below(&rng, 2) == 0 ? KERN_F32 : KERN_BF16,
+                                        .fmt = (enum kern_fmt)random_below(&rng, KERN_FMTS),
                                         .kv_tokens = random_below(&rng, 3000),
                                         .device = seed % 3 == 0 ? PLAN_CUDA : PLAN_CPU,
                                         .cuda_version = seed % 2 == 0 ? 80 : 0,
@@ -243,6 +258,7 @@ int main(void)
         cmocka_unit_test(test_print__json_holds_the_numbers_of_the_plan),
         cmocka_unit_test(test_print__a_full_buffer_is_a_status),
         cmocka_unit_test(test_opts__words_become_a_request),
+        cmocka_unit_test(test_opts__the_format_is_the_checkpoints_unless_said),
         cmocka_unit_test(test_opts__bad_words_are_named),
         cmocka_unit_test(test_opts__devices_are_words),
         cmocka_unit_test(test_opts__free_order_needs_nccl),
