@@ -61,15 +61,13 @@ struct dtype_sum {
     uint64_t bytes;
 };
 
-enum { DTYPES = 3 };
-
-static void sum_dtypes(const struct weights *w, struct dtype_sum sums[DTYPES])
+static void sum_dtypes(const struct weights *w, struct dtype_sum sums[MODEL_DTYPES])
 {
-    static const char *const names[DTYPES] = {
-        [MODEL_F32] = "F32", [MODEL_F16] = "F16", [MODEL_BF16] = "BF16"
+    static const char *const names[MODEL_DTYPES] = {
+        [MODEL_F32] = "F32", [MODEL_F16] = "F16", [MODEL_BF16] = "BF16", [MODEL_F8] = "F8_E4M3"
     };
 
-    for (int i = 0; i < DTYPES; i++) {
+    for (int i = 0; i < MODEL_DTYPES; i++) {
         sums[i] = (struct dtype_sum){ names[i], 0, 0 };
     }
     for (uint32_t i = 0; i < weights_count(w); i++) {
@@ -102,11 +100,17 @@ static void print_desc(const struct model_desc *d)
            rope_word(&d->rope), d->rope.theta, (double)d->norm_eps, d->tied ? ", tied" : "",
            d->qkv_bias ? ", qkv bias" : "", d->o_bias ? ", o bias" : "",
            d->mlp_bias ? ", mlp bias" : "", d->qk_norm ? ", qk norm" : "");
+    if (d->quant.block_rows != 0) {
+        printf("            fp8 weights with scales per block of %u x %u\n", d->quant.block_rows,
+               d->quant.block_cols);
+    } else if (d->quant.kind == MODEL_QUANT_FP8) {
+        printf("            fp8 weights with scales per matrix or row\n");
+    }
 }
 
 static void print_weights(const struct weights *w)
 {
-    struct dtype_sum sums[DTYPES];
+    struct dtype_sum sums[MODEL_DTYPES];
     uint64_t bytes = 0, total = 0;
     const char *dtype = NULL;
 
@@ -121,7 +125,7 @@ static void print_weights(const struct weights *w)
         printf("            %s %.2f MiB\n", name, mib(bytes));
     }
     sum_dtypes(w, sums);
-    for (int i = 0; i < DTYPES; i++) {
+    for (int i = 0; i < MODEL_DTYPES; i++) {
         if (sums[i].n != 0) {
             printf("            %s: %u tensors, %.2f MiB\n", sums[i].name, sums[i].n,
                    mib(sums[i].bytes));
@@ -207,20 +211,20 @@ static json_t *desc_json(const struct model_desc *d)
     for (uint32_t i = 0; i < d->n_eos; i++) {
         json_array_append_new(eos, json_integer(d->eos[i]));
     }
-    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:b, s:I, s:o}",
-                     "family", d->family, "parameters", (json_int_t)model_desc_params(d), "layers",
-                     (json_int_t)d->n_layers, "dim", (json_int_t)d->dim, "heads",
-                     (json_int_t)d->n_heads, "kv_heads", (json_int_t)d->n_kv_heads, "head_dim",
-                     (json_int_t)d->head_dim, "ffn_dim", (json_int_t)d->ffn_dim, "vocabulary",
-                     (json_int_t)d->vocab, "context", (json_int_t)d->ctx_max, "rope",
-                     rope_word(&d->rope), "tied", (int)d->tied, "bos", (json_int_t)d->bos, "eos",
-                     eos);
+    return json_pack(
+        "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:b, s:s?, s:I, s:o}", "family",
+        d->family, "parameters", (json_int_t)model_desc_params(d), "layers",
+        (json_int_t)d->n_layers, "dim", (json_int_t)d->dim, "heads", (json_int_t)d->n_heads,
+        "kv_heads", (json_int_t)d->n_kv_heads, "head_dim", (json_int_t)d->head_dim, "ffn_dim",
+        (json_int_t)d->ffn_dim, "vocabulary", (json_int_t)d->vocab, "context",
+        (json_int_t)d->ctx_max, "rope", rope_word(&d->rope), "tied", (int)d->tied, "quantisation",
+        d->quant.kind == MODEL_QUANT_FP8 ? "fp8" : NULL, "bos", (json_int_t)d->bos, "eos", eos);
 }
 
 static json_t *weights_json(const struct weights *w)
 {
     json_t *files = json_array(), *dtypes = json_object();
-    struct dtype_sum sums[DTYPES];
+    struct dtype_sum sums[MODEL_DTYPES];
 
     for (uint32_t i = 0; i < weights_file_count(w); i++) {
         uint64_t bytes = 0;
@@ -229,7 +233,7 @@ static json_t *weights_json(const struct weights *w)
                               json_pack("{s:s, s:I}", "name", name, "bytes", (json_int_t)bytes));
     }
     sum_dtypes(w, sums);
-    for (int i = 0; i < DTYPES; i++) {
+    for (int i = 0; i < MODEL_DTYPES; i++) {
         if (sums[i].n != 0) {
             json_object_set_new(dtypes, sums[i].name,
                                 json_pack("{s:I, s:I}", "tensors", (json_int_t)sums[i].n, "bytes",

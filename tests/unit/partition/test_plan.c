@@ -361,10 +361,10 @@ static void test_plan__a_groups_place_does_not_depend_on_tp(void **state UNUSED)
             n_o += kern_mat_groups(&o);
             n_down += kern_mat_groups(&down);
         }
-        assert_int_equal(n_o,
-                         8 + 3); /* 1 or 2 heads of 64 a leaf; three leaves begin at an odd head */
-        assert_int_equal(n_down,
-                         38 + 4); /* 608 columns a leaf: every other border is inside a group */
+        /* 896 inputs are 7 groups, and 4 of the borders between leaves are inside one. */
+        assert_int_equal(n_o, 7 + 4);
+        /* 4,864 are 38, leaves are 608 long, and only the fourth border ends a group. */
+        assert_int_equal(n_down, 38 + 6);
         plan_destroy(plan);
     }
 }
