@@ -228,7 +228,7 @@ def greedy(model, prompt, n):
     return dict(ids=ids, gaps=gaps, logprobs=logprobs)
 
 
-def record(name, where, folder, weights, prompts):
+def record(name, where, folder, weights, prompts, load=load):
     """The record of one model as a dict; prompts: [(name, ids, greedy tokens)]."""
     model = load(folder, weights)
     cases = []

@@ -44,6 +44,20 @@ static const struct model_case models[] = {
     { "demo", NULL, "model/demo", 0.02, 2, 2 },
 };
 
+/* Checkpoints in fp8: one record, of code times scale in f32, for every format. */
+static const struct model_case models_fp8[] = {
+    { "tiny-fp8-tensor", NULL, "tests/golden/data/tiny-fp8-tensor", 0.12, 4, 1 },
+    { "tiny-fp8-channel", NULL, "tests/golden/data/tiny-fp8-channel", 0.12, 4, 2 },
+    { "tiny-fp8-block", NULL, "tests/golden/data/tiny-fp8-block", 0.12, 2, 2 },
+};
+
+/* Quantised at load, against the same rule written in torch. */
+static const struct model_case models_to_fp8[] = {
+    { "tiny-bf16-sharded", NULL, "tests/golden/data/tiny-bf16-sharded", 0.17, 2, 1 },
+    { "tiny-f16-separate-head", NULL, "tests/golden/data/tiny-f16-separate-head", 0.17, 4, 2 },
+    { "stories260k", "models/stories260k", NULL, 0.11, 8, 1 },
+};
+
 static const double share_f32 = 1e-3;
 
 struct run {
@@ -102,7 +116,7 @@ static void check_row(const struct run *run, const char *name, const json_t *row
         if (found == 0 || !(fabs(got - want) <= tolerance)) {
             fail_msg("%s, %s, %s, position %d: id %u has log-probability %.6f, recorded %s %.6f, "
                      "tolerance %.6f",
-                     run->model->name, run->config.fmt == KERN_F32 ? "f32" : "bf16", name,
+                     run->model->name, plan_fmt_name(run->config.fmt), name,
                      (int)json_integer_value(need(row, "pos")), q->top[i].id, got,
                      found != 0 ? "is" : "has it not among 32,", want, tolerance);
         }
@@ -178,13 +192,12 @@ static void check_case(const struct run *run, const json_t *c)
     check_greedy(run, name, greedy, json_number_value(need(last, "rms")), &streams[n_rows]);
 }
 
-static void check_model(const struct model_case *m, enum kern_fmt fmt)
+static void check_model(const struct model_case *m, enum kern_fmt fmt, const char *weights)
 {
     char dir[FIXTURE_PATH_BYTES], record[FIXTURE_PATH_BYTES], rel[128];
     json_error_t why;
 
-    snprintf(rel, sizeof(rel), "tests/golden/data/%s.%s.json", m->name,
-             fmt == KERN_F32 ? "stored" : "bf16");
+    snprintf(rel, sizeof(rel), "tests/golden/data/%s.%s.json", m->name, weights);
     if (!(m->dir_tree != NULL ? fixture_source(m->dir_tree, dir)
                               : fixture_shared(m->dir_shared, dir))) {
         assert_non_null(m->dir_shared); /* only shared material may be absent */
@@ -218,14 +231,30 @@ static void check_model(const struct model_case *m, enum kern_fmt fmt)
 static void test_models__logits_and_greedy_tokens_are_transformers_in_f32(void **state UNUSED)
 {
     for (size_t i = 0; i < ARRAY_LEN(models); i++) {
-        check_model(&models[i], KERN_F32);
+        check_model(&models[i], KERN_F32, "stored");
     }
 }
 
 static void test_models__logits_and_greedy_tokens_are_transformers_in_bf16(void **state UNUSED)
 {
     for (size_t i = 0; i < ARRAY_LEN(models); i++) {
-        check_model(&models[i], KERN_BF16);
+        check_model(&models[i], KERN_BF16, "bf16");
+    }
+}
+
+static void test_models__fp8_checkpoints_are_code_times_scale(void **state UNUSED)
+{
+    for (size_t i = 0; i < ARRAY_LEN(models_fp8); i++) {
+        for (int fmt = KERN_F32; fmt < KERN_FMTS; fmt++) {
+            check_model(&models_fp8[i], (enum kern_fmt)fmt, "stored");
+        }
+    }
+}
+
+static void test_models__weights_become_fp8_by_the_published_rule(void **state UNUSED)
+{
+    for (size_t i = 0; i < ARRAY_LEN(models_to_fp8); i++) {
+        check_model(&models_to_fp8[i], KERN_FP8, "fp8");
     }
 }
 
@@ -234,6 +263,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_models__logits_and_greedy_tokens_are_transformers_in_f32),
         cmocka_unit_test(test_models__logits_and_greedy_tokens_are_transformers_in_bf16),
+        cmocka_unit_test(test_models__fp8_checkpoints_are_code_times_scale),
+        cmocka_unit_test(test_models__weights_become_fp8_by_the_published_rule),
     };
 
     cpu_float_env_set();
