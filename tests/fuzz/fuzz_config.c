@@ -20,6 +20,9 @@ static void check(const struct model_desc *d)
     ASSERT(d->norm_eps > 0 && d->rope.theta >= 1);
     ASSERT(d->bos >= -1 && d->bos < (int64_t)d->vocab);
     ASSERT(d->n_eos <= MODEL_EOS_MAX);
+    ASSERT((d->quant.block_rows == 0) == (d->quant.block_cols == 0));
+    ASSERT(d->quant.kind == MODEL_QUANT_FP8 || d->quant.block_rows == 0);
+    ASSERT(d->quant.block_rows <= 1u << 20 && d->quant.block_cols % 128 == 0);
     for (uint32_t i = 0; i < d->n_eos; i++) {
         ASSERT(d->eos[i] < d->vocab);
     }
@@ -43,7 +46,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     check(&desc);
     const struct plan_request request = { .n_ranks = 1 + (uint32_t)(size % 16),
-                                          .fmt = size % 2 == 0 ? KERN_BF16 : KERN_F32,
+                                          .fmt = (enum kern_fmt)(size % KERN_FMTS),
+                                          .fmt_of_model = size % 2 == 0,
                                           .rank_memory_bytes = (uint64_t)(size % 7) << 30 };
     struct plan *plan = NULL;
     const status planned = plan_create(&desc, &request, &plan, &err);
