@@ -305,7 +305,9 @@ static bool in_session(const char *pid_name, int sid)
     if (fd < 0) {
         return false;
     }
-    n = read(fd, text, sizeof(text) - 1);
+    do {
+        n = read(fd, text, sizeof(text) - 1);
+    } while (n < 0 && errno == EINTR);
     close(fd);
     if (n <= 0) {
         return false;

@@ -1,6 +1,8 @@
 /* coordinator/run_dir.c - see run_dir.h. */
 #include "coordinator/run_dir.h"
 
+#include "base/fd.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
@@ -110,7 +112,7 @@ static status file_write(const char *path, const char *data, size_t len, struct 
         return err_set_errno(err, ST_ERR_IO, errno, "%s cannot be written", path);
     }
     /* An existing file keeps its mode on open. */
-    const bool ok = fchmod(fd, 0600) == 0 && write(fd, data, len) == (ssize_t)len;
+    const bool ok = fchmod(fd, 0600) == 0 && fd_write_all(fd, data, len) == ST_OK;
     const int errnum = errno;
     if (close(fd) != 0 || !ok) {
         return err_set_errno(err, ST_ERR_IO, ok ? errno : errnum, "%s cannot be written", path);

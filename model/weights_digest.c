@@ -7,6 +7,7 @@
 #include "model/weights_private.h"
 
 #include "base/buf.h"
+#include "base/fd.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -170,7 +171,7 @@ void weights_digest_store(const struct weights *w, const char *cache_dir,
         fd = mkostemp(temp.data, O_CLOEXEC);
     }
     if (fd >= 0) {
-        const bool written = write(fd, line, (size_t)len) == (ssize_t)len;
+        const bool written = fd_write_all(fd, line, (size_t)len) == ST_OK;
         if (close(fd) != 0 || !written || rename(temp.data, path.data) != 0) {
             (void)unlink(temp.data);
         }

@@ -229,8 +229,12 @@ static void send_parcel(void *arg)
     struct parcel *p = arg;
     struct ctrl *c = p->ctrl;
 
-    if (c->call != NULL && rpc_call_send(c->call, p->data, p->len) == ST_BUSY) {
-        lose(c, ST_ERR_LIMIT, "the coordinator does not take this rank's messages");
+    const status st = c->call != NULL ? rpc_call_send(c->call, p->data, p->len) : ST_ERR_PEER;
+    if (st != ST_OK && st != ST_ERR_PEER) { /* PEER: on_done has said so, or will */
+        /* One that is left out would be a token that nobody misses until the next one comes. */
+        lose(c, st == ST_BUSY ? ST_ERR_LIMIT : st,
+             st == ST_BUSY ? "the coordinator does not take this rank's messages"
+                           : "a message to the coordinator could not be sent");
         rpc_call_cancel(c->call);
     }
     free(p);
@@ -502,8 +506,12 @@ static bool feed_one(struct ctrl *c, struct sched *sched, const struct parcel *p
 
     arena_reset(&c->arena);
     if (msg_coord_unpack(p->data, p->len, &c->arena, &m, &err) != ST_OK) {
-        log_error("leader", "a message of the coordinator, ignoring: %s", err.text);
-        return true;
+        /* It may have been a Submit, and nobody could say which: its stream would wait for ever. */
+        err_prefix(&err, "a message of the coordinator cannot be read: ");
+        log_error("leader", "%s", err.text);
+        ctrl_fault(c, &err);
+        *c->config.abort = true;
+        return false;
     }
     switch (m.kind) {
     case MSG_SUBMIT:

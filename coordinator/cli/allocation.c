@@ -2,6 +2,7 @@
 #include "coordinator/cli/allocation.h"
 
 #include "base/clock.h"
+#include "base/fd.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -43,18 +44,6 @@ static void count(const struct allocation_wish *wish, struct allocation *x)
 
 /* ---- the hostfile ---- */
 
-static status write_all(int fd, const struct buf *text)
-{
-    for (size_t at = 0; at < text->len;) {
-        const ssize_t n = write(fd, text->data + at, text->len - at);
-        if (n < 0 && errno != EINTR) {
-            return ST_ERR_IO;
-        }
-        at += n > 0 ? (size_t)n : 0;
-    }
-    return ST_OK;
-}
-
 static status hostfile_write(const struct allocation_wish *wish, struct allocation *x,
                              struct err *err)
 {
@@ -73,7 +62,7 @@ static status hostfile_write(const struct allocation_wish *wish, struct allocati
     const int n = snprintf(x->hostfile, sizeof(x->hostfile), "%s/gantry-hosts-XXXXXX",
                            tmp != NULL && tmp[0] == '/' ? tmp : "/tmp");
     const int fd = n < (int)sizeof(x->hostfile) ? mkstemp(x->hostfile) : -1;
-    if (fd < 0 || write_all(fd, &text) != ST_OK) {
+    if (fd < 0 || fd_write_all(fd, text.data, text.len) != ST_OK) {
         st =
             err_set_errno(err, ST_ERR_IO, errno, "the host list %s cannot be written", x->hostfile);
     }

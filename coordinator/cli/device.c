@@ -55,8 +55,12 @@ static bool read_answer(int fd, struct answer *a)
 {
     struct pollfd p = { fd, POLLIN, 0 };
     ssize_t n = 0;
+    int ready;
 
-    if (poll(&p, 1, LOOK_MS) == 1) {
+    do {
+        ready = poll(&p, 1, LOOK_MS);
+    } while (ready < 0 && errno == EINTR);
+    if (ready == 1) {
         do {
             n = read(fd, a, sizeof(*a));
         } while (n < 0 && errno == EINTR);

@@ -317,6 +317,20 @@ static void release(struct job *job)
     shm_remove(job);
 }
 
+/* What a rank said before it could tell the coordinator: ": rank r0 - no memory for .." */
+static void add_last_error(const char *tail, char *text, size_t bytes)
+{
+    static const char mark[] = " error rank ";
+    const char *last = NULL;
+
+    for (const char *at = tail; (at = strstr(at, mark)) != NULL; at += sizeof(mark) - 1) {
+        last = at + strlen(" error ");
+    }
+    if (last != NULL) {
+        snprintf(text, bytes, ": %.*s", (int)strcspn(last, "\n"), last);
+    }
+}
+
 /* It ends by itself: the coordinator is told, and answers through jobs_lost. */
 static void look_at_running(struct jobs *j, uint32_t i)
 {
@@ -326,8 +340,9 @@ static void look_at_running(struct jobs *j, uint32_t i)
 
     if (launch_poll(job->launch, &code) == ST_END) {
         job->state = JOB_ENDED; /* its last words may still be asked for */
-        snprintf(text, sizeof(text), "%s has ended with exit code %d", launcher_word(j->args->kind),
-                 code);
+        const int n = snprintf(text, sizeof(text), "%s has ended with exit code %d",
+                               launcher_word(j->args->kind), code);
+        add_last_error(launch_tail(job->launch), text + n, sizeof(text) - (size_t)n);
         coord_job_ended(j->coord, i, text);
     }
 }

@@ -15,6 +15,7 @@
 #include "coordinator/cli/signals.h"
 
 #include "base/cpu.h"
+#include "base/fd.h"
 #include "base/secret.h"
 #include "cluster/launch.h"
 #include "coordinator/coord.h"
@@ -226,15 +227,8 @@ static status announce(const struct serve *s, const char *const *args, struct er
     status st = ST_OK;
 
     for (uint32_t i = 0; st == ST_OK && args[i] != NULL; i++) {
-        const char *at = args[i];
-        for (size_t left = strlen(at) + 1; st == ST_OK && left != 0;) {
-            const ssize_t n = write(fd, at, left);
-            if (n < 0 && errno != EINTR) {
-                st = err_set_errno(err, ST_ERR_IO, errno, "descriptor %d (--announce-fd)", fd);
-            } else if (n > 0) {
-                at += n;
-                left -= (size_t)n;
-            }
+        if (fd_write_all(fd, args[i], strlen(args[i]) + 1) < 0) {
+            st = err_set_errno(err, ST_ERR_IO, errno, "descriptor %d (--announce-fd)", fd);
         }
     }
     close(fd);
