@@ -459,6 +459,36 @@ static void test_bits__are_equal_with_steps_ahead(void **state UNUSED)
     }
 }
 
+/* Biases are known beforehand and hold no device back: what it picks is of the adjusted rows. */
+static void test_bits__are_equal_with_biases_and_steps_ahead(void **state UNUSED)
+{
+    static struct answer want[2], got[2];
+    const uint32_t on[] = { REPLICA_CPU, REPLICA_STAGED, REPLICA_NCCL };
+
+    for (size_t i = 0; i < ARRAY_LEN(on); i++) {
+        struct answer *answers = i == 0 ? want : got;
+        struct replica_stream streams[2];
+        struct replica_config config = base_config(KERN_BF16);
+        struct replica_stats stats;
+        struct err err = ERR_INIT;
+
+        config.device = (enum replica_device)on[i];
+        config.tp = i == 2 ? 2 : 1;
+        for (uint32_t k = 0; k < 2; k++) {
+            set_stream(&streams[k], &answers[k], k);
+            streams[k].submit.n_biases = ARRAY_LEN(biases);
+        }
+        check_ok(replica_run(&config, streams, 2, &stats, &err), &err);
+        assert_int_equal(i == 1 ? stats.gaps : 0, 0);
+        for (uint32_t k = 0; k < 2; k++) {
+            assert_memory_not_equal(answers[k].tokens, golden(KERN_BF16)[k].tokens,
+                                    sizeof(answers[k].tokens));
+            assert_memory_equal(answers[k].tokens, want[k].tokens, sizeof(want[k].tokens));
+            assert_memory_equal(answers[k].logprobs, want[k].logprobs, sizeof(want[k].logprobs));
+        }
+    }
+}
+
 /* A stop id is seen when the step behind it is out already: not a token more is heard of. */
 static void test_bits__a_stop_behind_a_step_ahead_is_the_end(void **state UNUSED)
 {
@@ -618,6 +648,7 @@ static int run_cpu(void)
         cmocka_unit_test(test_bits__are_equal_on_a_device_beside_other_streams),
         cmocka_unit_test(test_bits__a_device_is_waited_for_once_a_step),
         cmocka_unit_test(test_bits__are_equal_with_steps_ahead),
+        cmocka_unit_test(test_bits__are_equal_with_biases_and_steps_ahead),
         cmocka_unit_test(test_bits__a_stop_behind_a_step_ahead_is_the_end),
         cmocka_unit_test(test_bits__a_device_does_not_wait_for_the_host),
         cmocka_unit_test(test_bits__free_order_is_another_profile),
