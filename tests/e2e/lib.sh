@@ -49,11 +49,14 @@ fail() {
     exit 1
 }
 
+# A program under a sanitizer is slower: every wait and bound is so many times as long.
+slow=${GANTRY_SLOW:-1}
+
 now_ms() { echo $(($(date +%s%N) / 1000000)); }
 
-# within SECONDS COMMAND...: true as soon as the command is.
+# within SECONDS COMMAND...: true as soon as the command is. SECONDS of a program at its own speed.
 within() {
-    local end=$(($(now_ms) + $1 * 1000))
+    local end=$(($(now_ms) + $1 * 1000 * slow))
     shift
     until "$@"; do
         if [ "$(now_ms)" -ge "$end" ]; then return 1; fi
@@ -61,12 +64,12 @@ within() {
     done
 }
 
-# expect CLAIM CODE WORDS COMMAND...: the exit code, within 20 s, and every word (parted by '|') in the
+# expect CLAIM CODE WORDS COMMAND...: the exit code, within 20 s (times $slow), and every word (parted by '|') in the
 # output of both streams.
 expect() {
     local claim=$1 want=$2 words=$3 code=0 word
     shift 3
-    timeout -k 2 20 "$@" > "$dir/out" 2>&1 < /dev/null || code=$?
+    timeout -k 2 $((20 * slow)) "$@" > "$dir/out" 2>&1 < /dev/null || code=$?
     if [ "$code" -ne "$want" ]; then
         echo "$*" >> "$dir/out"
         fail "$claim: exit code $code, wanted $want" "$dir/out"

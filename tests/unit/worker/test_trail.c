@@ -84,6 +84,22 @@ static void test_trail__the_last_64_steps_are_told_in_order(void **state UNUSED)
     assert_int_equal(count(" took 0."), 64);
 }
 
+/* A step begun ahead of the one before it: each keeps its own end. */
+static void test_trail__a_step_ends_behind_the_begin_of_the_next(void **state UNUSED)
+{
+    static struct trail t;
+    static struct coll_watch w;
+
+    trail_begin(&t, &(struct trail_note){ 1, 7, 7, 2 });
+    trail_begin(&t, &(struct trail_note){ 2, 8, 7, 2 });
+    trail_end(&t, &w);
+    write_to_text(&t, &w);
+    const char *second = strstr(text, "trail r3 step 2 ");
+    assert_non_null(second);
+    assert_non_null(strstr(second, " ago runs, "));
+    assert_int_equal(count(" took "), 1);
+}
+
 static void test_trail__a_running_step_says_what_it_is_in(void **state UNUSED)
 {
     static struct trail t;
@@ -155,6 +171,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_trail__nothing_begun_says_nothing),
         cmocka_unit_test(test_trail__the_last_64_steps_are_told_in_order),
+        cmocka_unit_test(test_trail__a_step_ends_behind_the_begin_of_the_next),
         cmocka_unit_test(test_trail__a_running_step_says_what_it_is_in),
         cmocka_unit_test(test_trail__signals_that_end_the_process_tell_it_first),
         cmocka_unit_test(test_trail__sigusr2_shows_it_and_the_process_goes_on),
