@@ -112,27 +112,73 @@ bool cpu_float_env_ok(void)
     return (_mm_getcsr() & (want | ROUND_BITS)) == want;
 }
 
-uint32_t cpu_count(void)
+/* The affinity mask, or NULL with errno. The kernel refuses a set smaller than its own, so grow until it
+ * fits. CPU_FREE by the caller. */
+static cpu_set_t *mask_read(size_t *size_p)
 {
-    /* The kernel refuses a set smaller than its own, so grow until it fits. */
     for (int bits = 1024; bits <= 1 << 20; bits *= 4) {
         cpu_set_t *set = CPU_ALLOC((size_t)bits);
         const size_t size = CPU_ALLOC_SIZE((size_t)bits);
 
         if (set == NULL) {
-            return 1;
+            errno = ENOMEM;
+            return NULL;
         }
         CPU_ZERO_S(size, set);
-        const int rc = sched_getaffinity(0, size, set);
-        const int why = errno;
-        const int n = rc == 0 ? CPU_COUNT_S(size, set) : 0;
-        CPU_FREE(set);
-        if (rc == 0) {
-            return (uint32_t)MAX(n, 1);
+        if (sched_getaffinity(0, size, set) == 0) {
+            *size_p = size;
+            return set;
         }
+        const int why = errno;
+        CPU_FREE(set);
+        errno = why;
         if (why != EINVAL) {
-            return 1;
+            return NULL;
         }
     }
-    return 1;
+    return NULL;
+}
+
+uint32_t cpu_count(void)
+{
+    size_t size = 0;
+    cpu_set_t *set = mask_read(&size);
+    const int n = set != NULL ? CPU_COUNT_S(size, set) : 1;
+
+    if (set != NULL) {
+        CPU_FREE(set);
+    }
+    return (uint32_t)MAX(n, 1);
+}
+
+status cpu_take(const struct cpu_parts *parts, struct err *err)
+{
+    size_t size = 0;
+    cpu_set_t *set = mask_read(&size);
+    const uint64_t n = set != NULL ? (uint64_t)CPU_COUNT_S(size, set) : 0;
+    const uint64_t begin = n * parts->first / parts->total,
+                   end = n * (parts->first + parts->count) / parts->total;
+    uint64_t i = 0;
+    int rc = 0;
+
+    ASSERT(parts->count > 0 && parts->total >= parts->first + parts->count);
+    if (set == NULL) {
+        return err_set_errno(err, ST_ERR_IO, errno, "the cores of this process cannot be listed");
+    }
+    if (end > begin) {
+        for (size_t cpu = 0; cpu < 8 * size; cpu++) {
+            if (CPU_ISSET_S(cpu, size, set)) {
+                if (i < begin || i >= end) {
+                    CPU_CLR_S(cpu, size, set);
+                }
+                i++;
+            }
+        }
+        rc = sched_setaffinity(0, size, set);
+    }
+    const int why = errno;
+    CPU_FREE(set);
+    return rc == 0 ? ST_OK
+                   : err_set_errno(err, ST_ERR_IO, why, "cores %u to %u of %u cannot be taken",
+                                   (unsigned)begin, (unsigned)end, (unsigned)n);
 }

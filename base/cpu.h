@@ -32,6 +32,13 @@ bool cpu_float_env_ok(void);
 
 /* Cores this process may run on (affinity mask counted), at least 1. */
 uint32_t cpu_count(void);
+/* Keep this process (and what it starts) to a part of those cores: of `total` equal parts the ones from
+ * `first` on, `count` of them, by the cores' numbers. A part of less than one core is all of them. Call
+ * before any thread is made. ST_ERR_IO: the system refused. */
+struct cpu_parts {
+    uint32_t first, count, total;
+};
+status cpu_take(const struct cpu_parts *parts, struct err *err);
 /* Bytes of memory this process may use: the smaller of MemAvailable and the cgroup's limit. */
 uint64_t cpu_memory_bytes(void);
 /* The same, reading <root>/proc and <root>/sys; UINT64_MAX where nothing there sets a bound. */

@@ -15,7 +15,7 @@
 #include <sys/stat.h>
 
 struct raw {
-    const char *network;
+    const char *network, *slots;
     struct plan_opts plan;
     const char *coordinator, *join, *secret_file, *token_file, *cpu_mask, *log_level;
     const char *prefix_cache, *self_test;
@@ -40,7 +40,7 @@ static const char examples[] =
 
 static status parse(int argc, char **argv, struct worker_args *a, struct raw *raw, struct err *err)
 {
-    struct opt rows[PLAN_OPTS_ROWS + 17];
+    struct opt rows[PLAN_OPTS_ROWS + 18];
     const struct opt own[] = {
         { .kind = OPT_HEADING, .help = "Worker" },
         { OPT_STRING, "join", "HOST:PORT", &raw->join, 0, 0,
@@ -68,6 +68,8 @@ static status parse(int argc, char **argv, struct worker_args *a, struct raw *ra
           "longest wait for other ranks inside a step", NULL },
         { OPT_U32, "attach-timeout", "SECONDS", &a->attach_timeout_s, 1, 86400,
           "longest wait for the coordinator at the start", NULL },
+        { OPT_STRING, "slots", "FIRST:COUNT:TOTAL", &raw->slots, 0, 0,
+          "keep to that part of the host's cores and devices: other replicas have the rest", NULL },
         { OPT_STRING, "network", "ADDRESS/BITS", &raw->network, 0, 0,
           "the network that ranks use among themselves, as in 10.80.0.0/16", NULL },
         { OPT_STRING, "cpu-mask", "PATH", &raw->cpu_mask, 0, 0,
@@ -75,7 +77,7 @@ static status parse(int argc, char **argv, struct worker_args *a, struct raw *ra
         { OPT_STRING, "log-level", "LEVEL", &raw->log_level, 0, 0,
           "error, warn, info, debug or trace", NULL },
     };
-    _Static_assert(sizeof(own) / sizeof(own[0]) == 17, "room in rows");
+    _Static_assert(sizeof(own) / sizeof(own[0]) == 18, "room in rows");
 
     plan_opts_rows(&raw->plan, rows);
     memcpy(rows + PLAN_OPTS_ROWS, own, sizeof(own));
@@ -97,6 +99,24 @@ static status parse(int argc, char **argv, struct worker_args *a, struct raw *ra
         a->join = raw->join != NULL;
     }
     return st;
+}
+
+static status apply_slots(const char *text, struct cpu_parts *slots_p, struct err *err)
+{
+    struct cpu_parts s;
+    int used = 0;
+
+    if (text == NULL) {
+        return ST_OK;
+    }
+    if (sscanf(text, "%5u:%5u:%5u%n", &s.first, &s.count, &s.total, &used) != 3 ||
+        text[used] != '\0' || s.count == 0 || s.first + s.count > s.total) {
+        return err_set(
+            err, ST_ERR_ARG,
+            "--slots %.40s: wanted is FIRST:COUNT:TOTAL, with FIRST + COUNT at most TOTAL", text);
+    }
+    *slots_p = s;
+    return cpu_take(&s, err);
 }
 
 /* MPI hears of it from its launcher; NCCL takes an interface's name, which may differ from host to host. */
@@ -161,6 +181,7 @@ status worker_args_parse(int argc, char **argv, struct worker_args *args_p, stru
                        "workers that gantry serve starts get --coordinator and --token-file");
     }
     (void)((st = apply(&raw, err)) || (st = apply_network(raw.network, err)) ||
+           (st = apply_slots(raw.slots, &a.slots, err)) ||
            (st = plan_opts_to_request(&raw.plan, &request, err)) ||
            (st = plan_device_word(raw.plan.device, &a.device, err)) ||
            (st = opts_switch("prefix-cache", raw.prefix_cache, &a.prefix_cache, err)) ||

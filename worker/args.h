@@ -3,6 +3,7 @@
 #define WORKER_ARGS_H
 
 #include "base/buf.h"
+#include "base/cpu.h"
 #include "cluster/coll.h"
 #include "partition/plan_opts.h"
 
@@ -14,7 +15,8 @@ struct worker_args {
     struct buf token;        /* owned */
     struct plan_opts plan;   /* checked; a request once "auto" has come to a device */
     struct plan_device_word device;
-    bool join; /* no replica of the coordinator's: it makes one for this job */
+    struct cpu_parts slots; /* of the host's, those that this replica's ranks have; total 0: all */
+    bool join;              /* no replica of the coordinator's: it makes one for this job */
     uint32_t replica, generation;
     uint32_t threads;        /* 0: cores of the host over its ranks */
     uint32_t chunk, queue;   /* scheduler: prompt rows of a stream in one step; streams waiting */

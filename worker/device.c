@@ -42,10 +42,10 @@ static uint32_t version_of(const struct kern_ops *ops)
                : 0;
 }
 
-static status choose_cuda(const struct plan_device_word *word, struct worker_device *d,
-                          struct err *err)
+static status choose_cuda(const struct plan_device_word *word, uint32_t first,
+                          struct worker_device *d, struct err *err)
 {
-    const uint32_t index = word->has_index ? word->index : local_rank();
+    const uint32_t index = word->has_index ? word->index : first + local_rank();
     const struct kern_ops *ops = NULL;
     struct err why = ERR_INIT;
 
@@ -64,14 +64,14 @@ static status choose_cuda(const struct plan_device_word *word, struct worker_dev
     return ST_OK;
 }
 
-status worker_device_choose(const struct plan_device_word *word, struct worker_device *device_p,
-                            struct err *err)
+status worker_device_choose(const struct plan_device_word *word, uint32_t first,
+                            struct worker_device *device_p, struct err *err)
 {
     struct worker_device d;
     struct err why = ERR_INIT;
 
     if (word->kind == PLAN_CUDA || word->is_auto) {
-        const status st = choose_cuda(word, &d, &why);
+        const status st = choose_cuda(word, first, &d, &why);
         if (st == ST_OK) {
             *device_p = d;
             return ST_OK;

@@ -13,11 +13,11 @@ struct worker_device {
 };
 
 /* By what --device said. A device by its number is that one for every rank of the host; otherwise
- * ranks take devices by their number on the host. "auto" takes the CPU where there is no device,
+ * ranks take devices by their number on the host, from `first` on. "auto" takes the CPU where there is no device,
  * and says why in device_p->text.
  *   ST_ERR_UNSUPPORTED  CUDA was asked for; the sentence names what is missing
  *   ST_ERR_MISMATCH     the device is of another compute capability than was planned for */
-status worker_device_choose(const struct plan_device_word *word, struct worker_device *device_p,
-                            struct err *err);
+status worker_device_choose(const struct plan_device_word *word, uint32_t first,
+                            struct worker_device *device_p, struct err *err);
 
 #endif

@@ -237,7 +237,7 @@ static status prepare(struct life *l, struct err *err)
 
 static status live(struct life *l, struct err *err)
 {
-    status st = worker_device_choose(&l->args->device, &l->device, err);
+    status st = worker_device_choose(&l->args->device, l->args->slots.first, &l->device, err);
 
     (void)(st || (st = make_plan(l, err)) || (st = attach(l, err)) || (st = prepare(l, err)));
     if (st == ST_OK) {

@@ -38,6 +38,19 @@ static uint32_t threads_of(const struct jobs *j)
     return MAX(1u, cpu_count() / (j->n * j->setup->plan->n_ranks));
 }
 
+/* The replicas of a one-node job divide its cores, those of any host its devices. */
+static bool slots_of(const struct jobs *j, uint32_t replica, char word[40])
+{
+    const uint32_t n_ranks = j->setup->plan->n_ranks;
+
+    if (!j->setup->is_local || j->n <= 1 ||
+        (!j->setup->job.is_used && j->setup->plan->device != PLAN_CUDA)) {
+        return false;
+    }
+    snprintf(word, 40, "%u:%u:%u", replica * n_ranks, n_ranks, j->n * n_ranks);
+    return true;
+}
+
 status worker_words_make(const struct jobs *j, uint32_t replica, uint32_t generation,
                          struct worker_words *w, struct err *err)
 {
@@ -74,6 +87,9 @@ status worker_words_make(const struct jobs *j, uint32_t replica, uint32_t genera
     }
     if (a->self_test != NULL) {
         add(w, &n, "--self-test", a->self_test);
+    }
+    if (slots_of(j, replica, w->slots)) {
+        add(w, &n, "--slots", w->slots);
     }
     if (a->network != NULL) {
         add(w, &n, "--network", a->network);

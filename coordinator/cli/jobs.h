@@ -33,7 +33,7 @@ struct job {
 /* The words of a worker's command line, and what backs them. */
 struct worker_words {
     struct buf plan;
-    char numbers[6][16];
+    char numbers[6][16], slots[40];
     const char *args[JOB_WORKER_ARGS_MAX];
 };
 

@@ -225,6 +225,28 @@ static status hosts_read(struct serve_args *a, struct serve_setup *s, struct err
     return hostfile_slots(a->hostfile, &s->n_slots, &s->n_hosts, err);
 }
 
+/* Replicas of one host divide its slots, and its devices where each rank has one. */
+static status check_shares(const struct serve_args *a, const struct serve_setup *s, struct err *err)
+{
+    const uint32_t n_ranks = s->plan->n_ranks;
+    const uint64_t n = (uint64_t)n_ranks * a->replicas;
+
+    if (s->job.is_used && s->n_slots < n) {
+        return err_set(err, ST_ERR_LIMIT,
+                       "%u replicas of %u ranks need %u slots, SLURM job %s has %u; ask for more "
+                       "tasks, or lower --replicas, --tp or --pp",
+                       a->replicas, n_ranks, (unsigned)n, s->job.job.id, s->n_slots);
+    }
+    if (s->plan->device == PLAN_CUDA && a->replicas > 1 && s->device_word[0] == '\0' &&
+        s->device.n_here < n) {
+        return err_set(err, ST_ERR_LIMIT,
+                       "%u replicas of %u ranks need %u CUDA devices, this host has %u; lower "
+                       "--replicas, --tp or --pp, or add hosts",
+                       a->replicas, n_ranks, (unsigned)n, s->device.n_here);
+    }
+    return ST_OK;
+}
+
 /* Once the plan says how many ranks one has. */
 static status replicas_settle(struct serve_args *a, const struct serve_setup *s, struct err *err)
 {
@@ -233,7 +255,13 @@ static status replicas_settle(struct serve_args *a, const struct serve_setup *s,
     if (s->job.is_used && !a->replicas_given && is_sized) {
         a->replicas = allocation_replicas(&s->job, s->plan->n_ranks);
     }
-    if (!a->external_only && a->hostfile != NULL && s->n_hosts < a->replicas) {
+    if (a->external_only || a->external_ranks != 0) {
+        return ST_OK;
+    }
+    if (a->hostfile == NULL) {
+        return check_shares(a, s, err);
+    }
+    if (s->n_hosts < a->replicas) {
         return err_set(err, ST_ERR_LIMIT, "%u replicas need a host each at least, %s %s has %u",
                        a->replicas, s->job.is_used ? "SLURM job" : "hostfile",
                        s->job.is_used ? s->job.job.id : a->hostfile, s->n_hosts);
@@ -280,12 +308,6 @@ static status request_device(const struct serve_args *a, const struct serve_setu
     }
     if (is_here && d->n_here == 0) {
         return err_set(err, ST_ERR_UNSUPPORTED, "--device cuda: %s", d->why);
-    }
-    if (is_here && a->replicas > 1) {
-        return err_set(err, ST_ERR_UNSUPPORTED,
-                       "--replicas %u with CUDA devices needs hosts of their own (--hostfile): the "
-                       "devices of one host are not divided between replicas",
-                       a->replicas);
     }
     if (r->rank_memory_bytes == 0 && d->memory_bytes == 0) {
         return err_set(err, ST_ERR_ARG,

@@ -4,12 +4,15 @@
 #include "common/fixture.h"
 
 #include <float.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -150,6 +153,55 @@ static void test_cpu_memory__honours_cgroup_v1_seen_from_inside_a_container(void
     fixture_dir_remove(root);
 }
 
+/* The cores of a part, asked of a child: what is taken cannot be given back. */
+static uint64_t cores_of(const struct cpu_parts *parts)
+{
+    uint64_t cores = 0;
+    int fds[2];
+
+    assert_int_equal(pipe(fds), 0);
+    if (fork() == 0) {
+        cpu_set_t set;
+        CPU_ZERO(&set);
+        if (cpu_take(parts, NULL) == ST_OK && sched_getaffinity(0, sizeof(set), &set) == 0) {
+            for (size_t i = 0; i < 64; i++) {
+                cores |= CPU_ISSET(i, &set) ? (uint64_t)1 << i : 0;
+            }
+        }
+        _exit(write(fds[1], &cores, sizeof(cores)) == (ssize_t)sizeof(cores) ? 0 : 1);
+    }
+    assert_int_equal(read(fds[0], &cores, sizeof(cores)), sizeof(cores));
+    close(fds[0]);
+    close(fds[1]);
+    wait(NULL);
+    return cores;
+}
+
+static void test_cpu_take__parts_are_disjoint_and_together_all(void **state UNUSED)
+{
+    const uint32_t n = cpu_count();
+    const uint64_t all = cores_of(&(struct cpu_parts){ 0, 1, 1 });
+    uint64_t seen = 0;
+
+    if (n < 2 || n > 64) {
+        skip();
+    }
+    assert_int_equal((uint32_t)__builtin_popcountll(all), n);
+    for (uint32_t i = 0; i < n; i++) {
+        const uint64_t one = cores_of(&(struct cpu_parts){ i, 1, n });
+        assert_int_equal(__builtin_popcountll(one), 1);
+        assert_int_equal(one & seen, 0);
+        seen |= one;
+    }
+    assert_int_equal(seen, all);
+    assert_int_equal(cores_of(&(struct cpu_parts){ 1, n - 1, n }),
+                     all & ~cores_of(&(struct cpu_parts){ 0, 1, n }));
+    /* Nobody is left without a core. */
+    assert_int_equal(cores_of(&(struct cpu_parts){ 0, 1, 2 * n }), all);
+    assert_int_equal(cores_of(&(struct cpu_parts){ 0, 2, 2 * n }),
+                     cores_of(&(struct cpu_parts){ 0, 1, n }));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -158,6 +210,7 @@ int main(void)
         cmocka_unit_test(test_cpu_mask_parse__knows_five_words_and_names_them),
         cmocka_unit_test(test_cpu_float_env__flushes_results_and_operands),
         cmocka_unit_test(test_cpu_count__is_positive),
+        cmocka_unit_test(test_cpu_take__parts_are_disjoint_and_together_all),
         cmocka_unit_test(test_cpu_memory__is_what_the_machine_has_left),
         cmocka_unit_test(test_cpu_memory__honours_every_cgroup_v2_above),
         cmocka_unit_test(test_cpu_memory__honours_cgroup_v1_seen_from_inside_a_container),
