@@ -9,6 +9,7 @@
 #   serve     start to SERVING; time to first token and tokens/s for 1 and 16 streams through gRPC
 #
 #   chaos --seed S --kills N ...   faults at random under streams that must not notice (chaos.py; not among "all")
+#   chaos-hosts --seed S --faults N ...   hosts and links as well (chaos_hosts.py; root and ../shared/hosts)
 #   sim --seeds N [--seed S] [--replicas R] [--trace]   simulated clusters (tests/sim; not among "all")
 #
 # Without NAME all of them. BUILD is the build folder (default build); GANTRY_BENCH_DIR keeps the 2.2 GB of random weights
@@ -16,12 +17,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 build=${BUILD:-build}
-if [ "${1:-}" = chaos ]; then
+if [ "${1:-}" = chaos ] || [ "${1:-}" = chaos-hosts ]; then
+    script=tests/bench/${1/-/_}.py
     shift
     python=python3
     "$python" -c 'import grpc' 2> /dev/null || python=/usr/bin/python3
     GANTRY=$(realpath "$build/gantry") GANTRY_PY=$(realpath "$build/py") GANTRY_SOURCE_DIR=$PWD PYTHONDONTWRITEBYTECODE=1 \
-        exec "$python" tests/bench/chaos.py "$@"
+        GANTRY_SHARED_DIR=${GANTRY_SHARED_DIR:-$PWD/../shared} exec "$python" "$script" "$@"
 fi
 if [ "${1:-}" = sim ]; then
     shift
