@@ -1,24 +1,20 @@
-/* cluster/hostfile.c - read a host list in Open MPI's syntax, for what it offers.
+/* cluster/hostfile.c - read a host list in Open MPI's syntax, and one word more.
  *
  *   # comment                         blank lines and comments are skipped
  *   node1 slots=4 max_slots=8
  *   user@node2 slots = 2              spaces around "=" are allowed
  *   node3                             one slot
+ *   node4 slots=4 rack=r2             ours: what it shares a switch with (cluster/place.h)
  *
- * mpirun reads the file again by itself; what is checked here is what would otherwise surface as a
- * launch that fails on some host minutes later. A host that is named twice adds its slots. Relative
+ * mpirun reads what is written from it for each replica (coordinator/cli/hosts.c); what is checked here
+ * is what would otherwise surface as a launch that fails on some host minutes later. A host that is named twice adds its slots. Relative
  * names (+n0) and exclusions (^node) need an allocation that we do not see: refused. */
 #include "cluster/launch.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum {
-    FILE_BYTES_MAX = 1 << 20,
-    HOSTS_MAX = 4096,
-    HOST_BYTES_MAX = HOSTFILE_NAME_BYTES - 1,
-    SLOTS_MAX = 65536
-};
+enum { FILE_BYTES_MAX = 1 << 20, HOSTS_MAX = 4096, SLOTS_MAX = 65536 };
 
 struct word {
     const char *at;
@@ -104,11 +100,24 @@ static status check_host(const struct cursor *c, struct word w, struct err *err)
             return bad(c, w, "not a host name (letters, digits and .-_:@[]%)", err);
         }
     }
-    return w.len > HOST_BYTES_MAX ? bad(c, w, "a host name of more than 255 bytes", err) : ST_OK;
+    return w.len >= HOST_NAME_BYTES ? bad(c, w, "a host name of more than 255 bytes", err) : ST_OK;
 }
 
-/* "slots=4 max_slots=8" behind the host. */
-static status options(struct cursor *c, uint32_t *n_slots_p, struct err *err)
+/* Behind "rack=". */
+static status check_rack(const struct cursor *c, struct word w, struct err *err)
+{
+    for (size_t i = 0; i < w.len; i++) {
+        if (w.at[i] == '\0' || !is_host_char(w.at[i])) {
+            return bad(c, w, "not a rack's name (letters, digits and .-_:@[]%)", err);
+        }
+    }
+    return w.len == 0 || w.len >= HOST_RACK_BYTES
+               ? bad(c, w, "a rack's name has 1 to 63 bytes", err)
+               : ST_OK;
+}
+
+/* "slots=4 max_slots=8 rack=r1" behind the host. */
+static status options(struct cursor *c, uint32_t *n_slots_p, struct word *rack_p, struct err *err)
 {
     uint32_t slots = 1, max_slots = SLOTS_MAX;
 
@@ -121,18 +130,23 @@ static status options(struct cursor *c, uint32_t *n_slots_p, struct err *err)
         if (key.len == 0) {
             break;
         }
-        if (!word_is(key, "slots") && !word_is(key, "max_slots") && !word_is(key, "max-slots")) {
-            return bad(c, key, "known are slots=N and max_slots=N", err);
+        const bool is_rack = word_is(key, "rack");
+        if (!is_rack && !word_is(key, "slots") && !word_is(key, "max_slots") &&
+            !word_is(key, "max-slots")) {
+            return bad(c, key, "known are slots=N, max_slots=N and rack=NAME", err);
         }
         if (!word_is(next(c), "=")) {
-            return bad(c, key, "without \"=\" and a number", err);
+            return bad(c, key, is_rack ? "without \"=\" and a name" : "without \"=\" and a number",
+                       err);
         }
         value = next(c);
-        st = number(c, value, &n, err);
+        st = is_rack ? check_rack(c, value, err) : number(c, value, &n, err);
         if (st != ST_OK) {
             return st;
         }
-        if (word_is(key, "slots")) {
+        if (is_rack) {
+            *rack_p = value;
+        } else if (word_is(key, "slots")) {
             slots = n;
         } else {
             max_slots = n;
@@ -146,28 +160,52 @@ static status options(struct cursor *c, uint32_t *n_slots_p, struct err *err)
     return ST_OK;
 }
 
-/* The row of that host; n: none yet. */
-static uint32_t find(const struct hostfile_row *rows, uint32_t n, struct word w)
+static struct host *find(const struct host_list *list, struct word w)
 {
-    uint32_t i = 0;
-
-    while (i < n && (strlen(rows[i].name) != w.len || memcmp(rows[i].name, w.at, w.len) != 0)) {
-        i++;
+    for (uint32_t i = 0; i < list->n; i++) {
+        if (strlen(list->hosts[i].name) == w.len && memcmp(list->hosts[i].name, w.at, w.len) == 0) {
+            return &list->hosts[i];
+        }
     }
-    return i;
+    return NULL;
 }
 
-static status parse(const struct hostfile_text *text, struct hostfile_row *rows,
-                    uint32_t *n_slots_p, uint32_t *n_hosts_p, struct err *err)
+/* A name more than once adds its slots; the last rack that was said is its rack. */
+static status take(const struct cursor *c, struct host_list *list, struct word name, uint32_t slots,
+                   struct word rack, struct err *err)
+{
+    struct host *h = find(list, name);
+
+    if (h == NULL && list->n == HOSTS_MAX) {
+        return err_set(err, ST_ERR_LIMIT, "%s line %u: more than %d hosts", c->text->name, c->line,
+                       HOSTS_MAX);
+    }
+    list->n_slots += slots;
+    if (list->n_slots > SLOTS_MAX) {
+        return err_set(err, ST_ERR_LIMIT, "%s line %u: more than %d slots in all", c->text->name,
+                       c->line, SLOTS_MAX);
+    }
+    if (h == NULL) {
+        h = &list->hosts[list->n++];
+        memcpy(h->name, name.at, name.len);
+    }
+    h->slots += slots;
+    if (rack.len != 0) {
+        memset(h->rack, 0, sizeof(h->rack));
+        memcpy(h->rack, rack.at, rack.len);
+    }
+    return ST_OK;
+}
+
+static status parse(const struct hostfile_text *text, struct host_list *list, struct err *err)
 {
     const char *at = text->data, *end = text->data + text->len;
-    uint32_t n_slots = 0, n_hosts = 0;
     struct cursor c = { .text = text };
 
     while (at < end) {
         const char *stop = memchr(at, '\n', (size_t)(end - at));
         const char *comment;
-        struct word host;
+        struct word host, rack = { NULL, 0 };
         uint32_t slots = 0;
         status st;
 
@@ -183,73 +221,44 @@ static status parse(const struct hostfile_text *text, struct hostfile_row *rows,
         }
         st = check_host(&c, host, err);
         if (st == ST_OK) {
-            st = options(&c, &slots, err);
+            st = options(&c, &slots, &rack, err);
+        }
+        if (st == ST_OK) {
+            st = take(&c, list, host, slots, rack, err);
         }
         if (st != ST_OK) {
             return st;
         }
-        const uint32_t i = find(rows, n_hosts, host);
-        if (i == HOSTS_MAX) {
-            return err_set(err, ST_ERR_LIMIT, "%s line %u: more than %d hosts", text->name, c.line,
-                           HOSTS_MAX);
-        }
-        if (i == n_hosts) {
-            rows[n_hosts++] = (struct hostfile_row){ .slots = 0 };
-            memcpy(rows[i].name, host.at, host.len);
-        }
-        rows[i].slots += slots;
-        n_slots += slots;
-        if (n_slots > SLOTS_MAX) {
-            return err_set(err, ST_ERR_LIMIT, "%s line %u: more than %d slots in all", text->name,
-                           c.line, SLOTS_MAX);
-        }
     }
-    if (n_hosts == 0) {
+    if (list->n == 0) {
         return err_set(err, ST_ERR_FORMAT, "%s: names no host", text->name);
     }
-    *n_slots_p = n_slots;
-    *n_hosts_p = n_hosts;
     return ST_OK;
 }
 
-status hostfile_rows(const struct hostfile_text *text, struct hostfile_row **rows_p, uint32_t *n_p,
-                     struct err *err)
+status host_list_parse(const struct hostfile_text *text, struct host_list *list_p, struct err *err)
 {
-    struct hostfile_row *rows = malloc(HOSTS_MAX * sizeof(*rows));
-    uint32_t n_slots;
+    /* Its lines are an upper bound: no more memory than a small multiple of the text. */
+    struct host_list list = { .n = 0 };
+    size_t n_lines = 1;
 
-    if (!rows) {
+    for (size_t i = 0; i < text->len; i++) {
+        n_lines += text->data[i] == '\n' ? 1 : 0;
+    }
+    list.hosts = calloc(MIN(n_lines, (size_t)HOSTS_MAX), sizeof(*list.hosts));
+    if (!list.hosts) {
         return err_set(err, ST_ERR_NOMEM, "%s: no memory for its host names", text->name);
     }
-    const status st = parse(text, rows, &n_slots, n_p, err);
+    const status st = parse(text, &list, err);
     if (st != ST_OK) {
-        free(rows);
+        host_list_fini(&list);
         return st;
     }
-    *rows_p = rows;
+    *list_p = list;
     return ST_OK;
 }
 
-status hostfile_parse(const struct hostfile_text *text, uint32_t *n_slots_p, uint32_t *n_hosts_p,
-                      struct err *err)
-{
-    struct hostfile_row *rows = NULL;
-    uint32_t n_slots = 0, n = 0;
-    const status st = hostfile_rows(text, &rows, &n, err);
-
-    if (st != ST_OK) {
-        return st;
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        n_slots += rows[i].slots;
-    }
-    free(rows);
-    *n_slots_p = n_slots;
-    *n_hosts_p = n;
-    return ST_OK;
-}
-
-status hostfile_slots(const char *path, uint32_t *n_slots_p, uint32_t *n_hosts_p, struct err *err)
+status host_list_read(const char *path, struct host_list *list_p, struct err *err)
 {
     struct buf b = BUF_INIT_MAX(FILE_BYTES_MAX + 1);
     status st = buf_read_file(&b, path, FILE_BYTES_MAX, err);
@@ -257,8 +266,41 @@ status hostfile_slots(const char *path, uint32_t *n_slots_p, uint32_t *n_hosts_p
     if (st == ST_OK) {
         const struct hostfile_text text = { path, b.data, b.len };
 
-        st = hostfile_parse(&text, n_slots_p, n_hosts_p, err);
+        st = host_list_parse(&text, list_p, err);
     }
     buf_fini(&b);
+    return st;
+}
+
+void host_list_fini(struct host_list *list)
+{
+    free(list->hosts);
+    *list = (struct host_list){ .hosts = NULL };
+}
+
+status hostfile_parse(const struct hostfile_text *text, uint32_t *n_slots_p, uint32_t *n_hosts_p,
+                      struct err *err)
+{
+    struct host_list list;
+    const status st = host_list_parse(text, &list, err);
+
+    if (st == ST_OK) {
+        *n_slots_p = list.n_slots;
+        *n_hosts_p = list.n;
+        host_list_fini(&list);
+    }
+    return st;
+}
+
+status hostfile_slots(const char *path, uint32_t *n_slots_p, uint32_t *n_hosts_p, struct err *err)
+{
+    struct host_list list;
+    const status st = host_list_read(path, &list, err);
+
+    if (st == ST_OK) {
+        *n_slots_p = list.n_slots;
+        *n_hosts_p = list.n;
+        host_list_fini(&list);
+    }
     return st;
 }

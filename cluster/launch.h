@@ -80,15 +80,25 @@ struct hostfile_text {
     const char *data;
     size_t len;
 };
-status hostfile_parse(const struct hostfile_text *text, uint32_t *n_slots_p, uint32_t *n_hosts_p,
-                      struct err *err);
-/* A row per host, in the order in which they are first named. The caller frees *rows_p. */
-enum { HOSTFILE_NAME_BYTES = 256 };
-struct hostfile_row {
-    char name[HOSTFILE_NAME_BYTES];
+
+enum { HOST_NAME_BYTES = 256, HOST_RACK_BYTES = 64 };
+
+struct host {
+    char name[HOST_NAME_BYTES];
+    char rack[HOST_RACK_BYTES]; /* "rack=NAME"; "": not said */
     uint32_t slots;
 };
-status hostfile_rows(const struct hostfile_text *text, struct hostfile_row **rows_p, uint32_t *n_p,
-                     struct err *err);
+
+struct host_list {      /* at most 4,096 hosts, in the file's order; a name is there once */
+    struct host *hosts; /* [n] owned */
+    uint32_t n, n_slots;
+};
+
+status host_list_read(const char *path, struct host_list *list_p, struct err *err);
+status host_list_parse(const struct hostfile_text *text, struct host_list *list_p, struct err *err);
+void host_list_fini(struct host_list *list); /* zeroed storage is fine */
+
+status hostfile_parse(const struct hostfile_text *text, uint32_t *n_slots_p, uint32_t *n_hosts_p,
+                      struct err *err);
 
 #endif

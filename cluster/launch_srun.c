@@ -109,17 +109,18 @@ status launch_srun_probe(char *line, size_t line_bytes, struct err *err)
 static status layout_text(const struct launch_config *config, const struct hostfile_text *hosts,
                           struct buf *out, struct err *err)
 {
-    struct hostfile_row *rows = NULL;
-    uint32_t n = 0, rank = 0;
-    status st = hostfile_rows(hosts, &rows, &n, err);
+    struct host_list list = { .n = 0 };
+    uint32_t rank = 0;
+    status st = host_list_parse(hosts, &list, err);
 
-    for (uint32_t i = 0; st == ST_OK && i < n; i++) {
-        for (uint32_t k = 0; st == ST_OK && k < rows[i].slots && rank < config->n_ranks; k++) {
-            st = buf_printf(out, "%s\n", rows[i].name);
+    for (uint32_t i = 0; st == ST_OK && i < list.n; i++) {
+        const struct host *host = &list.hosts[i];
+        for (uint32_t k = 0; st == ST_OK && k < host->slots && rank < config->n_ranks; k++) {
+            st = buf_printf(out, "%s\n", host->name);
             rank++;
         }
     }
-    free(rows);
+    host_list_fini(&list);
     if (st == ST_OK && rank < config->n_ranks) {
         st = err_set(err, ST_ERR_LIMIT, "%s has %u slots for %u ranks", hosts->name, rank,
                      config->n_ranks);

@@ -130,6 +130,36 @@ void replica_cut_off(struct replica *r)
     }
 }
 
+/* Before they are cut off. Half of what makes a rank a silent one: its neighbours on a host that has lost
+ * its power fell silent within a heartbeat of it. */
+static void note_silent(struct replica *r)
+{
+    const uint64_t now = coord_now(r->coord), bound = r->coord->config.hang_ns / 2;
+
+    for (uint32_t i = 0; i < r->shape.n_ranks; i++) {
+        struct rank *k = &r->ranks[i];
+        k->was_silent =
+            bound != 0 && k->call != NULL && now > k->heard_ns && now - k->heard_ns > bound;
+    }
+}
+
+enum coord_rank_end coord_rank_end(const struct coord *c, uint32_t replica, uint32_t rank)
+{
+    const struct rank *k = &c->replicas[replica]->ranks[rank];
+
+    if (!k->was_attached) {
+        return COORD_RANK_ABSENT;
+    }
+    return k->was_silent ? COORD_RANK_SILENT : COORD_RANK_SEEN;
+}
+
+void coord_replica_hosts(struct coord *c, uint32_t replica, const char *text)
+{
+    struct replica *r = c->replicas[replica];
+
+    snprintf(r->hosts, sizeof(r->hosts), "%s", text);
+}
+
 static void ask_launcher(struct replica *r)
 {
     const struct coord_config *config = &r->coord->config;
@@ -157,6 +187,7 @@ static void verdict(void *arg)
 
     coord_enter(c);
     ask_launcher(r);
+    note_silent(r);
     r->has_verdict = true;
     r->n_losses++;
     snprintf(r->why, sizeof(r->why), "%s", r->sign.text);

@@ -94,6 +94,16 @@ const char *coord_weights_digest(const struct coord *c);
 /* Why the state is FAILED: one sentence that names the rank, and its status. "" before that. */
 const char *coord_failure(const struct coord *c, status *code_p);
 
+/* How a rank was when its replica was lost, or drained; to be asked from on_lost on. */
+enum coord_rank_end {
+    COORD_RANK_ABSENT, /* it never attached */
+    COORD_RANK_SILENT, /* its connection stood, and it had said nothing for a good while */
+    COORD_RANK_SEEN    /* alive, or its host said that it is gone */
+};
+enum coord_rank_end coord_rank_end(const struct coord *c, uint32_t replica, uint32_t rank);
+/* Where it runs, for gantry status. */
+void coord_replica_hosts(struct coord *c, uint32_t replica, const char *text);
+
 /* The job that carries the ranks of a replica has ended by itself, or could not be started; `text`
  * says what the launcher saw. */
 void coord_job_ended(struct coord *c, uint32_t replica, const char *text);

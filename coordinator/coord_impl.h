@@ -87,6 +87,7 @@ enum replica_state {
 struct rank {
     struct rpc_call *call; /* NULL: not attached */
     bool was_attached, is_ready;
+    bool was_silent; /* when its replica was lost */
     char host[64], kernels[32], phase[32];
     uint32_t pid;
     struct msg_heartbeat heartbeat; /* .phase is not kept: see `phase` */
@@ -164,6 +165,7 @@ struct replica {
     struct hash128 digest;
     struct rank *ranks; /* [shape.n_ranks] owned */
     uint32_t n_attached, n_ready;
+    char hosts[ERR_TEXT_BYTES]; /* where its ranks were put, for people; "": nobody said */
     struct rate rate;
     uint64_t n_events; /* messages with tokens or ends */
 

@@ -125,6 +125,7 @@ static status replica_fill(struct replica *r, uint64_t now, struct msg_replica_s
         .joined = replica_has_joined(r),
         .profile = r->shape.profile,
         .job = job,
+        .hosts = r->hosts,
         .n_ranks = r->shape.n_ranks,
         .ranks = ranks,
     };

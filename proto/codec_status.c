@@ -103,6 +103,7 @@ static status replica_fill(const struct msg_replica_status *m, struct arena *are
     r->joined = m->joined;
     r->profile = pb_text(m->profile);
     r->job = pb_text(m->job);
+    r->hosts = pb_text(m->hosts);
     r->ranks = (void *)pb_objects(arena, m->n_ranks, sizeof(Gantry__V1__RankStatus));
     if (r->ranks == NULL) {
         return ST_ERR_NOMEM;
@@ -195,6 +196,7 @@ static status replica_read(const Gantry__V1__ReplicaStatus *r, struct arena *are
                                       .joined = r->joined != 0,
                                       .profile = r->profile,
                                       .job = r->job,
+                                      .hosts = r->hosts,
                                       .n_ranks = (uint32_t)r->n_ranks, /* < MSG_BYTES_MAX */
                                       .ranks = ranks };
     return pb_self_test_read(r->self_test, &m->self_test, err);

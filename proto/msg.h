@@ -326,6 +326,7 @@ struct msg_replica_status {
     struct msg_self_test self_test;
     bool joined;
     const char *profile, *job; /* job: 32 hex digits of a joined one, else "" */
+    const char *hosts;
     uint32_t n_ranks;
     const struct msg_rank_status *ranks;
 };

@@ -44,6 +44,9 @@ static void count(const struct allocation_wish *wish, struct allocation *x)
 
 /* ---- the hostfile ---- */
 
+static const char rack_chars[] =
+    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_";
+
 static status hostfile_write(const struct allocation_wish *wish, struct allocation *x,
                              struct err *err)
 {
@@ -52,8 +55,13 @@ static status hostfile_write(const struct allocation_wish *wish, struct allocati
     status st = ST_OK;
 
     for (uint32_t i = 0; st == ST_OK && i < x->job.n_nodes; i++) {
-        st =
-            buf_printf(&text, "%s slots=%u\n", x->job.nodes[i].name, slots_of(x, &x->job.nodes[i]));
+        const struct slurm_node *node = &x->job.nodes[i];
+        const char *rack = node->rack; /* "": not known, or nothing that a host list can say */
+        if (rack[strspn(rack, rack_chars)] != '\0') {
+            rack = "";
+        }
+        st = buf_printf(&text, "%s slots=%u%s%s\n", node->name, slots_of(x, node),
+                        rack[0] != '\0' ? " rack=" : "", rack);
     }
     if (st != ST_OK) {
         buf_fini(&text);

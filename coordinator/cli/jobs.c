@@ -145,60 +145,42 @@ status jobs_self_path(char *path, size_t bytes, struct err *err)
 
 /* ---- hosts ---- */
 
-/* Lines of the hostfile that name a host: contiguous runs of them, one run per replica. */
-static status deal_hosts(struct jobs *j, struct err *err)
+status jobs_place(struct jobs *j, struct err *err)
 {
-    const struct serve_setup *setup = j->setup;
-    struct buf all = BUF_INIT_MAX(1 << 20);
-    uint32_t i_host = 0, i_open = UINT32_MAX;
-    FILE *out = NULL;
-    status st = buf_read_file(&all, j->args->hostfile, 1 << 20, err);
-
-    for (const char *at = all.data; st == ST_OK && at != NULL && *at != '\0';) {
-        const size_t len = strcspn(at, "\n");
-        const size_t skip = strspn(at, " \t\r");
-        if (skip < len && at[skip] != '#') {
-            const uint32_t replica = (uint32_t)((uint64_t)i_host++ * j->n / setup->n_hosts);
-            struct job *job = &j->jobs[MIN(replica, j->n - 1)];
-            if (replica != i_open) {
-                if (out != NULL && fclose(out) != 0) {
-                    st = err_set_errno(err, ST_ERR_IO, errno, "a part of the hostfile");
-                }
-                snprintf(job->hostfile, sizeof(job->hostfile), "%s/hosts-%u", j->dir->path,
-                         replica);
-                out = fopen(job->hostfile, "we");
-                i_open = replica;
-            }
-            if (out == NULL || fprintf(out, "%.*s\n", (int)len, at) < 0) {
-                st = err_set_errno(err, ST_ERR_IO, errno, "%s cannot be written", job->hostfile);
-            }
-        }
-        at += len + (at[len] != '\0');
+    const struct plan *plan = j->setup->plan;
+    const struct hosts_config config = { .hostfile = j->args->hostfile,
+                                         .mpirun_args = j->args->mpirun_args,
+                                         .n_replicas = j->n,
+                                         .tp = plan->tp,
+                                         .pp = plan->pp,
+                                         .in_scheduler =
+                                             j->setup->job.is_used && j->args->kind != LAUNCH_SRUN,
+                                         .alone = plan->device == PLAN_CUDA };
+    if (j->args->hostfile == NULL || j->n == 0) {
+        return ST_OK;
     }
-    if (out != NULL && fclose(out) != 0 && st == ST_OK) {
-        st = err_set_errno(err, ST_ERR_IO, errno, "a part of the hostfile");
-    }
-    buf_fini(&all);
-    return st;
+    return hosts_open(&config, &j->hosts, err);
 }
 
-static status check_hosts(const struct jobs *j, struct err *err)
+/* What its mpirun reads. A lost replica may find its place on other hosts than before. */
+static status hosts_take(struct jobs *j, uint32_t replica, bool again, struct err *err)
 {
-    for (uint32_t i = 0; i < j->n; i++) {
-        uint32_t n_slots = 0, n_hosts = 0;
-        const status st = hostfile_slots(j->jobs[i].hostfile, &n_slots, &n_hosts, err);
-        if (st < 0) {
-            return st;
-        }
-        if (n_slots < j->setup->plan->n_ranks) {
-            return err_set(err, ST_ERR_LIMIT,
-                           "replica %u of %u would have %u slots on %u host%s of hostfile %s, and "
-                           "it has %u ranks; add slots, or lower --replicas, --tp or --pp",
-                           i, j->n, n_slots, n_hosts, n_hosts == 1 ? "" : "s", j->args->hostfile,
-                           j->setup->plan->n_ranks);
-        }
+    struct job *job = &j->jobs[replica];
+    status st = ST_OK;
+
+    if (j->hosts == NULL) {
+        return ST_OK;
     }
-    return ST_OK;
+    if (again) {
+        st = hosts_place(j->hosts, replica, err);
+    }
+    if (st != ST_OK) {
+        err_prefix(err, "replica %u has no hosts to start on: ", replica);
+        return st;
+    }
+    coord_replica_hosts(j->coord, replica, hosts_text(j->hosts, replica));
+    snprintf(job->hostfile, sizeof(job->hostfile), "%s/hosts-%u", j->dir->path, replica);
+    return hosts_write(j->hosts, replica, job->hostfile, err);
 }
 
 /* ---- start ---- */
@@ -216,9 +198,10 @@ static void say_started(const struct jobs *j, uint32_t replica, const struct lau
     if (j->n > 1) {
         snprintf(which, sizeof(which), "replica %u: ", replica);
     }
-    printf("%sstarting %u rank%s with %s (pid %d), log in %s/%s\n", which, c->n_ranks,
+    printf("%sstarting %u rank%s with %s (pid %d), log in %s/%s%s%s\n", which, c->n_ranks,
            c->n_ranks == 1 ? "" : "s", launcher_word(j->args->kind), launch_pid(job->launch),
-           j->dir->path, job->log_name);
+           j->dir->path, job->log_name, j->hosts != NULL ? ", on " : "",
+           j->hosts != NULL ? hosts_text(j->hosts, replica) : "");
     fflush(stdout);
 }
 
@@ -260,6 +243,9 @@ static status job_start(struct jobs *j, uint32_t replica, uint32_t generation, s
     status st = worker_words_make(j, replica, generation, &words, err);
 
     if (st == ST_OK) {
+        st = hosts_take(j, replica, generation > 1, err);
+    }
+    if (st == ST_OK) {
         st = jobs_self_path(program, sizeof(program), err);
     }
     if (st == ST_OK) {
@@ -293,12 +279,7 @@ status jobs_start(struct jobs *j, struct err *err)
             snprintf(j->jobs[i].log_name, sizeof(j->jobs[i].log_name), "mpirun-%u.log", i);
         }
     }
-    if (j->n > 1 && j->args->hostfile != NULL) {
-        st = deal_hosts(j, err);
-        if (st == ST_OK) {
-            st = check_hosts(j, err);
-        }
-    }
+    st = jobs_place(j, err);
     for (uint32_t i = 0; st == ST_OK && i < j->n; i++) {
         st = job_start(j, i, 1, err);
     }
@@ -307,12 +288,28 @@ status jobs_start(struct jobs *j, struct err *err)
 
 /* ---- running ---- */
 
+struct lost {
+    const struct jobs *jobs;
+    uint32_t replica;
+};
+
+static enum coord_rank_end end_of(void *arg, uint32_t rank)
+{
+    const struct lost *lost = arg;
+
+    return coord_rank_end(lost->jobs->coord, lost->replica, rank);
+}
+
 void jobs_lost(struct jobs *j, uint32_t replica, uint64_t delay_ns)
 {
     const uint64_t now = clock_now_ns(clock_real());
+    struct lost lost = { j, replica };
 
     if (j->jobs == NULL) {
         return;
+    }
+    if (j->hosts != NULL) {
+        hosts_judge(j->hosts, replica, end_of, &lost);
     }
     struct job *job = &j->jobs[replica];
     job->state = JOB_ENDING;
@@ -475,4 +472,6 @@ void jobs_fini(struct jobs *j)
     }
     free(j->jobs);
     j->jobs = NULL;
+    hosts_close(j->hosts);
+    j->hosts = NULL;
 }

@@ -11,6 +11,7 @@
 #define COORDINATOR_CLI_JOBS_H
 
 #include "cluster/launch.h"
+#include "coordinator/cli/hosts.h"
 #include "coordinator/cli/serve_args.h"
 #include "coordinator/coord.h"
 #include "coordinator/run_dir.h"
@@ -43,7 +44,8 @@ struct jobs {
     const struct run_dir *dir;
     const char *control; /* HOST:PORT that ranks dial */
     struct coord *coord;
-    struct job *jobs; /* [n] owned */
+    struct hosts *hosts; /* owned; NULL: no hostfile */
+    struct job *jobs;    /* [n] owned */
     uint32_t n;
 };
 
@@ -56,7 +58,9 @@ void jobs_config(const struct jobs *j, uint32_t replica, const struct worker_wor
                  const char *program, struct launch_config *c);
 status jobs_self_path(char *path, size_t bytes, struct err *err);
 
-/* Hosts are dealt out and every job is started. */
+/* Every replica gets its hosts. Nothing without a hostfile. */
+status jobs_place(struct jobs *j, struct err *err);
+/* The same, and every job is started. */
 status jobs_start(struct jobs *j, struct err *err);
 /* A replica is lost: end its job, start another after delay_ns (CLOCK_NEVER: none). */
 void jobs_lost(struct jobs *j, uint32_t replica, uint64_t delay_ns);

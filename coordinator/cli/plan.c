@@ -5,6 +5,7 @@
 
 #include "base/cpu.h"
 #include "coordinator/cli/device.h"
+#include "coordinator/cli/hosts.h"
 #include "model/desc.h"
 
 #include <stdio.h>
@@ -24,7 +25,52 @@ static const char examples[] =
     "  gantry plan ./Llama-3.1-70B --memory 80GiB\n"
     "  gantry plan ./Llama-3.1-70B --ranks 16 --memory 64GiB --ctx 32768 --json\n"
     "  gantry plan ./Llama-3.1-70B --device cuda --memory 131GiB\n"
-    "  gantry plan ./stories --tp 2 --pp 2 --stage-layers 3,2\n";
+    "  gantry plan ./stories --tp 2 --pp 2 --stage-layers 3,2\n"
+    "  gantry plan ./Llama-3.1-70B --memory 64GiB --hostfile hosts --replicas 2 --tp 4 --pp 2\n";
+
+struct places {
+    const char *hostfile; /* NULL: not asked for */
+    uint32_t replicas;
+};
+
+/* As many ranks as the hosts have slots for, where nothing else was said. */
+static status take_hosts(const struct places *p, struct plan_request *r, struct err *err)
+{
+    uint32_t n_slots = 0, n_hosts = 0;
+
+    if (p->hostfile == NULL || r->n_ranks != 0 || r->tp != 0 || r->pp != 0 ||
+        r->n_stage_layers != 0) {
+        return ST_OK;
+    }
+    const status st = hostfile_slots(p->hostfile, &n_slots, &n_hosts, err);
+    r->n_ranks = st == ST_OK ? MAX(n_slots / p->replicas, 1u) : 0;
+    return st;
+}
+
+/* Which rank would be where. */
+static status print_hosts(const struct places *p, const struct plan *plan, struct err *err)
+{
+    const struct hosts_config config = { .hostfile = p->hostfile,
+                                         .n_replicas = p->replicas,
+                                         .tp = plan->tp,
+                                         .pp = plan->pp,
+                                         .alone = plan->device == PLAN_CUDA };
+    struct hosts *hosts = NULL;
+    struct buf text = BUF_INIT;
+    status st = p->hostfile != NULL ? hosts_open(&config, &hosts, err) : ST_OK;
+
+    if (st == ST_OK && hosts != NULL) {
+        st = hosts_print(hosts, &text);
+        if (st != ST_OK) {
+            err_set(err, st, "no memory to print the hosts");
+        } else if (fputs(text.data, stdout) < 0 || fflush(stdout) != 0) {
+            st = err_set(err, ST_ERR_IO, "standard output cannot be written");
+        }
+    }
+    buf_fini(&text);
+    hosts_close(hosts);
+    return st;
+}
 
 static int fail(const struct err *err)
 {
@@ -79,7 +125,8 @@ int cli_plan(int argc, char **argv)
 {
     struct plan_opts asked;
     bool json = false;
-    struct opt rows[PLAN_OPTS_ROWS + 1];
+    struct places places = { .replicas = 1 };
+    struct opt rows[PLAN_OPTS_ROWS + 3];
     const struct opts opts = {
         "gantry plan MODEL [options]", about, rows, ARRAY_LEN(rows), examples, 1, 1
     };
@@ -97,16 +144,32 @@ int cli_plan(int argc, char **argv)
     rows[PLAN_OPTS_ROWS] =
         (struct opt){ OPT_FLAG, "json", NULL, &json, 0, 0, "the plan as JSON, every rank in it",
                       NULL };
+    rows[PLAN_OPTS_ROWS + 1] =
+        (struct opt){ OPT_STRING,
+                      "hostfile",
+                      "FILE",
+                      &places.hostfile,
+                      0,
+                      0,
+                      "also show which host each rank would run on (slots=N, rack=NAME)",
+                      NULL };
+    rows[PLAN_OPTS_ROWS + 2] = (struct opt){
+        OPT_U32, "replicas", "N", &places.replicas, 1, 1024, "with --hostfile: copies of the model",
+        NULL
+    };
     status st = opts_parse(&opts, argc, argv, &dir, &n_args, &err);
     if (st == ST_END) {
         return 0;
     }
+    if (st == ST_OK && json && places.hostfile != NULL) {
+        st = err_set(&err, ST_ERR_ARG, "--hostfile and --json do not go together");
+    }
     (void)(st || (st = cli_device_settle(&asked, &device, &err)) ||
            (st = plan_opts_to_request(&asked, &request, &err)) ||
-           (st = model_desc_read(dir, &desc, &err)) ||
+           (st = model_desc_read(dir, &desc, &err)) || (st = take_hosts(&places, &request, &err)) ||
            (st = take_this_machine(&device, &request, &here, &err)) ||
            (st = plan_create(&desc, &request, &plan, &err)) ||
-           (st = print(plan, json, here, &err)));
+           (st = print(plan, json, here, &err)) || (st = print_hosts(&places, plan, &err)));
     if (st == ST_OK && !json) {
         cli_device_say(&device);
     }

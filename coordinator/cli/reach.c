@@ -6,7 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { ASKED_MAX = 3, HOSTS_BYTES_MAX = 1 << 20 };
+enum { ASKED_MAX = 3 };
 
 /* An IPv6 address has colons of its own. */
 static void put_address(const char *address, char *host, size_t bytes)
@@ -17,24 +17,19 @@ static void put_address(const char *address, char *host, size_t bytes)
 /* Names that resolve nowhere cost time, so only the first few are tried. */
 static bool toward_others(const char *hostfile, char address[NETWORK_ADDRESS_BYTES])
 {
-    struct buf text = BUF_INIT_MAX(HOSTS_BYTES_MAX + 1);
-    struct hostfile_row *rows = NULL;
-    uint32_t n = 0, n_asked = 0;
+    struct host_list list = { .n = 0 };
+    uint32_t n_asked = 0;
     bool found = false;
 
-    if (buf_read_file(&text, hostfile, HOSTS_BYTES_MAX, NULL) == ST_OK) {
-        const struct hostfile_text t = { hostfile, text.data, text.len };
-        if (hostfile_rows(&t, &rows, &n, NULL) != ST_OK) {
-            n = 0;
-        }
+    if (host_list_read(hostfile, &list, NULL) != ST_OK) {
+        return false;
     }
-    for (uint32_t i = 0; i < n && !found && n_asked < ASKED_MAX; i++, n_asked++) {
-        const char *at = strchr(rows[i].name, '@');
-        found = network_toward(at != NULL ? at + 1 : rows[i].name, address, NULL) == ST_OK &&
+    for (uint32_t i = 0; i < list.n && !found && n_asked < ASKED_MAX; i++, n_asked++) {
+        const char *at = strchr(list.hosts[i].name, '@');
+        found = network_toward(at != NULL ? at + 1 : list.hosts[i].name, address, NULL) == ST_OK &&
                 strncmp(address, "127.", 4) != 0 && strcmp(address, "::1") != 0;
     }
-    free(rows);
-    buf_fini(&text);
+    host_list_fini(&list);
     return found;
 }
 

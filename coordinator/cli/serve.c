@@ -462,6 +462,20 @@ static status serve_run(struct serve *s, struct err *err)
     return st;
 }
 
+static status hosts_say(const struct jobs *j, struct err *err)
+{
+    struct buf text = BUF_INIT;
+    const status st = j->hosts != NULL ? hosts_print(j->hosts, &text) : ST_OK;
+
+    if (st == ST_OK && text.len != 0) {
+        say("%s", text.data);
+    } else if (st != ST_OK) {
+        err_set(err, st, "no memory to print the hosts");
+    }
+    buf_fini(&text);
+    return st;
+}
+
 static status dry_run(struct serve *s, struct err *err)
 {
     struct buf line = BUF_INIT;
@@ -483,9 +497,13 @@ static status dry_run(struct serve *s, struct err *err)
     snprintf(s->dir.token_path, sizeof(s->dir.token_path), "RUN_DIR/token");
     snprintf(s->dir.path, sizeof(s->dir.path), "RUN_DIR");
     jobs_fill(s);
-    (void)(st || (st = worker_words_make(&s->jobs, 0, 1, &words, err)));
+    (void)(st || (st = jobs_place(&s->jobs, err)) || (st = hosts_say(&s->jobs, err)) ||
+           (st = worker_words_make(&s->jobs, 0, 1, &words, err)));
     if (st == ST_OK) {
         jobs_config(&s->jobs, 0, &words, program, &config);
+        if (s->jobs.hosts != NULL) {
+            config.hostfile = "RUN_DIR/hosts-0";
+        }
         st = launch_probe_kind(&config, &major, name, sizeof(name), err);
         if (st == ST_OK) {
             st = launch_command_line(&config, major, &line, err);
@@ -497,6 +515,7 @@ static status dry_run(struct serve *s, struct err *err)
             line.data);
     }
     buf_fini(&line);
+    jobs_fini(&s->jobs);
     return st;
 }
 

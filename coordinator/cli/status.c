@@ -103,6 +103,9 @@ static void print_table(const struct msg_status *m)
                p->replica, p->generation, p->state, p->tp, p->pp, p->step, p->running, p->waiting,
                p->tokens_per_second, p->kv_blocks_used, p->kv_blocks_total, kv, p->kv_blocks_cached,
                p->step_us / 1e3, p->step_kernel_us / 1e3);
+        if (p->hosts[0] != '\0') {
+            printf("  hosts: %s\n", p->hosts);
+        }
         if (p->joined) {
             printf("  joined: job %s, profile %s\n", p->job, p->profile);
         }
@@ -170,7 +173,7 @@ static json_t *replica_json(const struct msg_replica_status *p)
     }
     return json_pack(
         "{s:I, s:I, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, "
-        "s:I, s:s, s:s, s:o, s:b, s:s, s:s, s:o}",
+        "s:I, s:s, s:s, s:o, s:b, s:s, s:s, s:s, s:o}",
         "replica", (json_int_t)p->replica, "generation", (json_int_t)p->generation, "state",
         p->state, "tp", (json_int_t)p->tp, "pp", (json_int_t)p->pp, "step", (json_int_t)p->step,
         "running", (json_int_t)p->running, "waiting", (json_int_t)p->waiting, "kv_blocks_used",
@@ -180,7 +183,7 @@ static json_t *replica_json(const struct msg_replica_status *p)
         (json_int_t)p->cache_tokens, "tokens_per_second", p->tokens_per_second, "step_us",
         p->step_us, "step_kernel_us", p->step_kernel_us, "losses", (json_int_t)p->losses, "detail",
         p->detail, "waits", p->waits, "self_test", self_test_json(&p->self_test), "joined",
-        p->joined, "profile", p->profile, "job", p->job, "ranks", ranks);
+        p->joined, "profile", p->profile, "job", p->job, "hosts", p->hosts, "ranks", ranks);
 }
 
 static void print_json(const struct msg_status *m)

@@ -97,6 +97,7 @@ echo "ok    4 streams have the tokens and log-probabilities that they would have
 on gf1 "$GANTRY" status --connect 127.0.0.1:50281 > "$dir/status"
 grep -q '^degraded ' "$dir/status" || fail "status says degraded: $(cat "$dir/status")"
 grep -q 'lost .*, the last: ' "$dir/status" || fail "and why"
+grep -q 'did not answer: .*gf4' "$dir/status" || fail "and which host did not answer: $(cat "$dir/status")"
 echo "ok    the service goes on, degraded, and says why"
 stop
 echo "ok    it ends in order"

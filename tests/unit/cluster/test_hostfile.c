@@ -57,6 +57,31 @@ static void test_hostfile__a_host_named_twice_adds_its_slots(void **state)
     expect("a slots=2\na slots=3\nab\n", 6, 2);
 }
 
+static void test_hostfile__names_and_racks_are_kept(void **state)
+{
+    static const char text[] = "a slots=2 rack=r1\nb\nuser@c rack = r2 slots=3\na slots=1\n";
+    const struct hostfile_text t = { "hosts", text, sizeof(text) - 1 };
+    struct host_list list;
+    struct err err = ERR_INIT;
+
+    (void)state;
+    assert_int_equal(host_list_parse(&t, &list, &err), ST_OK);
+    assert_int_equal(list.n, 3);
+    assert_int_equal(list.n_slots, 7);
+    assert_string_equal(list.hosts[0].name, "a");
+    assert_string_equal(list.hosts[0].rack, "r1");
+    assert_int_equal(list.hosts[0].slots, 3);
+    assert_string_equal(list.hosts[1].rack, "");
+    assert_string_equal(list.hosts[2].name, "user@c");
+    assert_string_equal(list.hosts[2].rack, "r2");
+    host_list_fini(&list);
+    refuse("a rack\n", ST_ERR_FORMAT, "without \"=\" and a name");
+    refuse("a rack=\n", ST_ERR_FORMAT, "a rack's name has 1 to 63 bytes");
+    refuse("a rack=r/1\n", ST_ERR_FORMAT, "not a rack's name");
+    refuse("a rack=0123456789012345678901234567890123456789012345678901234567890123\n",
+           ST_ERR_FORMAT, "1 to 63 bytes");
+}
+
 static void test_hostfile__refusals_name_line_and_word(void **state)
 {
     (void)state;
@@ -142,6 +167,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_hostfile__counts_slots),
         cmocka_unit_test(test_hostfile__a_host_named_twice_adds_its_slots),
+        cmocka_unit_test(test_hostfile__names_and_racks_are_kept),
         cmocka_unit_test(test_hostfile__refusals_name_line_and_word),
         cmocka_unit_test(test_hostfile__nul_and_controls_are_shown_harmlessly),
         cmocka_unit_test(test_hostfile__too_many_hosts_are_refused),

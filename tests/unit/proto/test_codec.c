@@ -122,6 +122,7 @@ static const struct msg_replica_status replicas[] = {
       .joined = true,
       .profile = "cpu-bf16-v1",
       .job = "00112233445566778899aabbccddeeff",
+      .hosts = "a (ranks 0-1), b (rank 2)",
       .n_ranks = 2,
       .waits = "rank 1 (host b) waits",
       .self_test = { .n_links = 1,
