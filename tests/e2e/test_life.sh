@@ -70,7 +70,7 @@ ok "three quick starts and stops"
 
 # ---- draining ----
 
-serve drain "${four[@]}" --grace 30
+serve drain "${four[@]}" --grace 200
 ready
 pids=()
 for i in 1 2 3; do
@@ -82,7 +82,7 @@ kill -TERM "$serve"
 sleep 0.2
 expect "a request while it drains" 6 "shutting down" "$GANTRY" generate --connect "$at" x
 for i in 1 2 3; do
-    client_ends "drain$i" "${pids[i - 1]}" 20 0 "" "SIGTERM: running stream $i goes on"
+    client_ends "drain$i" "${pids[i - 1]}" 150 0 "" "SIGTERM: running stream $i goes on"
     [ "$(grep -o '"id":' "$dir/drain$i.text" | wc -l)" -eq 2000 ] || fail "it has all its 2000 tokens" "$dir/drain$i.err"
 done
 serve_ends 5 0 "then the service ends"
