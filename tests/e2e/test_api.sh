@@ -21,6 +21,14 @@ api() { # CLAIM ARGS...
 serve open "$demo" --tp 2
 ready
 api "client.py"
+"$GANTRY" generate --connect "$at" "Once" --max-tokens 8 --seed 3 --ignore-eos --presence-penalty 0.5 \
+    --repetition-penalty 1.1 --logit-bias 5:-1 > "$dir/one"
+"$GANTRY" generate --connect "$at" "Once" --max-tokens 8 --seed 3 --ignore-eos --presence-penalty 0.5 \
+    --repetition-penalty 1.1 --logit-bias 5:-1 --n 3 > "$dir/three"
+[ "$(grep -c -- '^--- choice [012] of 3 ---$' "$dir/three")" -eq 3 ] || fail "three answers are printed under their numbers" "$dir/three"
+sed -n '2,/^--- choice 1/p' "$dir/three" | sed '$d' > "$dir/first"
+[ "$(cat "$dir/first")" = "$(cat "$dir/one")" ] || fail "the first is that of one answer" "$dir/one" "$dir/three"
+ok "three answers are printed one after the other, the first of them that of --n 1"
 within 5 blocks_free || fail "every KV block is free: $("$GANTRY" status --connect "$at" --json)"
 ok "every KV block is free"
 kill -INT "$serve"
