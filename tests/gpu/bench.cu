@@ -4,8 +4,8 @@
  *
  * Ceilings: a large copy on the device (bytes read plus bytes written), and a bf16 product of 8192^3
  * on random data through cuBLASLt. Then the products of Llama-3.1-8B and of one rank of Llama-3.1-70B
- * at tp=4, each beside cuBLASLt's free order at the same size; then whole steps, recorded: decode at
- * batch 1 and 64, a prompt of 8,192. Weights are random and in rotation, so that none is found in the
+ * at tp=4, each beside cuBLASLt's free order at the same size, and in fp8; then whole steps, recorded:
+ * decode at batch 1 and 64, a prompt of 8,192, in bf16 and in fp8. Weights are random and in rotation, so that none is found in the
  * second-level cache. Times are by device events, medians. One table comes last.
  *
  * "limit" of a step is the larger of bytes that must be read (weights, K and V of the context) over
@@ -269,11 +269,20 @@ static const struct model models[] = {
       { "head", 32064, 8192, 1 } },
 };
 
-static struct kern_mat mat_of(const struct product &p)
+/* No byte is 0x7f or 0xff, and no f32 of such bytes is infinite. */
+__global__ static void finite_kernel(uint32_t *p, size_t n)
+{
+    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n;
+         i += (size_t)gridDim.x * blockDim.x) {
+        p[i] &= 0xbfbfbfbfu;
+    }
+}
+
+static struct kern_mat mat_of(const struct product &p, enum kern_fmt fmt)
 {
     struct kern_mat mat = {};
 
-    mat.fmt = KERN_BF16;
+    mat.fmt = fmt;
     mat.n = p.n;
     mat.k = p.k;
     mat.n_leaves = p.n_leaves;
@@ -282,18 +291,23 @@ static struct kern_mat mat_of(const struct product &p)
     }
     mat.data =
         random_mem(ops->mat_bytes(&mat) / 2, true, 0.02f); /* any order of weights is random */
+    if (fmt == KERN_FP8) {
+        finite_kernel<<<1024, 256, 0, raw>>>((uint32_t *)mat.data, ops->mat_bytes(&mat) / 4);
+        cuda(cudaGetLastError(), "finite");
+    }
     return mat;
 }
 
-static void bench_product(const struct model &m, const struct product &p, void *space)
+static void bench_product(const struct model &m, const struct product &p, enum kern_fmt fmt,
+                          void *space)
 {
     static const uint32_t rows[] = { 1, 8, 16, 32, 64, 256, 2048 };
-    const double bytes = 2.0 * p.n * p.k;
+    std::vector<struct kern_mat> mats = { mat_of(p, fmt) };
+    const double bytes = (double)ops->mat_bytes(&mats[0]);
     const uint32_t n_copies = (uint32_t)(4e8 / bytes) + 1;
-    std::vector<struct kern_mat> mats;
 
-    for (uint32_t i = 0; i < n_copies; i++) {
-        mats.push_back(mat_of(p));
+    while (mats.size() < n_copies) {
+        mats.push_back(mat_of(p, fmt));
     }
     void *x = random_mem((size_t)2048 * p.k, true, 1.0f);
     float *y = (float *)random_mem((size_t)2048 * p.n, false, 1.0f);
@@ -309,13 +323,16 @@ static void bench_product(const struct model &m, const struct product &p, void *
         struct free_order f;
         double other = 0.0;
 
-        if (free_order_init(&f, (int)p.n, (int)p.k, (int)t, space)) {
+        if (fmt == KERN_BF16 && free_order_init(&f, (int)p.n, (int)p.k, (int)t, space)) {
             other = time_of([&] { free_order_run(&f, y, x, mats[i++ % n_copies].data); }, 0.05);
         }
-        free_order_fini(&f);
-        line("%-8s %-8s %6u x %-6u T %-5u %9.1f us  %4.0f %% of copy  %4.0f %% of matrix  cuBLASLt "
+        if (fmt == KERN_BF16) {
+            free_order_fini(&f);
+        }
+        line("%-4s %-8s %-8s %6u x %-6u T %-5u %9.1f us  %4.0f %% of copy  %4.0f %% of matrix  "
+             "cuBLASLt "
              "%9.1f us",
-             m.name, p.name, p.n, p.k, t, ours * 1e6,
+             fmt == KERN_FP8 ? "fp8" : "bf16", m.name, p.name, p.n, p.k, t, ours * 1e6,
              100.0 * (bytes + 2.0 * t * p.k + 4.0 * t * p.n) / ours / copy_rate,
              100.0 * 2.0 * t * p.n * p.k / ours / matrix_rate, other * 1e6);
     }
@@ -337,6 +354,7 @@ struct step {
     const struct model *m;
     std::vector<struct layer> layers;
     struct kern_mat head;
+    enum kern_fmt fmt; /* of the layers' matrices */
     float *norm, *x, *qkv, *gate_up, *partial, *logits;
     void *normed, *att, *act;
     struct kern_qkv g;
@@ -423,17 +441,19 @@ static void bench_step(const struct model &m, struct step &s, uint32_t n_seqs, u
                             (double)m.gate_up.n * m.gate_up.k + (double)m.down.n * m.down.k;
     const double head = (double)m.vocab * m.dim, hd = (double)m.heads * m.head_dim;
     const double seen = prompt ? ctx / 2.0 : ctx; /* positions a row attends to, on average */
-    const double bytes = 2.0 * (m.layers * matrices + head) +
+    const double weight = s.fmt == KERN_FP8 ? 1.0 + 4.0 / KERN_GROUP : 2.0;
+    const double bytes = weight * m.layers * matrices + 2.0 * head +
                          4.0 * m.layers * n_seqs * (double)ctx * m.kv_heads * m.head_dim;
     const double flops =
         2.0 * t * m.layers * matrices + 2.0 * s.n_out * head + 4.0 * t * m.layers * seen * hd;
     const double limit = std::max(bytes / copy_rate, flops / matrix_rate);
 
-    line("%-8s %-7s seqs %-3u ctx %-5u %9.3f ms (eager %9.3f)  %8.0f tokens/s  %4.0f %% of the "
-         "limit (%s, %.3f ms)",
-         m.name, prompt ? "prompt" : "decode", n_seqs, ctx, recorded * 1e3, eager * 1e3,
-         t / recorded, 100.0 * limit / recorded,
-         bytes / copy_rate > flops / matrix_rate ? "bytes" : "flops", limit * 1e3);
+    line(
+        "%-4s %-8s %-7s seqs %-3u ctx %-5u %9.3f ms (eager %9.3f)  %8.0f tokens/s  %4.0f %% of the "
+        "limit (%s, %.3f ms)",
+        s.fmt == KERN_FP8 ? "fp8" : "bf16", m.name, prompt ? "prompt" : "decode", n_seqs, ctx,
+        recorded * 1e3, eager * 1e3, t / recorded, 100.0 * limit / recorded,
+        bytes / copy_rate > flops / matrix_rate ? "bytes" : "flops", limit * 1e3);
     ops->graph_destroy(stream, graph);
     for (void *p :
          { (void *)dp, (void *)ds, (void *)dt, (void *)s.x, (void *)s.qkv, (void *)s.gate_up,
@@ -442,19 +462,22 @@ static void bench_step(const struct model &m, struct step &s, uint32_t n_seqs, u
     }
 }
 
-static void bench_model(const struct model &m)
+static void bench_model(const struct model &m, enum kern_fmt fmt)
 {
     const uint32_t ctx = 8192, n_blocks = 64 * 1024 / KERN_KV_BLOCK;
     struct step s = {};
 
     s.m = &m;
+    s.fmt = fmt;
     s.g = { m.heads, m.kv_heads, m.head_dim, 0, 0, m.heads / m.kv_heads, 0.088388f };
     s.rope = { ctx, m.head_dim, (float *)random_mem((size_t)ctx * m.head_dim / 2, false, 0.7f),
                (float *)random_mem((size_t)ctx * m.head_dim / 2, false, 0.7f) };
     s.norm = (float *)random_mem(m.dim, false, 1.0f);
-    s.head = mat_of(m.head);
+    s.head = mat_of(m.head, KERN_BF16);
     for (uint32_t i = 0; i < m.layers; i++) {
-        struct layer l = { mat_of(m.qkv), mat_of(m.o), mat_of(m.gate_up), mat_of(m.down), {} };
+        struct layer l = {
+            mat_of(m.qkv, fmt), mat_of(m.o, fmt), mat_of(m.gate_up, fmt), mat_of(m.down, fmt), {}
+        };
 
         l.kv = { KERN_BF16, m.kv_heads, m.head_dim, n_blocks, nullptr, nullptr };
         l.kv.k = random_mem(ops->kv_bytes(&l.kv) / 2, true, 1.0f);
@@ -481,7 +504,7 @@ static void bench_model(const struct model &m)
 static void bench_load()
 {
     const struct product p = { "gate_up", 14336, 4096, 1 };
-    struct kern_mat mat = mat_of(p);
+    struct kern_mat mat = mat_of(p, KERN_BF16);
     const size_t bytes = (size_t)p.n * p.k * 2;
     struct err err = ERR_INIT;
     void *pinned = nullptr, *plain = malloc(bytes);
@@ -524,11 +547,15 @@ int main(int argc, char **argv)
     ceilings(space);
     bench_load();
     for (const struct model &m : models) {
-        bench_model(m);
+        bench_model(m, KERN_BF16);
+        bench_model(m, KERN_FP8);
     }
     for (const struct model &m : models) {
         for (const struct product *p : { &m.qkv, &m.o, &m.gate_up, &m.down, &m.head }) {
-            bench_product(m, *p, space);
+            bench_product(m, *p, KERN_BF16, space);
+            if (p != &m.head) { /* which stays bf16 */
+                bench_product(m, *p, KERN_FP8, space);
+            }
         }
     }
     printf("\n==== table ====\n");
