@@ -212,15 +212,14 @@ static inline vp vp_load_e4m3(const char *p)
     const __m512i tiny_of = _mm512_setr_epi32(0x3b000000, 0x3bc03b80, 0x3c203c00, 0x3c603c40, 0, 0,
                                               0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
     const __m256i bytes = _mm256_loadu_si256((const __m256i *)(const void *)p);
-    const __m512i v = _mm512_cvtepu8_epi16(bytes);
-    const __m512i shifted = _mm512_and_si512(_mm512_slli_epi16(v, 4), _mm512_set1_epi16(0x07f0));
-    const __m512i normal = _mm512_add_epi16(shifted, _mm512_set1_epi16(0x3c00));
+    const __m512i v = _mm512_cvtepi8_epi16(bytes), at = _mm512_slli_epi16(v, 4);
+    const __m512i sign = _mm512_set1_epi16((short)0x8000);
+    const __m512i normal = _mm512_add_epi16(_mm512_and_si512(at, _mm512_set1_epi16((short)0x87f0)),
+                                            _mm512_set1_epi16(0x3c00));
     const __mmask32 tiny = _mm512_testn_epi16_mask(v, _mm512_set1_epi16(0x78));
     const __m512i size = _mm512_mask_permutexvar_epi16(normal, tiny, v, tiny_of);
 
-    /* (v << 8 & sign) | size */
-    return _mm512_ternarylogic_epi32(_mm512_slli_epi16(v, 8), _mm512_set1_epi16((short)0x8000),
-                                     size, 0xea);
+    return _mm512_ternarylogic_epi32(at, sign, size, 0xea); /* (at & sign) | size */
 }
 #else
 typedef struct {
