@@ -9,8 +9,9 @@
  * Leaves: the finished sum of leaf i waits at level popcount(i) until its sibling is done (a binary
  * counter): exactly the tree over leaf indices. Level 0 is y itself where the panel is whole.
  *
- * fp8 goes group by group: few rows take the codes as they lie, more rows have a group's codes
- * turned into bf16 pairs once (16 KiB of scratch) and then the bf16 tile over them. Which, changes
+ * fp8 goes group by group: few rows take the codes as they lie, in taller tiles, so that a code is
+ * widened once for 12 rows; more rows have a group's codes turned into bf16 pairs once (16 KiB of
+ * scratch) and then the bf16 tile over them. Which, changes
  * no bit: a group's sum is one chain either way.
  *
  * Bytes moved for few rows: the weights once, K * N * 2 (bf16), K * N * 33 / 32 (fp8). */
@@ -20,11 +21,14 @@
 #include "kernels/x86/tile_kinds.h"
 #include "kernels/x86/x86.h"
 
-#define TILE_NAME           e4m3
-#define TILE_W              vp
-#define TILE_LOAD(p)        vp_load_e4m3(p)
-#define TILE_LANE           32
-#define TILE_LINES          2
+#define TILE_NAME    e4m3
+#define TILE_W       vp
+#define TILE_LOAD(p) vp_load_e4m3(p)
+#define TILE_LANE    32
+#define TILE_LINES   2
+#if VEC_TILE_WIDE == 4
+#define TILE_TALL
+#endif
 #define TILE_X              struct bf16_pair
 #define TILE_DOT(acc, x, w) vp_dot(acc, x, w)
 #define TILE_SET1(p)        pair_set1(p)
@@ -34,6 +38,9 @@
  * in the first-level cache beside x; many want sums to be loaded and stored seldom (128 KiB, second
  * level). Measured: kernels/README.md. */
 enum { K_SEG_FEW = 64, K_SEG_MANY = 512, FEW_ROWS = 32 };
+
+/* fp8: up to so many rows codes are widened in registers. More would widen them twice. */
+enum { TALL_ROWS = 12 };
 
 struct gemm_job {
     float *y;
@@ -161,9 +168,13 @@ static void gemm_group(const struct gemm_panel *p, struct tile_args *t, uint32_t
     }
     t->w = w + p->width * sizeof(float);
     t->w_stride = p->width * 2u;
+    t->ahead = p->width == PANEL ? t->w + t->n_steps * t->w_stride : NULL;
     if (rows <= VEC_TILE_ROWS && n % 2 == 0) {
-        t->ahead = p->width == PANEL ? t->w + t->n_steps * t->w_stride : NULL;
         tile_e4m3(t, rows, p->width / 16);
+#if VEC_TILE_WIDE == 4
+    } else if (rows <= TALL_ROWS && n % 2 == 0 && p->width == PANEL) {
+        tile_tall_e4m3(t, rows);
+#endif
     } else {
         gemm_unpack(t->w, (n + 1) / 2, p->width, (char *)(scratch + SCRATCH_PAIRS));
         t->w = (const char *)(scratch + SCRATCH_PAIRS);

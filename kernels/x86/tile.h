@@ -9,6 +9,7 @@
  *   TILE_X      type of one step of x (its bytes are the distance between steps)
  *   TILE_DOT(acc, x, w)   acc + x * w;   TILE_SET1(p)  16 copies of the step at const TILE_X *p
  *   TILE_LINES  cache lines of a step of w, 64 outputs
+ *   TILE_TALL   optional: also a tile of 7 to 12 rows by 32 outputs, for w that is dear to load
  * Sums are loaded from and stored to `acc` (fresh: start at +0), so a caller may cut the steps
  * anywhere without changing a bit. With `scale` the steps are a whole group: its sum starts at +0
  * and acc = fma(sum, scale, acc). */
@@ -30,7 +31,7 @@
 #define TILE_UNROLL _Pragma("unroll")
 #else
 #define TILE_INLINE ALWAYS_INLINE
-#define TILE_UNROLL _Pragma("GCC unroll 8")
+#define TILE_UNROLL _Pragma("GCC unroll 12")
 #endif
 
 #ifndef KERNELS_X86_TILE_ARGS
@@ -64,7 +65,7 @@ struct tile_args {
 static TILE_INLINE void TILE_FN(tile_fixed_)(const struct tile_args *t, const int rows,
                                              const int wide)
 {
-    vf acc[VEC_TILE_ROWS][4];
+    vf acc[12][4]; /* registers, as many as rows and wide say */
     const char *w = t->w, *x = t->x, *ahead = t->ahead;
     const size_t w_stride = t->w_stride, x_stride = t->x_stride;
     const uint32_t lines = t->ahead_lines;
@@ -213,6 +214,38 @@ static void TILE_FN(tile_)(const struct tile_args *args, uint32_t rows, uint32_t
     }
 }
 
+#ifdef TILE_TALL
+TILE_SIZE(7, 2)
+TILE_SIZE(8, 2)
+TILE_SIZE(9, 2)
+TILE_SIZE(10, 2)
+TILE_SIZE(11, 2)
+TILE_SIZE(12, 2)
+
+static void (*const TILE_FN(tile_tall_sizes_)[6])(const struct tile_args *t) = {
+    TILE_FN(tile_7x2_),  TILE_FN(tile_8x2_),  TILE_FN(tile_9x2_),
+    TILE_FN(tile_10x2_), TILE_FN(tile_11x2_), TILE_FN(tile_12x2_),
+};
+
+/* 7 to 12 rows by 64 outputs: each piece of w is loaded once. The halves fetch half of `ahead` each. */
+static void TILE_FN(tile_tall_)(const struct tile_args *t, uint32_t rows)
+{
+    for (uint32_t v = 0; v < 4; v += 2) {
+        struct tile_args half = *t;
+
+        half.acc += v * 16;
+        half.w += (size_t)v * TILE_LANE;
+        half.scale += v * 16;
+        half.ahead_lines = t->ahead != NULL ? 1 : 0;
+        if (half.ahead_lines != 0) {
+            half.ahead += (size_t)v / 2 * 64 * t->n_steps;
+        }
+        TILE_FN(tile_tall_sizes_)[rows - 7](&half);
+    }
+}
+#endif
+
+#undef TILE_TALL
 #undef TILE_NAME
 #undef TILE_W
 #undef TILE_LOAD
