@@ -4,7 +4,8 @@
  *                                       what the machine can do)
  *
  * Measures memory read bandwidth and the peak of the product instruction first, in the same run;
- * then a decode step's and a prefill's products on the shapes of TinyLlama-1.1B, and attention.
+ * then a decode step's and a prefill's products on the shapes of TinyLlama-1.1B, in bf16 and in fp8, and
+ * attention.
  * Every figure is the best of several runs, because the machine may be shared. With one thread,
  * time is this thread's processor time, so that a busy machine disturbs less. */
 #include "base/clock.h"
