@@ -43,7 +43,9 @@ enum launch_state {
 
 struct launch {
     enum launch_state state;
-    int pid; /* of mpirun, also its session */
+    int pid;              /* of mpirun, also its session */
+    bool is_adopted;      /* not our child */
+    uint64_t start_ticks; /* with the pid, which process it is; adopted only */
     int code;
     int end_sig;                    /* SIGTERM, or SIGINT where SIGTERM is held off */
     uint32_t n_terms;               /* of them sent */
@@ -141,6 +143,53 @@ status launch_start(const struct launch_config *config, struct launch **launch_p
     return ST_OK;
 }
 
+/* Its session: while one of its members lives, the kernel gives its number to nobody else. */
+static enum launch_state adopted_state(const struct launch_adoption *a)
+{
+    bool exists = false;
+    const uint64_t ticks = process_start_ticks(a->pid, &exists);
+
+    if (ticks == a->start_ticks && ticks != 0) {
+        return LAUNCH_RUNS;
+    }
+    return exists && ticks != 0 ? LAUNCH_ENDED : LAUNCH_SWEEP;
+}
+
+status launch_adopt(const struct launch_adoption *a, struct launch **launch_p, struct err *err)
+{
+    struct launch *l = calloc(1, sizeof(*l));
+    status st;
+
+    if (!l) {
+        return err_set(err, ST_ERR_NOMEM, "no memory for a launch");
+    }
+    if (a->pid <= 1) {
+        free(l);
+        return err_set(err, ST_ERR_ARG, "pid %d is no mpirun's", a->pid);
+    }
+    st = open_log(l, a->log_dir, a->log_name, err);
+    if (st != ST_OK) {
+        free(l);
+        return st;
+    }
+    l->log_begin = 0;
+    l->pid = a->pid;
+    l->is_adopted = true;
+    l->start_ticks = a->start_ticks;
+    l->state = adopted_state(a);
+    l->code = 255;
+    l->sweep_at_ns = clock_now_ns(clock_real());
+    *launch_p = l;
+    return ST_OK;
+}
+
+uint64_t launch_identity(const struct launch *l)
+{
+    bool exists;
+
+    return process_start_ticks(l->pid, &exists);
+}
+
 /* ---- watch and end ---- */
 
 static int exit_code(int how)
@@ -162,11 +211,23 @@ static void sweep(struct launch *l)
     }
 }
 
+/* As waitpid for a process that is not our child. */
+static pid_t adopted_wait(const struct launch *l)
+{
+    bool exists;
+
+    if (process_start_ticks(l->pid, &exists) == l->start_ticks) {
+        return 0;
+    }
+    errno = ECHILD;
+    return -1;
+}
+
 status launch_poll(struct launch *l, int *code_p)
 {
     if (l->state == LAUNCH_RUNS) {
         int how = 0;
-        const pid_t got = waitpid(l->pid, &how, WNOHANG);
+        const pid_t got = l->is_adopted ? adopted_wait(l) : waitpid(l->pid, &how, WNOHANG);
 
         if (got == 0 || (got < 0 && errno == EINTR)) {
             return ST_BUSY;

@@ -55,6 +55,17 @@ status launch_command(const struct launch_config *config, uint32_t major, const 
 status launch_command_line(const struct launch_config *config, uint32_t major, struct buf *out,
                            struct err *err);
 status launch_start(const struct launch_config *config, struct launch **launch_p, struct err *err);
+/* A job that another process has started with `outlive`, by its mpirun's pid and the time at which
+ * that began (launch_identity). Where mpirun has ended meanwhile, what is left of its session is
+ * swept by launch_poll; where the pid is another process's, nothing is left. Its exit code cannot be
+ * known: 255. */
+struct launch_adoption {
+    int pid;
+    uint64_t start_ticks;
+    const char *log_dir, *log_name; /* as they were given to launch_start */
+};
+status launch_adopt(const struct launch_adoption *a, struct launch **launch_p, struct err *err);
+uint64_t launch_identity(const struct launch *l); /* start_ticks; 0: it runs no more */
 /* ST_BUSY: runs. ST_END: has ended; *code_p its exit code (128 + signal if killed) and the tail of
  * its output by launch_tail. Collects the child (no zombie). */
 status launch_poll(struct launch *l, int *code_p);

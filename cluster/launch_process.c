@@ -290,14 +290,19 @@ free_path:
 
 /* ---- what is left ---- */
 
-/* State and session of a process from /proc/PID/stat: "pid (comm) S ppid pgrp session ..."; comm
- * may hold spaces and brackets, hence the last ')'. */
-static bool in_session(const char *pid_name, int sid)
+struct stat_line {
+    char state;
+    int session;
+    unsigned long long start_ticks;
+};
+
+/* From /proc/PID/stat: "pid (comm) S ppid pgrp session ... (22nd) starttime"; comm may hold spaces
+ * and brackets, hence the last ')'. */
+static bool stat_read(const char *pid_name, struct stat_line *line_p)
 {
-    char path[64], text[512];
+    char path[64], text[1024];
     const char *p;
-    char state = '?';
-    int session = 0, fd;
+    int fd;
     ssize_t n;
 
     snprintf(path, sizeof(path), "/proc/%.20s/stat", pid_name);
@@ -314,10 +319,32 @@ static bool in_session(const char *pid_name, int sid)
     }
     text[n] = '\0';
     p = strrchr(text, ')');
-    if (!p || sscanf(p + 1, " %c %*d %*d %d", &state, &session) != 2) {
-        return false;
-    }
-    return session == sid && state != 'Z' && state != 'X';
+    return p && sscanf(p + 1,
+                       " %c %*d %*d %d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d "
+                       "%llu",
+                       &line_p->state, &line_p->session, &line_p->start_ticks) == 3;
+}
+
+static bool is_over(const struct stat_line *line)
+{
+    return line->state == 'Z' || line->state == 'X';
+}
+
+static bool in_session(const char *pid_name, int sid)
+{
+    struct stat_line line;
+
+    return stat_read(pid_name, &line) && line.session == sid && !is_over(&line);
+}
+
+uint64_t process_start_ticks(int pid, bool *exists_p)
+{
+    struct stat_line line;
+    char name[16];
+
+    snprintf(name, sizeof(name), "%d", pid);
+    *exists_p = stat_read(name, &line);
+    return *exists_p && !is_over(&line) ? line.start_ticks : 0;
 }
 
 uint32_t process_session_signal(int sid, int sig)

@@ -34,4 +34,8 @@ status process_output(const char *const *argv, uint64_t timeout_ns, struct buf *
  * counted. */
 uint32_t process_session_signal(int sid, int sig);
 
+/* When a process began, in clock ticks since the machine did; 0: there is none, or a zombie. With
+ * its pid it names a process for as long as the machine is up. *exists_p: the pid is taken. */
+uint64_t process_start_ticks(int pid, bool *exists_p);
+
 #endif

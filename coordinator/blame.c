@@ -75,6 +75,7 @@ void coord_judge(struct coord *c)
             failure_tell(c);
             snprintf(text, sizeof(text), "%s lost: %s",
                      c->n_own == 1 ? "the replica was" : "all replicas were", c->failure);
+            resume_freeze(c); /* whoever starts the service again may go on with them */
             front_fail_all(c, ST_ERR_UNAVAILABLE, text);
             coord_set_state(c, COORD_FAILED);
         }
@@ -125,7 +126,8 @@ void replica_cut_off(struct replica *r)
             a->rank = -1;
             r->ranks[i].call = NULL;
             r->n_attached--;
-            rpc_call_finish(call, ST_ERR_UNAVAILABLE, r->why);
+            /* not UNAVAILABLE: that is what a coordinator that is gone looks like */
+            rpc_call_finish(call, ST_ERR_CANCELLED, r->why);
         }
     }
 }
@@ -290,6 +292,7 @@ uint32_t coord_replica_restart(struct coord *c, uint32_t replica)
     r->generation++;
     r->n_ready = 0;
     r->has_verdict = false;
+    r->reattach_ns = 0;
     r->drain.ranks_are_told = false;
     r->state = REPLICA_STARTING;
     r->started_ns = coord_now(c);

@@ -133,6 +133,9 @@ status coord_create(struct rpc_loop *loop, const struct coord_config *config,
     if (st == ST_OK) {
         st = servers_open(c, err);
     }
+    if (st == ST_OK) {
+        st = resume_restore(c, err);
+    }
     if (st < 0) {
         coord_destroy(c);
         return st;
@@ -140,6 +143,8 @@ status coord_create(struct rpc_loop *loop, const struct coord_config *config,
     *coord_p = c;
     return ST_OK;
 }
+
+static void bury_dead(struct coord *c);
 
 void coord_destroy(struct coord *c)
 {
@@ -151,8 +156,10 @@ void coord_destroy(struct coord *c)
     rpc_server_destroy(c->control_server);
     rpc_timer_set(c->loop, &c->stop_timer, CLOCK_NEVER);
     detect_stop(c);
+    resume_fini(c); /* its streams count at their replicas */
     table_fini(c);
     rpc_reflect_destroy(c->reflect);
+    bury_dead(c);
     journal_destroy(c->journal);
     arena_fini(&c->arena);
     buf_fini(&c->out);
@@ -169,21 +176,28 @@ void coord_enter(struct coord *c)
     c->depth++;
 }
 
-void coord_leave(struct coord *c)
+static void bury_dead(struct coord *c)
 {
-    ASSERT(c->depth > 0);
-    if (c->depth == 1) {
-        front_flush_dirty(c); /* still inside: what a send ends must not be freed under it */
-    }
-    if (--c->depth > 0) {
-        return;
-    }
     while (c->dead != NULL) {
         struct front_call *f = c->dead;
         c->dead = f->next_dead;
         session_destroy(f->session);
         buf_fini(&f->reply);
         free(f);
+    }
+}
+
+void coord_leave(struct coord *c)
+{
+    ASSERT(c->depth > 0);
+    if (c->depth == 1) {
+        if (c->config.disk != NULL) {
+            journal_disk_flush(c->config.disk); /* before it leaves the house */
+        }
+        front_flush_dirty(c); /* still inside: what a send ends must not be freed under it */
+    }
+    if (--c->depth == 0) {
+        bury_dead(c);
     }
 }
 
@@ -292,7 +306,13 @@ static void stop_step(void *arg)
             coord_leave(c);
             return;
         }
-        front_fail_all(c, ST_ERR_UNAVAILABLE, "the service is shutting down");
+        if (c->config.handover) {
+            resume_freeze(c);
+        }
+        front_fail_all(c, ST_ERR_UNAVAILABLE,
+                       c->config.handover
+                           ? "the service is handed over; resume the answer at the next one"
+                           : "the service is shutting down");
         health_end_all(c);
         replica_stop_ranks(c);
         c->ranks_are_told = true;

@@ -29,6 +29,15 @@ enum coord_state {
     COORD_FAILED
 };
 
+struct journal_disk;
+struct journal_image;
+
+/* A replica of another coordinator, which has gone. */
+struct coord_adopted {
+    uint32_t generation;
+    bool is_running; /* its ranks are expected back within orphan_ns; else it starts anew */
+};
+
 struct coord_config {
     const struct plan *plan;     /* borrowed, with the model's description */
     const struct tokenizer *tok; /* borrowed */
@@ -47,6 +56,17 @@ struct coord_config {
     uint64_t start_ns;   /* a restart that takes longer has failed; 0: never */
     uint32_t queue_max;  /* streams open at a time; 0: 256 */
     bool prefix_cache;   /* replicas keep KV blocks: streams go where their beginning is */
+    /* How long a stream with a request id goes on, and its answer is kept, without a client; 0: it
+     * ends with its client's call. */
+    uint64_t resume_ns;
+    struct journal_disk *disk;         /* borrowed; NULL: what is kept is kept in memory only */
+    const struct journal_image *image; /* borrowed until coord_create returns; NULL: nothing */
+    uint64_t first_stream;             /* streams are numbered from here on; 0: 1 */
+    /* How long ranks wait for another coordinator when they lose this one; 0: they end. */
+    uint64_t orphan_ns;
+    const char *control_file;            /* in which they find its address; NULL: none */
+    bool handover;                       /* an end leaves open streams in the journal */
+    const struct coord_adopted *adopted; /* [n_replicas]; NULL: all of them begin here */
 
     const char *listen; /* of the public server */
     const char *token;  /* bearer token asked of clients; NULL: none */

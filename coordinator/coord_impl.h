@@ -3,6 +3,7 @@
  *
  *   front.c    Generate, GenerateStream, GetModel: requests in, sessions out
  *   choices.c  several answers to one call: their ends, and the whole answer
+ *   resume.c   answers that outlive their client's connection
  *   health.c   grpc.health.v1: Check, Watch
  *   table.c    the slots of the replicas
  *   join.c     replicas that someone else has started
@@ -25,6 +26,7 @@
 
 #include "coordinator/coord.h"
 #include "coordinator/journal.h"
+#include "coordinator/journal_disk.h"
 #include "coordinator/prefix_map.h"
 #include "coordinator/session.h"
 #include "coordinator/waits.h"
@@ -62,6 +64,12 @@ struct front_call {
     uint32_t n_choices, n_ending;          /* of the head: all, and those that the call waits for */
     bool is_ended;                         /* of the head: the call has been told its end */
     struct buf reply;                      /* owned: a whole answer that waits for the others */
+    /* resume.c, where entry->is_kept */
+    struct front_call *next_kept, **link_kept; /* link_kept NULL: not in the list */
+    uint64_t left_ns;                          /* since when nobody reads; 0: somebody does */
+    uint64_t over_ns;                          /* when its answer was complete; 0: it is not */
+    bool is_place_written;                     /* the journal on disk has its first profile */
+    uint32_t n_profiles_written;
 };
 
 struct watcher { /* one health Watch */
@@ -186,6 +194,7 @@ struct replica {
     uint32_t n_losses;   /* in all */
     uint32_t n_restarts; /* since it served last */
     uint64_t started_ns;
+    uint64_t reattach_ns; /* by then its ranks, another coordinator's, are back; 0: not expected */
     char why[ERR_TEXT_BYTES];
 
     /* detect.c */
@@ -233,6 +242,7 @@ struct coord {
         *keys; /* [n_keys_max] of the stream being placed; owned; NULL: prefixes are not cached */
     uint32_t n_keys_max, key_tokens; /* tokens per key: of a KV block */
     uint32_t depth;                  /* of callbacks */
+    struct front_call *kept;         /* newest first */
     uint64_t n_request_ids;
 
     /* stopping */
@@ -270,10 +280,40 @@ void front_token(struct replica *r, const struct msg_token *t);
 void front_finish(struct replica *r, const struct msg_finish *f);
 /* The stream has a replica: if this is its first, its client hears of it. May close the entry. */
 void front_placed(struct journal_entry *e);
+struct session_sink front_sink(struct front_call *f);
+/* Whose prefixes and answers a caller may see. */
+uint64_t front_scope(const struct coord *c);
+/* After anything that may have ended the answer. */
+void front_settle(struct front_call *f, bool cancel);
+/* A stream of another coordinator's, without a client. `config`: stop strings, arrival. */
+status front_restore(struct coord *c, struct journal_entry *e, const struct session_config *config,
+                     struct front_call **f_p, struct err *err);
+void front_close(struct front_call *f); /* its entry goes; its request id is free again */
+void front_bury(struct front_call *f);  /* freed when no callback is under way */
 bool front_is_running(const struct journal_entry *e); /* its answer is not complete */
 void front_fail(struct journal_entry *e, status st, const char *text);
 void front_flush_dirty(struct coord *c);
 void front_fail_all(struct coord *c, status st, const char *text);
+
+/* resume.c */
+bool resume_applies(const struct coord *c, const struct msg_generate *m);
+/* A new request wants this id: an old answer of that name goes, if nobody reads it. */
+void resume_make_way(struct coord *c, const char *request_id);
+void resume_keep(struct front_call *f);
+void resume_request(struct coord *c, struct rpc_call *call, const struct msg_generate *m,
+                    bool is_unary);
+void resume_left(struct front_call *f, bool is_late); /* its call is over */
+void resume_placed(struct front_call *f);             /* its entry knows its first profile */
+/* Its session has taken this token, if n_before was fewer. */
+void resume_token(struct front_call *f, const struct msg_token *t, uint32_t n_before);
+/* The streams of another coordinator's journal; then the journal goes on with this one's. */
+status resume_restore(struct coord *c, struct err *err);
+/* What is on disk stays for another coordinator, whatever becomes of the streams here. */
+void resume_freeze(struct coord *c);
+void resume_settle(struct front_call *f);
+uint32_t resume_count(const struct coord *c); /* complete answers that are kept */
+void resume_tick(struct coord *c);
+void resume_fini(struct coord *c);
 
 /* health.c */
 void health_check(void *arg, struct rpc_call *call, const void *data, size_t len);

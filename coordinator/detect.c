@@ -260,6 +260,21 @@ static void check_start(struct replica *r, uint64_t now)
     replica_sign(r, SIGN_JOB_ENDED, ST_ERR_DEADLINE, text.text);
 }
 
+static void check_reattach(struct replica *r, uint64_t now)
+{
+    char text[ERR_TEXT_BYTES];
+
+    if (r->reattach_ns == 0 || r->state != REPLICA_STARTING || now < r->reattach_ns) {
+        return;
+    }
+    snprintf(text, sizeof(text),
+             "%u of its %u ranks came back within %llu s of the coordinator's restart "
+             "(--orphan-grace)",
+             r->n_attached, r->shape.n_ranks,
+             (unsigned long long)(r->coord->config.orphan_ns / NS_PER_S));
+    replica_sign(r, SIGN_JOB_ENDED, ST_ERR_PEER, text);
+}
+
 static void add_stall(struct coord *c, uint64_t gap)
 {
     log_debug("replica", "the coordinator stood still for %.2f s", (double)gap / 1e9);
@@ -269,6 +284,7 @@ static void add_stall(struct coord *c, uint64_t gap)
         r->started_ns += gap;
         r->proven_ns += gap;
         r->canary.sent_ns += gap;
+        r->reattach_ns += r->reattach_ns != 0 ? gap : 0;
         for (uint32_t k = 0; k < r->shape.n_ranks; k++) {
             r->ranks[k].heard_ns += gap;
         }
@@ -298,12 +314,14 @@ static void tick(void *arg)
             }
             check_start(r, now);
         }
+        check_reattach(r, now);
     }
     for (uint32_t i = 0; i < c->n_replicas; i++) {
         canary_tick(c->replicas[i], now);
     }
     drain_tick(c, now);
-    health_push(c);   /* a proof may have grown old */
+    health_push(c); /* a proof may have grown old */
+    resume_tick(c);
     route_waiting(c); /* what found a full queue */
     c->watch_due_ns = now + WATCH_MS * NS_PER_MS;
     rpc_timer_set(c->loop, &c->watch_timer, c->watch_due_ns);

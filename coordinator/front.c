@@ -33,6 +33,11 @@ static void sink_reply(void *self, const void *data, size_t len)
     choices_reply(self, data, len);
 }
 
+struct session_sink front_sink(struct front_call *f)
+{
+    return (struct session_sink){ sink_send, sink_finish, sink_reply, f };
+}
+
 /* ---- a request becomes ids and numbers ---- */
 
 struct prompt {
@@ -148,7 +153,7 @@ static void stop_ids_set(const struct coord *c, const struct msg_generate *m,
 
 /* Prefixes are shared within a principal, and all who hold the service's one token are one. The
  * principal's name is hashed, never the token: this hash hides nothing. */
-static uint64_t cache_scope_of(const struct coord *c)
+uint64_t front_scope(const struct coord *c)
 {
     static const char holders[] = "holders of the token";
 
@@ -171,7 +176,9 @@ static status entry_open(struct coord *c, const struct msg_generate *m, const st
     if (st < 0) {
         return st;
     }
-    if (id[0] == '\0') {
+    if (id[0] != '\0') {
+        resume_make_way(c, id);
+    } else {
         do { /* a client may have taken the next name */
             snprintf(made, sizeof(made), "req-%llx-%llu", (unsigned long long)clock_wall_us(),
                      (unsigned long long)++c->n_request_ids);
@@ -194,7 +201,8 @@ static status entry_open(struct coord *c, const struct msg_generate *m, const st
     e->frequency_penalty = m->frequency_penalty;
     e->repetition_penalty = m->has_repetition_penalty ? m->repetition_penalty : 1.0f;
     e->exact = m->exact;
-    e->cache_scope = cache_scope_of(c);
+    e->cache_scope = front_scope(c);
+    e->is_kept = resume_applies(c, m);
     stop_ids_set(c, m, e);
     if (journal_set_biases(e, m->biases, m->n_biases) < 0) {
         journal_close(c->journal, e);
@@ -237,11 +245,12 @@ static status serving_check(const struct coord *c, struct err *err)
     return ST_ERR_INTERNAL;
 }
 
-static status call_open(struct coord *c, struct rpc_call *call, const struct msg_generate *m,
-                        struct journal_entry *e, bool is_unary, struct front_call **f_p,
-                        struct err *err)
+/* `o` has what the caller wants otherwise than usual; its sink is empty where nobody reads yet. */
+static status call_open(struct coord *c, struct rpc_call *call, struct journal_entry *e,
+                        const struct session_config *o, struct front_call **f_p, struct err *err)
 {
     struct front_call *f = calloc(1, sizeof(*f));
+    struct session_config config = *o;
 
     if (f == NULL) {
         return err_set(err, ST_ERR_NOMEM, "the coordinator is out of memory");
@@ -253,16 +262,16 @@ static status call_open(struct coord *c, struct rpc_call *call, const struct msg
     f->head = f;
     f->n_choices = 1;
     f->n_ending = 1;
-    const struct session_config config = { .tok = c->config.tok,
-                                           .clock = c->clock,
-                                           .entry = e,
-                                           .stop = m->stop,
-                                           .n_stop = m->n_stop,
-                                           .weights_digest = c->digest_hex,
-                                           .model = c->desc->name,
-                                           .is_unary = is_unary,
-                                           .arrived_ns = coord_now(c),
-                                           .sink = { sink_send, sink_finish, sink_reply, f } };
+    config.tok = c->config.tok;
+    config.clock = c->clock;
+    config.entry = e;
+    config.weights_digest = c->digest_hex;
+    config.model = c->desc->name;
+    config.is_kept = e->is_kept;
+    config.window_s = e->is_kept ? (uint32_t)(c->config.resume_ns / NS_PER_S) : 0;
+    if (call != NULL) {
+        config.sink = front_sink(f);
+    }
     const status st = session_create(&config, &f->session, err);
     if (st < 0) {
         free(f);
@@ -273,20 +282,30 @@ static status call_open(struct coord *c, struct rpc_call *call, const struct msg
     return ST_OK;
 }
 
+status front_restore(struct coord *c, struct journal_entry *e, const struct session_config *config,
+                     struct front_call **f_p, struct err *err)
+{
+    return call_open(c, NULL, e, config, f_p, err);
+}
+
 /* All answers that a request asks for: an entry and a session each, nothing submitted yet. What was
  * made is in *head_p also on failure. */
 static status choices_open(struct coord *c, struct rpc_call *call, const struct msg_generate *m,
                            const struct prompt *p, bool is_unary, struct front_call **head_p,
                            struct err *err)
 {
+    const struct session_config config = {
+        .stop = m->stop, .n_stop = m->n_stop, .is_unary = is_unary, .arrived_ns = coord_now(c)
+    };
     struct journal_entry *first = NULL;
     status st = entry_open(c, m, p, &first, err);
 
     if (st < 0) {
         return st;
     }
-    first->deadline_ns = rpc_call_deadline_ns(call);
-    st = call_open(c, call, m, first, is_unary, head_p, err);
+    /* Who may come back with another deadline has none at the leader: the call's end is told here. */
+    first->deadline_ns = first->is_kept ? CLOCK_NEVER : rpc_call_deadline_ns(call);
+    st = call_open(c, call, first, &config, head_p, err);
     if (st < 0) {
         journal_close(c->journal, first);
     }
@@ -296,7 +315,7 @@ static status choices_open(struct coord *c, struct rpc_call *call, const struct 
 
         st = journal_open_choice(c->journal, first, i, &e, err);
         if (st == ST_OK) {
-            st = call_open(c, call, m, e, is_unary, &f, err);
+            st = call_open(c, call, e, &config, &f, err);
             if (st < 0) {
                 journal_close(c->journal, e);
             } else {
@@ -336,6 +355,9 @@ static status streams_open(struct coord *c, struct rpc_call *call, const struct 
         choices_undo(head);
         return st;
     }
+    if (head->entry->is_kept) {
+        resume_keep(head);
+    }
     *head_p = head;
     return ST_OK;
 }
@@ -343,19 +365,20 @@ static status streams_open(struct coord *c, struct rpc_call *call, const struct 
 static status request_read(struct coord *c, const void *data, size_t len, struct msg_generate *m,
                            struct err *err)
 {
-    status st = serving_check(c, err);
-
-    if (st < 0) {
-        return st;
-    }
     arena_reset(&c->arena);
     c->arena.max = PUBLIC_ARENA_BYTES;
-    st = msg_generate_unpack(data, len, &c->arena, m, err);
+    const status st = msg_generate_unpack(data, len, &c->arena, m, err);
     c->arena.max = CONTROL_ARENA_BYTES;
-    if (st < 0) {
-        return st == ST_ERR_PROTO ? ST_ERR_ARG : st;
+    return st == ST_ERR_PROTO ? ST_ERR_ARG : st;
+}
+
+static status request_check(const struct coord *c, const struct msg_generate *m, struct err *err)
+{
+    status st = serving_check(c, err);
+
+    if (st == ST_OK) {
+        st = generate_check(m, c->desc->vocab, err);
     }
-    st = generate_check(m, c->desc->vocab, err);
     if (st < 0) {
         return st;
     }
@@ -376,7 +399,7 @@ static status request_read(struct coord *c, const void *data, size_t len, struct
 }
 
 /* An answer is over; choice 0's entry stays while others of its request run. */
-static void entry_close(struct front_call *f)
+void front_close(struct front_call *f)
 {
     struct front_call *head = f->head;
 
@@ -396,8 +419,7 @@ static void entry_close(struct front_call *f)
     }
 }
 
-/* After anything that may have ended the answer. */
-static void settle(struct front_call *f, bool cancel)
+void front_settle(struct front_call *f, bool cancel)
 {
     if (f->entry == NULL) {
         return;
@@ -405,8 +427,10 @@ static void settle(struct front_call *f, bool cancel)
     if (cancel) {
         route_cancel(f->coord, f->entry);
     }
-    if (session_state(f->session) == SESSION_OVER) {
-        entry_close(f);
+    if (f->entry->is_kept) {
+        resume_settle(f);
+    } else if (session_state(f->session) == SESSION_OVER) {
+        front_close(f);
     }
 }
 
@@ -419,6 +443,13 @@ static void generate(struct coord *c, struct rpc_call *call, const void *data, s
     struct front_call *f = NULL;
     status st = request_read(c, data, len, &m, &err);
 
+    if (st == ST_OK && m.resume) {
+        resume_request(c, call, &m, is_unary);
+        return;
+    }
+    if (st == ST_OK) {
+        st = request_check(c, &m, &err);
+    }
     if (st == ST_OK) {
         st = prompt_make(c, &m, &prompt, &err);
     }
@@ -447,7 +478,10 @@ void front_placed(struct journal_entry *e)
 
     if (e->replica >= 0) { /* else later: what it starts with is not known yet */
         choices_share_profile(head, e->profile);
-        settle(head, session_start(head->session));
+        if (e->is_kept) {
+            resume_placed(head);
+        }
+        front_settle(head, session_start(head->session));
     }
 }
 
@@ -500,7 +534,7 @@ void front_writable(void *arg, struct rpc_call *call)
     }
     coord_enter(arg);
     for (; f != NULL; f = f->next_choice) { /* freed when the outermost callback returns */
-        settle(f, session_writable(f->session));
+        front_settle(f, session_writable(f->session));
     }
     coord_leave(arg);
 }
@@ -514,10 +548,9 @@ static void answer_done(struct front_call *f, bool cancelled)
                 f->entry->choice, cancelled ? "the client left or its deadline passed" : "over",
                 f->entry->n_emitted);
         session_abandon(f->session);
-        settle(f, was_running);
+        front_settle(f, was_running);
     }
-    f->next_dead = f->coord->dead;
-    f->coord->dead = f;
+    front_bury(f);
 }
 
 void front_done(void *arg, struct rpc_call *call, bool cancelled)
@@ -529,6 +562,12 @@ void front_done(void *arg, struct rpc_call *call, bool cancelled)
         return; /* refused at the door */
     }
     coord_enter(c);
+    if (head->entry != NULL && head->entry->is_kept) {
+        head->call = NULL;
+        resume_left(head, rpc_call_deadline_ns(call) <= coord_now(c));
+        coord_leave(c);
+        return;
+    }
     for (struct front_call *f = head; f != NULL; f = f->next_choice) {
         f->call = NULL;
     }
@@ -536,6 +575,12 @@ void front_done(void *arg, struct rpc_call *call, bool cancelled)
         answer_done(f, cancelled);
     }
     coord_leave(c);
+}
+
+void front_bury(struct front_call *f)
+{
+    f->next_dead = f->coord->dead;
+    f->coord->dead = f;
 }
 
 static void mark_dirty(struct coord *c, struct front_call *f)
@@ -554,7 +599,7 @@ void front_flush_dirty(struct coord *c)
         c->dirty = f->next_dirty;
         f->is_dirty = false;
         if (f->call != NULL && f->entry != NULL) {
-            settle(f, session_flush(f->session));
+            front_settle(f, session_flush(f->session));
         }
     }
 }
@@ -585,14 +630,17 @@ void front_token(struct replica *r, const struct msg_token *t)
         log_req(LOG_ERROR, "stream", f->entry->request_id, "the leader sent token %u of %u",
                 t->token, c->desc->vocab);
         session_fail(f->session, ST_ERR_INTERNAL, "the replica sent a token that does not exist");
-        settle(f, true);
+        front_settle(f, true);
         return;
     }
     if (session_state(f->session) == SESSION_RUNNING) {
         journal_note_profile(f->entry, r->shape.profile);
     }
+    const uint32_t n_before = f->entry->n_emitted;
     route_resumed(c, f->entry);
-    settle(f, session_token(f->session, t));
+    const bool cancel = session_token(f->session, t);
+    resume_token(f, t, n_before);
+    front_settle(f, cancel);
     mark_dirty(c, f);
 }
 
@@ -604,7 +652,7 @@ void front_finish(struct replica *r, const struct msg_finish *m)
         return;
     }
     session_finish(f->session, m);
-    settle(f, false);
+    front_settle(f, false);
     mark_dirty(r->coord, f);
 }
 
@@ -612,7 +660,7 @@ bool front_is_running(const struct journal_entry *e)
 {
     const struct front_call *f = e->owner;
 
-    return session_state(f->session) == SESSION_RUNNING;
+    return !session_is_complete(f->session);
 }
 
 void front_fail(struct journal_entry *e, status st, const char *text)
@@ -620,7 +668,7 @@ void front_fail(struct journal_entry *e, status st, const char *text)
     struct front_call *f = e->owner;
 
     session_fail(f->session, st, text);
-    settle(f, false);
+    front_settle(f, false);
 }
 
 struct failure {

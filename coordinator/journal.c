@@ -167,7 +167,7 @@ fail:
     return err_set(err, ST_ERR_NOMEM, "no memory for a prompt of %u tokens", first->n_prompt);
 }
 
-static void entry_unlink(struct journal *j, struct journal_entry *entry)
+static void stream_unlink(struct journal *j, struct journal_entry *entry)
 {
     struct journal_entry **at = &j->by_stream[stream_slot(j, entry->stream)];
 
@@ -176,7 +176,15 @@ static void entry_unlink(struct journal *j, struct journal_entry *entry)
         at = &(*at)->next_stream;
     }
     *at = entry->next_stream;
-    at = &j->by_request[request_slot(j, entry->request_id)];
+}
+
+static void entry_unlink(struct journal *j, struct journal_entry *entry)
+{
+    struct journal_entry **at = &j->by_request[request_slot(j, entry->request_id)];
+
+    if (!entry->is_retired) {
+        stream_unlink(j, entry);
+    }
     while (entry->choice == 0 && *at != entry) {
         ASSERT(*at != NULL);
         at = &(*at)->next_request;
@@ -187,16 +195,30 @@ static void entry_unlink(struct journal *j, struct journal_entry *entry)
     entry_free(entry);
 }
 
+/* A walk that stands on it goes on from it: its chain pointer stays. */
+void journal_retire(struct journal *j, struct journal_entry *entry)
+{
+    ASSERT(!entry->is_retired && !entry->is_closed && entry->choice == 0);
+    j->n--;
+    stream_unlink(j, entry);
+    entry->is_retired = true;
+}
+
 void journal_close(struct journal *j, struct journal_entry *entry)
 {
     ASSERT(!entry->is_closed);
-    j->n--;
-    if (j->n_walks != 0) { /* the walk may stand on it */
+    j->n -= entry->is_retired ? 0 : 1;
+    if (j->n_walks != 0 && !entry->is_retired) { /* the walk may stand on it */
         entry->is_closed = true;
         j->has_closed = true;
         return;
     }
     entry_unlink(j, entry);
+}
+
+void journal_number_from(struct journal *j, uint64_t stream)
+{
+    j->next_stream = MAX(j->next_stream, stream);
 }
 
 status journal_append(struct journal_entry *entry, uint32_t token)

@@ -3,7 +3,7 @@
  *
  *   open (by the front, before Submit) ──► append each token that counts ──► close (call is over)
  *
- * In memory. What an entry holds is exactly what a Submit needs, therefore moving a stream to
+ * In memory; journal_disk.h has what of it is on disk. What an entry holds is exactly what a Submit needs, therefore moving a stream to
  * another replica is journal_submit with the next attempt (docs/numerics.md makes the rest equal).
  * Overshoot past a stop string is never appended. Entries are found by stream number (events) and
  * by request id (duplicates). One owner thread, no locks. */
@@ -55,6 +55,10 @@ struct journal_entry {
     uint64_t stranded_ns; /* no replica that there is could take it, since then; 0: one could */
     uint64_t lost_ns; /* its replica was lost then and no token has come since; 0: all is well */
 
+    /* resume.c */
+    bool is_kept;    /* its client may come back for it */
+    bool is_retired; /* its answer is complete: found by request id only */
+
     void *owner;                                      /* the session; borrowed */
     struct journal_entry *next_stream, *next_request; /* private: hash chains */
     bool is_closed;                                   /* private: closed within journal_each */
@@ -75,6 +79,11 @@ status journal_open(struct journal *j, const char *request_id, const uint32_t *p
 status journal_open_choice(struct journal *j, const struct journal_entry *first, uint32_t choice,
                            struct journal_entry **entry_p, struct err *err);
 void journal_close(struct journal *j, struct journal_entry *entry);
+/* The answer is complete and may still be asked for: it counts as open no more, and only
+ * journal_find_request finds it. */
+void journal_retire(struct journal *j, struct journal_entry *entry);
+/* Numbers of streams go up from here; never back. */
+void journal_number_from(struct journal *j, uint64_t stream);
 status journal_append(struct journal_entry *entry, uint32_t token) WARN_UNUSED; /* ST_ERR_NOMEM */
 
 /* Copy the list. ST_ERR_NOMEM. */

@@ -142,7 +142,7 @@ static status hello_check(const struct replica *r, const struct msg_hello *h, st
                        h->rank, k->pid, k->host, h->pid, h->host);
     }
     if (r->state != REPLICA_STARTING) {
-        return err_set(err, ST_ERR_UNAVAILABLE, "rank %u comes while the replica is %s", h->rank,
+        return err_set(err, ST_ERR_DENIED, "rank %u comes while the replica is %s", h->rank,
                        replica_state_name(r->state));
     }
     return ST_OK;
@@ -153,7 +153,12 @@ static void hello_take(struct replica *r, struct attach *a, const struct msg_hel
     struct coord *c = r->coord;
     struct rank *k = &r->ranks[h->rank];
     const struct msg_coord welcome = { .kind = MSG_WELCOME,
-                                       .welcome = { c->config.build, r->index, r->generation } };
+                                       .welcome = { .build = c->config.build,
+                                                    .replica = r->index,
+                                                    .generation = r->generation,
+                                                    .orphan_grace_s =
+                                                        (uint32_t)(c->config.orphan_ns / NS_PER_S),
+                                                    .control_file = c->config.control_file } };
 
     a->rank = (int32_t)h->rank;
     a->replica = r;
@@ -168,10 +173,9 @@ static void hello_take(struct replica *r, struct attach *a, const struct msg_hel
     if (r->n_attached == r->shape.n_ranks) {
         r->state = REPLICA_LOADING;
     }
-    log_info("replica",
-             "replica %u.%u: rank %u attached from %s (host %s, pid %u, kernels %s), %u of %u",
-             r->index, r->generation, h->rank, rpc_call_peer(a->call), k->host, k->pid, k->kernels,
-             r->n_attached, r->shape.n_ranks);
+    log_info("replica", "replica %u.%u: rank %u %s from %s (host %s, pid %u, kernels %s), %u of %u",
+             r->index, r->generation, h->rank, h->is_reattach ? "is back" : "attached",
+             rpc_call_peer(a->call), k->host, k->pid, k->kernels, r->n_attached, r->shape.n_ranks);
     if (rank_send(r, h->rank, &welcome) != ST_OK) {
         log_warn("replica", "welcome not sent to rank %u, ignoring", h->rank);
     }
@@ -185,6 +189,7 @@ void replica_serve(struct replica *r)
 
     r->state = REPLICA_SERVING;
     r->proven_ns = coord_now(c);
+    r->reattach_ns = 0;
     r->n_restarts = 0;
     r->moved_ns = coord_now(c);
     log_info("replica", "replica %u.%u serves, %.1f s after its start", r->index, r->generation,

@@ -1,7 +1,8 @@
 /* coordinator/run_dir.c - see run_dir.h. */
 #include "coordinator/run_dir.h"
 
-#include "base/fd.h"
+#include "base/secret.h"
+#include "coordinator/dir.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -38,46 +39,6 @@ static status default_path(char path[RUN_DIR_PATH_BYTES], struct err *err)
     return ST_OK;
 }
 
-/* mkdir -p, every new part with mode 0700. */
-static status make_path(const char *path, struct err *err)
-{
-    char part[RUN_DIR_PATH_BYTES];
-
-    snprintf(part, sizeof(part), "%s", path);
-    for (char *p = part + 1;; p++) {
-        if (*p != '/' && *p != '\0') {
-            continue;
-        }
-        const char end = *p;
-        *p = '\0';
-        if (mkdir(part, 0700) != 0 && errno != EEXIST) {
-            return err_set_errno(err, ST_ERR_IO, errno, "run directory %s", part);
-        }
-        *p = end;
-        if (end == '\0') {
-            return ST_OK;
-        }
-    }
-}
-
-static status mode_check(const char *path, struct err *err)
-{
-    struct stat info;
-
-    if (stat(path, &info) != 0) {
-        return err_set_errno(err, ST_ERR_IO, errno, "run directory %s", path);
-    }
-    if (!S_ISDIR(info.st_mode)) {
-        return err_set(err, ST_ERR_ARG, "run directory %s is not a directory", path);
-    }
-    if (info.st_uid != geteuid() || (info.st_mode & 022) != 0) {
-        return err_set(err, ST_ERR_DENIED,
-                       "run directory %s can be written by others (owner %u, mode %03o): chmod 700",
-                       path, (unsigned)info.st_uid, (unsigned)(info.st_mode & 0777));
-    }
-    return ST_OK;
-}
-
 /* Another service that runs and lives in this directory? */
 static status owner_check(const char *path, struct err *err)
 {
@@ -104,22 +65,6 @@ static status owner_check(const char *path, struct err *err)
 
 /* ---- files ---- */
 
-static status file_write(const char *path, const char *data, size_t len, struct err *err)
-{
-    const int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-
-    if (fd < 0) {
-        return err_set_errno(err, ST_ERR_IO, errno, "%s cannot be written", path);
-    }
-    /* An existing file keeps its mode on open. */
-    const bool ok = fchmod(fd, 0600) == 0 && fd_write_all(fd, data, len) == ST_OK;
-    const int errnum = errno;
-    if (close(fd) != 0 || !ok) {
-        return err_set_errno(err, ST_ERR_IO, ok ? errno : errnum, "%s cannot be written", path);
-    }
-    return ST_OK;
-}
-
 static status token_make(struct run_dir *d, struct err *err)
 {
     unsigned char secret[SECRET_BYTES];
@@ -131,7 +76,7 @@ static status token_make(struct run_dir *d, struct err *err)
         snprintf(d->token + 2 * i, 3, "%02x", secret[i]);
     }
     snprintf(d->token_path, sizeof(d->token_path), "%s/token", d->path);
-    return file_write(d->token_path, d->token, strlen(d->token), err);
+    return file_replace(d->token_path, d->token, strlen(d->token), err);
 }
 
 status run_dir_token(struct run_dir *dir, const char *token, struct err *err)
@@ -141,10 +86,27 @@ status run_dir_token(struct run_dir *dir, const char *token, struct err *err)
                        strlen(token), sizeof(dir->token) - 1);
     }
     snprintf(dir->token, sizeof(dir->token), "%s", token);
-    return file_write(dir->token_path, dir->token, strlen(dir->token), err);
+    return file_replace(dir->token_path, dir->token, strlen(dir->token), err);
 }
 
-status run_dir_open(const char *path, struct run_dir *dir_p, struct err *err)
+/* The one that is there, if it can be a token. */
+static status token_keep(struct run_dir *d, struct err *err)
+{
+    struct buf text = BUF_INIT_MAX(1 << 20);
+    struct err why = ERR_INIT;
+
+    snprintf(d->token_path, sizeof(d->token_path), "%s/token", d->path);
+    const bool is_there = secret_read(d->token_path, &text, &why) == ST_OK &&
+                          text.len == 2 * (size_t)SECRET_BYTES &&
+                          strspn(text.data, "0123456789abcdef") == text.len;
+    if (is_there) {
+        memcpy(d->token, text.data, text.len + 1);
+    }
+    buf_fini(&text);
+    return is_there ? ST_OK : token_make(d, err);
+}
+
+static status open_dir(const char *path, bool keep_token, struct run_dir *dir_p, struct err *err)
 {
     struct run_dir d;
     status st;
@@ -162,15 +124,12 @@ status run_dir_open(const char *path, struct run_dir *dir_p, struct err *err)
     } else {
         snprintf(d.path, sizeof(d.path), "%s", path);
     }
-    st = make_path(d.path, err);
-    if (st == ST_OK) {
-        st = mode_check(d.path, err);
-    }
+    st = dir_make(d.path, "run directory", 022, err);
     if (st == ST_OK) {
         st = owner_check(d.path, err);
     }
     if (st == ST_OK) {
-        st = token_make(&d, err);
+        st = keep_token ? token_keep(&d, err) : token_make(&d, err);
     }
     if (st < 0) {
         return st;
@@ -180,9 +139,19 @@ status run_dir_open(const char *path, struct run_dir *dir_p, struct err *err)
     return ST_OK;
 }
 
+status run_dir_open(const char *path, struct run_dir *dir_p, struct err *err)
+{
+    return open_dir(path, false, dir_p, err);
+}
+
+status run_dir_open_kept(const char *path, struct run_dir *dir_p, struct err *err)
+{
+    return open_dir(path, true, dir_p, err);
+}
+
 status run_dir_endpoint(const struct run_dir *dir, const struct run_endpoint *e, struct err *err)
 {
-    char file[RUN_DIR_PATH_BYTES + 16], temp[RUN_DIR_PATH_BYTES + 32], host[256] = "";
+    char file[RUN_DIR_PATH_BYTES + 16], host[256] = "";
 
     gethostname(host, sizeof(host) - 1);
     json_t *root = json_pack("{s:s, s:i, s:s, s:i, s:i, s:s, s:s, s:s, s:s, s:s, s:s}", "host",
@@ -196,12 +165,8 @@ status run_dir_endpoint(const struct run_dir *dir, const struct run_endpoint *e,
         return err_set(err, ST_ERR_NOMEM, "no memory for %s/endpoint.json", dir->path);
     }
     snprintf(file, sizeof(file), "%s/endpoint.json", dir->path);
-    snprintf(temp, sizeof(temp), "%s/endpoint.json.new", dir->path);
-    status st = file_write(temp, text, strlen(text), err);
+    const status st = file_replace(file, text, strlen(text), err);
     free(text);
-    if (st == ST_OK && rename(temp, file) != 0) {
-        st = err_set_errno(err, ST_ERR_IO, errno, "%s cannot be replaced", file);
-    }
     return st;
 }
 

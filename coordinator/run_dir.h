@@ -37,6 +37,8 @@ struct run_endpoint {
 status run_dir_open(const char *path, struct run_dir *dir_p, struct err *err);
 /* Another token in place of the fresh one. ST_ERR_LIMIT: more than 1,024 bytes. */
 status run_dir_token(struct run_dir *dir, const char *token, struct err *err);
+/* The same, but a token that is there already stays: ranks of a service before know it. */
+status run_dir_open_kept(const char *path, struct run_dir *dir_p, struct err *err);
 status run_dir_endpoint(const struct run_dir *dir, const struct run_endpoint *e, struct err *err);
 /* Token and endpoint go; the log too, and a default directory, if `clean`. Zeroed storage is fine.
  */

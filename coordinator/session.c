@@ -5,8 +5,11 @@
 #include "model/detok.h"
 #include "model/stop.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+enum { SCRATCH_BYTES = 256 << 20 };
 
 struct session {
     struct session_config config; /* config.stop is not kept */
@@ -16,16 +19,19 @@ struct session {
     struct stop *stop;  /* owned */
     char *stop_strings; /* owned: NUL-terminated, one behind the other, for `finished` */
 
-    /* pending */
-    struct buf text;
-    struct msg_piece *pieces; /* [pieces_max] owned */
-    uint32_t n_pieces, pieces_max;
-    struct arena tops; /* of the pieces */
-    bool is_blocked;   /* the sink said ST_BUSY */
-    bool has_started;  /* `started` was sent */
+    struct record record; /* pending is what it holds from i_next on */
+    struct arena scratch; /* of the message being made */
+    uint32_t i_next;      /* first token that this client has not been sent */
+    bool has_reader;      /* there is a sink */
+    bool is_blocked;      /* the sink said ST_BUSY */
+    bool may_start;       /* what it says is known */
+    bool has_started;     /* `started` was sent */
 
     struct msg_finished finished; /* valid from ENDING on */
     uint64_t first_token_ns;      /* 0: none yet */
+    uint64_t ended_ns;            /* 0: now, when it ends */
+    status fail_code;             /* < 0: OVER by a failure */
+    char *fail_text;              /* owned */
 };
 
 /* ---- life ---- */
@@ -63,8 +69,9 @@ status session_create(const struct session_config *config, struct session **sess
     }
     s->config = *config;
     s->entry = config->entry;
-    s->text = (struct buf)BUF_INIT_MAX(MSG_BYTES_MAX);
-    s->tops = (struct arena)ARENA_INIT(SESSION_TOPS_BYTES);
+    s->scratch = (struct arena)ARENA_INIT(SCRATCH_BYTES);
+    s->has_reader = config->sink.send != NULL;
+    record_init(&s->record);
     const status st = stop_make(s, err);
     if (st < 0) {
         session_destroy(s);
@@ -85,15 +92,31 @@ void session_destroy(struct session *s)
     }
     stop_destroy(s->stop);
     free(s->stop_strings);
-    buf_fini(&s->text);
-    free(s->pieces);
-    arena_fini(&s->tops);
+    free(s->fail_text);
+    record_fini(&s->record);
+    arena_fini(&s->scratch);
     free(s);
 }
 
 enum session_state session_state(const struct session *s)
 {
     return s->state;
+}
+
+uint32_t session_stops(const struct session *s, struct msg_str stops_p[STOP_STRINGS_MAX])
+{
+    const char *at = s->stop_strings;
+
+    for (uint32_t i = 0; i < s->config.n_stop; i++) {
+        stops_p[i] = (struct msg_str){ at, strlen(at) };
+        at += stops_p[i].len + 1;
+    }
+    return s->config.n_stop;
+}
+
+const struct record *session_record(const struct session *s)
+{
+    return &s->record;
 }
 
 struct journal_entry *session_entry(const struct session *s)
@@ -106,6 +129,50 @@ static uint64_t now_ns(const struct session *s)
     return clock_now_ns(s->config.clock);
 }
 
+bool session_is_complete(const struct session *s)
+{
+    return s->state != SESSION_RUNNING;
+}
+
+uint64_t session_arrived_ns(const struct session *s)
+{
+    return s->config.arrived_ns;
+}
+
+uint64_t session_first_token_ns(const struct session *s)
+{
+    return s->first_token_ns;
+}
+
+void session_set_times(struct session *s, uint64_t first_token_ns, uint64_t ended_ns)
+{
+    s->first_token_ns = first_token_ns;
+    s->ended_ns = ended_ns;
+}
+
+size_t session_bytes(const struct session *s)
+{
+    return sizeof(*s) + record_bytes(&s->record);
+}
+
+struct msg_finish session_end(const struct session *s)
+{
+    struct msg_finish f = { .stream = s->entry->stream,
+                            .attempt = s->entry->attempt,
+                            .reason = s->finished.reason,
+                            .text = "",
+                            .cached_tokens = s->finished.cached_tokens,
+                            .queued_us = s->finished.queued_us };
+
+    ASSERT(session_is_complete(s));
+    if (s->fail_code < 0) {
+        f.reason = FINISH_FAILED;
+        f.code = s->fail_code;
+        f.text = s->fail_text != NULL ? s->fail_text : status_name(s->fail_code);
+    }
+    return f;
+}
+
 /* ---- out ---- */
 
 void session_fail(struct session *s, status st, const char *text)
@@ -114,9 +181,15 @@ void session_fail(struct session *s, status st, const char *text)
         return;
     }
     s->state = SESSION_OVER;
+    s->fail_code = st;
+    if (s->config.is_kept) {
+        s->fail_text = strdup(text); /* NULL: the code's name will have to do */
+    }
     log_req(LOG_DEBUG, "stream", s->entry->request_id, "failed after %u tokens: %s: %s",
             s->entry->n_emitted, status_name(st), text);
-    s->config.sink.finish(s->config.sink.self, st, text);
+    if (s->has_reader) {
+        s->config.sink.finish(s->config.sink.self, st, text);
+    }
 }
 
 void session_abandon(struct session *s)
@@ -138,11 +211,35 @@ static void profiles_fill(const struct session *s, struct msg_finished *f, const
     }
 }
 
-/* `profiles` is what the message points to. */
-static void chunk_make(const struct session *s, bool has_started, struct msg_chunk *c,
-                       const char *profiles[MSG_PROFILES_MAX])
+void session_detach(struct session *s)
 {
+    ASSERT(s->config.is_kept);
+    s->has_reader = false;
+}
+
+/* What went wrong is between us and this client; a kept answer has no part in it. True: tell the
+ * leader to cancel. */
+static bool reader_fail(struct session *s, status st, const char *text)
+{
+    const bool was_running = s->state == SESSION_RUNNING;
+
+    if (s->config.is_kept) {
+        s->has_reader = false;
+        s->config.sink.finish(s->config.sink.self, st, text);
+        return false;
+    }
+    session_fail(s, st, text);
+    return was_running;
+}
+
+/* Tokens [i_next, to), and the end if that is the end. */
+static status chunk_make(struct session *s, bool has_started, uint32_t to, struct msg_chunk *c)
+{
+    const bool is_last = s->state == SESSION_ENDING && to == record_end(&s->record);
+    const struct record_range range = { s->i_next, to, is_last, s->entry->want_logprobs };
+
     memset(c, 0, sizeof(*c));
+    arena_reset(&s->scratch);
     c->has_started = has_started;
     if (has_started) {
         c->started = (struct msg_started){ .request_id = s->entry->request_id,
@@ -150,37 +247,34 @@ static void chunk_make(const struct session *s, bool has_started, struct msg_chu
                                            .weights_digest = s->config.weights_digest,
                                            .model = s->config.model,
                                            .seed = s->entry->seed,
-                                           .prompt_tokens = s->entry->n_prompt };
+                                           .prompt_tokens = s->entry->n_prompt,
+                                           .resume_window_s = s->config.window_s };
     }
     c->choice = s->entry->choice;
-    c->text = (struct msg_str){ s->text.data, s->text.len };
-    c->tokens = s->pieces;
-    c->n_tokens = s->n_pieces;
-    c->has_finished = s->state == SESSION_ENDING;
+    c->has_finished = is_last;
     c->finished = s->finished;
+    const char **profiles = arena_alloc(&s->scratch, MSG_PROFILES_MAX * sizeof(*profiles));
+    if (profiles == NULL) {
+        return ST_ERR_LIMIT;
+    }
     profiles_fill(s, &c->finished, profiles);
-}
-
-static void pending_clear(struct session *s)
-{
-    buf_reset(&s->text);
-    s->n_pieces = 0;
-    arena_reset(&s->tops);
+    return record_chunk(&s->record, range, s->config.tok, &s->scratch, c);
 }
 
 /* The whole answer in one message. */
 static void reply(struct session *s)
 {
     struct buf out = BUF_INIT_MAX(MSG_BYTES_MAX);
-    const char *profiles[MSG_PROFILES_MAX];
     struct msg_chunk chunk;
+    status st = chunk_make(s, !s->has_started, record_end(&s->record), &chunk);
 
-    chunk_make(s, !s->has_started, &chunk, profiles);
-    const status st = msg_response_pack(&chunk, &out);
+    if (st == ST_OK) {
+        st = msg_response_pack(&chunk, &out);
+    }
     if (st < 0) {
-        session_fail(s, ST_ERR_LIMIT,
-                     "the answer is too large for one message; use GenerateStream, or ask for "
-                     "fewer log-probabilities");
+        (void)reader_fail(s, ST_ERR_LIMIT,
+                          "the answer is too large for one message; use GenerateStream, or ask for "
+                          "fewer log-probabilities");
     } else {
         s->state = SESSION_OVER;
         s->config.sink.reply(s->config.sink.self, out.data, out.len);
@@ -188,51 +282,106 @@ static void reply(struct session *s)
     buf_fini(&out);
 }
 
-static bool send_pending(struct session *s)
+static void sent(struct session *s, uint32_t to, bool was_last)
 {
-    struct buf out = BUF_INIT_MAX(MSG_BYTES_MAX);
-    const char *profiles[MSG_PROFILES_MAX];
-    struct msg_chunk chunk;
+    s->has_started = true;
+    s->i_next = to;
+    if (!s->config.is_kept && to == record_end(&s->record)) {
+        record_forget(&s->record);
+    }
+    if (was_last) {
+        s->state = SESSION_OVER;
+        s->config.sink.finish(s->config.sink.self, ST_OK, "");
+    }
+}
 
-    chunk_make(s, !s->has_started, &chunk, profiles);
-    status st = msg_chunk_pack(&chunk, &out);
+/* One message. ST_BUSY: the sink has no room. ST_END: this client gets no more. */
+static status send_one(struct session *s, bool *cancel_p)
+{
+    const uint32_t end = record_end(&s->record);
+    const uint32_t known = MAX(end, s->i_next); /* a client may be ahead of what we know */
+    const uint32_t to = MIN(known, s->i_next + SESSION_MESSAGE_TOKENS);
+    struct buf out = BUF_INIT_MAX(MSG_BYTES_MAX);
+    struct msg_chunk chunk;
+    status st = ST_OK;
+
+    if (s->i_next > end) { /* `started` alone */
+        const uint32_t i_next = s->i_next;
+        s->i_next = end;
+        st = chunk_make(s, true, end, &chunk);
+        s->i_next = i_next;
+        chunk.token_offset = i_next;
+    } else {
+        st = chunk_make(s, !s->has_started, to, &chunk);
+    }
+    if (st == ST_OK) {
+        st = msg_chunk_pack(&chunk, &out);
+    }
     if (st == ST_OK) {
         st = s->config.sink.send(s->config.sink.self, out.data, out.len);
     }
     buf_fini(&out);
+    if (st == ST_OK) {
+        sent(s, to, chunk.has_finished);
+        return chunk.has_finished ? ST_END : ST_OK;
+    }
     if (st == ST_BUSY) {
         s->is_blocked = true;
-        return false;
+        return st;
     }
-    const bool was_running = s->state == SESSION_RUNNING;
     if (st ==
         ST_ERR_PEER) { /* the call is over, and its on_done will find nothing left to cancel */
-        s->state = SESSION_OVER;
-        return was_running;
+        *cancel_p = !s->config.is_kept && s->state == SESSION_RUNNING;
+        s->has_reader = false;
+        s->state = s->config.is_kept ? s->state : SESSION_OVER;
+        return ST_END;
     }
-    if (st < 0) {
-        session_fail(s, st, "the answer does not fit a message");
-        return was_running;
+    *cancel_p = reader_fail(s, st, "the answer does not fit a message");
+    return ST_END;
+}
+
+static bool has_pending(const struct session *s)
+{
+    const uint32_t end = record_end(&s->record);
+
+    return (!s->has_started && s->may_start) || s->i_next < end ||
+           (s->state == SESSION_ENDING && s->i_next == end);
+}
+
+static bool send_pending(struct session *s)
+{
+    bool cancel = false;
+
+    while (has_pending(s) && send_one(s, &cancel) == ST_OK) {
     }
-    s->has_started = true;
-    pending_clear(s);
-    if (s->state == SESSION_ENDING) {
-        s->state = SESSION_OVER;
-        s->config.sink.finish(s->config.sink.self, ST_OK, "");
-    }
-    return false;
+    return cancel;
 }
 
 bool session_start(struct session *s)
 {
     const bool is_over = s->state == SESSION_OVER || s->has_started || s->is_blocked;
 
-    return s->config.is_unary || is_over ? false : send_pending(s);
+    s->may_start = true;
+    return s->config.is_unary || is_over || !s->has_reader ? false : send_pending(s);
+}
+
+/* The answer is complete and this client has asked for more than there is of it. */
+static void refuse_far(struct session *s)
+{
+    char text[120];
+
+    snprintf(text, sizeof(text), "resume_from is %u and the answer has ended after %u tokens",
+             s->i_next, record_end(&s->record));
+    (void)reader_fail(s, ST_ERR_ARG, text);
 }
 
 bool session_flush(struct session *s)
 {
-    if (s->state == SESSION_OVER) {
+    if (s->state == SESSION_OVER || !s->has_reader) {
+        return false;
+    }
+    if (s->state == SESSION_ENDING && s->i_next > record_end(&s->record)) {
+        refuse_far(s);
         return false;
     }
     if (s->config.is_unary) {
@@ -242,18 +391,41 @@ bool session_flush(struct session *s)
         return false;
     }
     if (s->is_blocked) {
-        if (s->n_pieces > SESSION_BACKLOG_TOKENS) {
-            const bool was_running = s->state == SESSION_RUNNING;
-            session_fail(s, ST_ERR_LIMIT,
-                         "the client reads too slowly: more than 4096 tokens are waiting for it");
-            return was_running;
+        if (!s->config.is_kept && record_end(&s->record) - s->i_next > SESSION_BACKLOG_TOKENS) {
+            return reader_fail(
+                s, ST_ERR_LIMIT,
+                "the client reads too slowly: more than 4096 tokens are waiting for it");
         }
         return false;
     }
-    if (s->text.len == 0 && s->n_pieces == 0 && s->state == SESSION_RUNNING) {
-        return false;
-    }
     return send_pending(s);
+}
+
+status session_attach(struct session *s, const struct session_reader *reader, struct err *err)
+{
+    const uint32_t end = record_end(&s->record);
+
+    ASSERT(s->config.is_kept && !s->has_reader);
+    if (s->fail_code < 0) {
+        return err_set(err, s->fail_code, "%s",
+                       s->fail_text != NULL ? s->fail_text : status_name(s->fail_code));
+    }
+    if (s->state != SESSION_RUNNING && reader->from > end) {
+        return err_set(err, ST_ERR_ARG,
+                       "resume_from is %u and the answer has ended after %u tokens", reader->from,
+                       end);
+    }
+    s->state = s->state == SESSION_OVER ? SESSION_ENDING : s->state;
+    s->config.sink = reader->sink;
+    s->config.is_unary = reader->is_unary;
+    s->i_next = reader->from;
+    s->has_reader = true;
+    s->may_start = s->entry->profile[0] != '\0';
+    s->has_started = false;
+    s->is_blocked = false;
+    const bool cancel = session_flush(s);
+    ASSERT(!cancel); /* no failure of a reader ends a kept answer */
+    return ST_OK;
 }
 
 bool session_writable(struct session *s)
@@ -269,7 +441,8 @@ static void end(struct session *s, enum finish_reason reason, int32_t i_stop,
                 uint32_t cached_tokens, uint64_t queued_us)
 {
     const char *stop = s->stop_strings;
-    const uint64_t first_ns = s->first_token_ns != 0 ? s->first_token_ns : now_ns(s);
+    const uint64_t ended_ns = s->ended_ns != 0 ? s->ended_ns : now_ns(s);
+    const uint64_t first_ns = s->first_token_ns != 0 ? s->first_token_ns : ended_ns;
 
     for (int32_t i = 0; i < i_stop; i++) {
         stop += strlen(stop) + 1; /* stop strings hold no NUL (proto/codec_pb.c) */
@@ -283,41 +456,8 @@ static void end(struct session *s, enum finish_reason reason, int32_t i_stop,
         .cached_tokens = cached_tokens,
         .queued_us = queued_us,
         .first_token_us = (first_ns - s->config.arrived_ns) / NS_PER_US,
-        .total_us = (now_ns(s) - s->config.arrived_ns) / NS_PER_US,
+        .total_us = (ended_ns - s->config.arrived_ns) / NS_PER_US,
     };
-}
-
-static status piece_add(struct session *s, const struct msg_token *t)
-{
-    struct msg_top *top = NULL;
-
-    if (s->n_pieces == s->pieces_max) {
-        const uint32_t n = s->pieces_max == 0 ? 8 : s->pieces_max * 2;
-        struct msg_piece *pieces = realloc(s->pieces, n * sizeof(*pieces));
-        if (pieces == NULL) {
-            return ST_ERR_NOMEM;
-        }
-        s->pieces = pieces;
-        s->pieces_max = n;
-    }
-    const uint32_t n_top = s->entry->want_logprobs ? MIN(t->n_top, s->entry->n_logprobs) : 0;
-    if (n_top != 0) {
-        top = arena_alloc(&s->tops, n_top * sizeof(*top));
-        if (top == NULL) {
-            return ST_ERR_LIMIT;
-        }
-    }
-    for (uint32_t i = 0; i < n_top; i++) {
-        size_t len = 0;
-        const char *bytes = tokenizer_token_bytes(s->config.tok, t->top[i].id, &len);
-        top[i] = (struct msg_top){ t->top[i].id, t->top[i].logprob, { bytes, len } };
-    }
-    s->pieces[s->n_pieces++] = (struct msg_piece){ .id = t->token,
-                                                   .has_logprob = s->entry->want_logprobs,
-                                                   .logprob = t->logprob,
-                                                   .n_top = n_top,
-                                                   .top = top };
-    return ST_OK;
 }
 
 static bool is_stop_id(const struct journal_entry *e, uint32_t token)
@@ -340,10 +480,10 @@ static status text_add(struct session *s, const uint32_t *token, int32_t *match_
         token != NULL ? detok_push(&s->detok, *token, &made) : detok_flush(&s->detok, &made);
 
     if (st == ST_OK) {
-        st = stop_push(s->stop, made.data, made.len, &s->text, &match);
+        st = stop_push(s->stop, made.data, made.len, &s->record.text, &match);
     }
     if (st == ST_OK && token == NULL && match < 0) {
-        st = stop_flush(s->stop, &s->text);
+        st = stop_flush(s->stop, &s->record.text);
     }
     buf_fini(&made);
     if (st == ST_OK) {
@@ -354,14 +494,16 @@ static status text_add(struct session *s, const uint32_t *token, int32_t *match_
 
 static status token_take(struct session *s, const struct msg_token *t, int32_t *match_p)
 {
+    const uint32_t n_top = s->entry->want_logprobs ? MIN(t->n_top, s->entry->n_logprobs) : 0;
     status st = journal_append(s->entry, t->token);
 
     if (st == ST_OK) {
-        st = piece_add(s, t);
+        st = record_add(&s->record, t, n_top);
     }
     /* A stop id ends the answer and is not part of its text; the leader's finish follows. */
     if (st == ST_OK && !is_stop_id(s->entry, t->token)) {
         st = text_add(s, &t->token, match_p);
+        record_seal(&s->record);
     }
     return st;
 }

@@ -1,7 +1,7 @@
-/* coordinator/session.h - one answer on its way to one client: ids become text, text meets stop
+/* coordinator/session.h - one answer on its way to its client: ids become text, text meets stop
  * strings, and both become messages.
  *
- *   token ──► journal ──► detok ──► stop ──► pending (text + tokens) ──flush──► sink (one message)
+ *   token ──► journal ──► detok ──► stop ──► record (text + tokens) ──flush──► sink (one message)
  *
  *   RUNNING ──end (leader's finish, or a stop string)──► ENDING ──last message taken──► OVER
  *      └────────── failure (leader's, ours, client too slow) ──────────────────────────►┘
@@ -11,6 +11,11 @@
  * RESOURCE_EXHAUSTED. A unary answer is pending until its end. Once OVER, what still comes from the
  * leader (overshoot past a stop string) is dropped unseen.
  *
+ * A kept session (config.is_kept) outlives its client: session_detach when the call is gone,
+ * session_attach for the next one, which says from which token on it wants the answer. Its record
+ * keeps all of it, so a slow reader costs nothing and is not thrown out. Without a client it ends in
+ * ENDING, or, failed, in OVER with the failure for whoever asks.
+ *
  * Calls that return bool say "tell the leader to cancel". The sink may end the call inside its own
  * functions; the session is not destroyed by that (the coordinator defers it). One owner thread. */
 #ifndef COORDINATOR_SESSION_H
@@ -18,11 +23,13 @@
 
 #include "base/clock.h"
 #include "coordinator/journal.h"
+#include "coordinator/record.h"
+#include "model/stop.h"
 #include "model/tokenizer.h"
 
 enum {
     SESSION_BACKLOG_TOKENS = 4096,
-    SESSION_TOPS_BYTES = 32 << 20 /* of top log-probabilities in one message */
+    SESSION_MESSAGE_TOKENS = 4096 /* in one message of a stream at most */
 };
 
 /* The call, as far as a session needs it (cluster/rpc.h; a fake one in tests). */
@@ -48,8 +55,10 @@ struct session_config {
     uint32_t n_stop;
     const char *weights_digest, *model;
     bool is_unary;
+    bool is_kept;      /* may be resumed, */
+    uint32_t window_s; /* so long after its client is gone */
     uint64_t arrived_ns;
-    struct session_sink sink;
+    struct session_sink sink; /* is_kept: send may be NULL, then nobody is there yet */
 };
 
 struct session; /* opaque */
@@ -72,7 +81,31 @@ void session_fail(struct session *s, status st, const char *text);
 /* The call is gone: no sink function is called from here on. */
 void session_abandon(struct session *s);
 
+/* is_kept only. The client is gone; the answer goes on without one. */
+void session_detach(struct session *s);
+/* Another client takes it, from token `from` of the answer on: `started` and what is there are sent
+ * at once. A client may be ahead of what is known (tokens that were sent and then lost are computed
+ * again): it waits. ST_ERR_ARG: the answer is complete and has fewer tokens. */
+struct session_reader {
+    struct session_sink sink;
+    bool is_unary; /* the whole answer in one message: `from` is 0 */
+    uint32_t from;
+};
+status session_attach(struct session *s, const struct session_reader *reader, struct err *err);
+
 enum session_state session_state(const struct session *s);
+/* The answer has an end, good or bad. */
+bool session_is_complete(const struct session *s);
+/* How a complete answer has ended, for the journal: reason, code and text, cached tokens, queue
+ * time. Borrowed. */
+struct msg_finish session_end(const struct session *s);
+uint64_t session_arrived_ns(const struct session *s);
+uint64_t session_first_token_ns(const struct session *s); /* 0: none yet */
+void session_set_times(struct session *s, uint64_t first_token_ns, uint64_t ended_ns);
+size_t session_bytes(const struct session *s);
+const struct record *session_record(const struct session *s);
+/* How many; borrowed. */
+uint32_t session_stops(const struct session *s, struct msg_str stops_p[STOP_STRINGS_MAX]);
 struct journal_entry *session_entry(const struct session *s);
 
 #endif

@@ -145,8 +145,28 @@ static const char *state_word(const struct coord *c)
     return c->state == COORD_SERVING && !is_whole ? "degraded" : coord_state_name(c->state);
 }
 
+/* In the message's arena. */
+static const char *journal_word(struct coord *c, const struct journal_disk_status *j)
+{
+    struct buf text = BUF_INIT_MAX(4096);
+    const char *copy = NULL;
+
+    if (c->config.disk == NULL || j->is_durable) {
+        return c->config.disk == NULL ? "" : "durable";
+    }
+    if (buf_printf(&text, "not durable: %s", j->why) == ST_OK) {
+        copy = arena_copy_str(&c->arena, text.data, text.len);
+    }
+    buf_fini(&text);
+    return copy != NULL ? copy : "not durable";
+}
+
 static status status_fill(struct coord *c, struct msg_status *m)
 {
+    const struct journal_disk_status j = c->config.disk != NULL
+                                             ? journal_disk_status(c->config.disk)
+                                             : (struct journal_disk_status){ .why = "" };
+    const char *text = journal_word(c, &j);
     const uint64_t now = coord_now(c);
     struct msg_replica_status *replicas = arena_alloc(&c->arena, c->n_replicas * sizeof(*replicas));
     status st = replicas != NULL ? ST_OK : ST_ERR_NOMEM;
@@ -162,6 +182,9 @@ static status status_fill(struct coord *c, struct msg_status *m)
                               .uptime_us = (now - c->started_ns) / NS_PER_US,
                               .streams = journal_count(c->journal),
                               .queue_limit = c->config.queue_max,
+                              .journal = text,
+                              .kept_answers = resume_count(c),
+                              .journal_bytes = j.bytes,
                               .n_replicas = c->n_replicas,
                               .replicas = replicas };
     return st;

@@ -100,6 +100,18 @@ void table_remove(struct replica *r)
     r->state = REPLICA_GONE;
 }
 
+/* The service has served before, under another coordinator. */
+static void adopt(struct replica *r, const struct coord_adopted *a)
+{
+    struct coord *c = r->coord;
+
+    c->has_served = true;
+    c->state = COORD_RECOVERING;
+    r->generation = a->generation;
+    r->n_losses = a->is_running ? 0 : 1;
+    r->reattach_ns = a->is_running ? coord_now(c) + c->config.orphan_ns : 0;
+}
+
 status table_init(struct coord *c, struct err *err)
 {
     const uint32_t n = c->config.external_only ? 0 : MAX(c->config.n_replicas, 1u);
@@ -116,6 +128,9 @@ status table_init(struct coord *c, struct err *err)
     shape_of_plan(c->config.plan, &shape);
     for (uint32_t i = 0; st == ST_OK && i < n; i++) {
         st = table_add(c, &shape, &r, err);
+        if (st == ST_OK && c->config.adopted != NULL) {
+            adopt(r, &c->config.adopted[i]);
+        }
     }
     return st;
 }

@@ -88,6 +88,7 @@ static void started_fill(const struct msg_started *m, Gantry__V1__Started *s)
     s->profile = pb_text(m->profile);
     s->weights_digest = pb_text(m->weights_digest);
     s->prompt_tokens = m->prompt_tokens;
+    s->resume_window_s = m->resume_window_s;
     s->model = pb_text(m->model);
 }
 
@@ -126,6 +127,8 @@ static status chunk_append(const struct msg_chunk *m, struct arena *arena, struc
     }
     c.choice = m->choice;
     c.n_tokens = m->n_tokens;
+    c.token_offset = m->token_offset;
+    c.text_offset = m->text_offset;
     for (uint32_t i = 0; i < m->n_tokens && st == ST_OK; i++) {
         st = piece_fill(&m->tokens[i], arena, c.tokens[i]);
     }
@@ -251,10 +254,13 @@ status msg_chunk_unpack(const void *data, size_t len, struct arena *arena, struc
                                           .weights_digest = c->started->weights_digest,
                                           .model = c->started->model,
                                           .seed = c->started->seed,
-                                          .prompt_tokens = c->started->prompt_tokens };
+                                          .prompt_tokens = c->started->prompt_tokens,
+                                          .resume_window_s = c->started->resume_window_s };
     }
     m.choice = c->choice;
     m.text = (struct msg_str){ c->text, pb_str_len(desc, "text", c->text) };
+    m.token_offset = c->token_offset;
+    m.text_offset = c->text_offset;
     if (c->finished != NULL) {
         m.has_finished = true;
         st = finished_read(c->finished, arena, &m.finished, err);

@@ -110,6 +110,7 @@ static void hello_fill(const struct msg_hello *m, struct hello_parts *parts)
         join_fill(&m->join, parts);
         h->join = &parts->join;
     }
+    h->is_reattach = m->is_reattach;
 }
 
 /* protobuf-c's structs lack const and never write through a pointer while packing. */
@@ -338,7 +339,8 @@ static status hello_read(const Gantry__Control__V1__Hello *in, struct msg_hello 
                              .host = in->host,
                              .kernels = in->kernels,
                              .pid = in->pid,
-                             .has_join = in->join != NULL };
+                             .has_join = in->join != NULL,
+                             .is_reattach = in->is_reattach != 0 };
     return in->join != NULL ? join_read(in->join, &m->join, err) : ST_OK;
 }
 

@@ -80,6 +80,8 @@ status msg_coord_pack(const struct msg_coord *m, struct buf *out)
         u.welcome.build = pb_text(m->welcome.build);
         u.welcome.replica = m->welcome.replica;
         u.welcome.generation = m->welcome.generation;
+        u.welcome.orphan_grace_s = m->welcome.orphan_grace_s;
+        u.welcome.control_file = pb_text(m->welcome.control_file);
         break;
     case MSG_SUBMIT:
         submit_fill(&m->submit, &biases, &u.submit);
@@ -182,6 +184,8 @@ status msg_coord_unpack(const void *data, size_t len, struct arena *arena, struc
         m.welcome.build = in->welcome->build;
         m.welcome.replica = in->welcome->replica;
         m.welcome.generation = in->welcome->generation;
+        m.welcome.orphan_grace_s = in->welcome->orphan_grace_s;
+        m.welcome.control_file = in->welcome->control_file;
         break;
     case GANTRY__CONTROL__V1__COORD_MESSAGE__BODY_SUBMIT:
         st = submit_read(in->submit, arena, &m.submit, err);

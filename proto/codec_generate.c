@@ -13,6 +13,8 @@ static void options_fill(const struct msg_generate *m, Gantry__V1__GenerateReque
     r->ignore_eos = m->ignore_eos;
     r->request_id = pb_text(m->request_id);
     r->exact = m->exact;
+    r->resume = m->resume;
+    r->resume_from = m->resume_from;
     if (m->has_max_tokens) {
         r->opt_max_tokens_case = GANTRY__V1__GENERATE_REQUEST__OPT_MAX_TOKENS_MAX_TOKENS;
         r->max_tokens = m->max_tokens;
@@ -116,6 +118,8 @@ static void options_read(const Gantry__V1__GenerateRequest *r, struct msg_genera
     m->ignore_eos = r->ignore_eos != 0;
     m->request_id = r->request_id;
     m->exact = r->exact != 0;
+    m->resume = r->resume != 0;
+    m->resume_from = r->resume_from;
     m->has_max_tokens = r->opt_max_tokens_case != 0;
     m->max_tokens = m->has_max_tokens ? r->max_tokens : 0;
     m->has_temperature = r->opt_temperature_case != 0;
@@ -317,6 +321,38 @@ static status biases_check(const struct msg_generate *m, uint32_t vocab, struct 
     return ST_OK;
 }
 
+static status request_id_check(const struct msg_generate *m, struct err *err)
+{
+    const size_t len = strlen(m->request_id);
+
+    if (len > MSG_REQUEST_ID_MAX) {
+        return err_set(err, ST_ERR_ARG, "request_id has %zu bytes; at most %d are allowed", len,
+                       (int)MSG_REQUEST_ID_MAX);
+    }
+    for (size_t i = 0; i < len; i++) {
+        const unsigned char c = (unsigned char)m->request_id[i];
+        /* Printable ASCII without the space: it stands in log lines as one word. */
+        if (c <= 0x20 || c >= 0x7F) {
+            return err_set(err, ST_ERR_ARG,
+                           "request_id has byte 0x%02x at %zu; printable ASCII without spaces is "
+                           "allowed",
+                           c, i);
+        }
+    }
+    return ST_OK;
+}
+
+status resume_check(const struct msg_generate *m, struct err *err)
+{
+    if (m->resume && m->request_id[0] == '\0') {
+        return err_set(err, ST_ERR_ARG, "resume needs the request_id of the answer to go on with");
+    }
+    if (!m->resume && m->resume_from != 0) {
+        return err_set(err, ST_ERR_ARG, "resume_from is %u and resume is not set", m->resume_from);
+    }
+    return request_id_check(m, err);
+}
+
 status generate_check(const struct msg_generate *m, uint32_t vocab, struct err *err)
 {
     status st = prompt_check(m, vocab, err);
@@ -341,20 +377,5 @@ status generate_check(const struct msg_generate *m, uint32_t vocab, struct err *
             err, ST_ERR_ARG,
             "max_tokens is 0; at least 1 is allowed (absent: until the context is full)");
     }
-    const size_t len = strlen(m->request_id);
-    if (len > MSG_REQUEST_ID_MAX) {
-        return err_set(err, ST_ERR_ARG, "request_id has %zu bytes; at most %d are allowed", len,
-                       (int)MSG_REQUEST_ID_MAX);
-    }
-    for (size_t i = 0; i < len; i++) {
-        const unsigned char c = (unsigned char)m->request_id[i];
-        /* Printable ASCII without the space: it stands in log lines as one word. */
-        if (c <= 0x20 || c >= 0x7F) {
-            return err_set(err, ST_ERR_ARG,
-                           "request_id has byte 0x%02x at %zu; printable ASCII without spaces is "
-                           "allowed",
-                           c, i);
-        }
-    }
-    return ST_OK;
+    return resume_check(m, err);
 }

@@ -129,6 +129,9 @@ status msg_status_pack(const struct msg_status *m, struct buf *out)
     r.uptime_us = m->uptime_us;
     r.streams = m->streams;
     r.queue_limit = m->queue_limit;
+    r.journal = pb_text(m->journal);
+    r.kept_answers = m->kept_answers;
+    r.journal_bytes = m->journal_bytes;
     r.replicas = (void *)pb_objects(&arena, m->n_replicas, sizeof(Gantry__V1__ReplicaStatus));
     if (r.replicas == NULL) {
         st = ST_ERR_NOMEM;
@@ -231,6 +234,9 @@ status msg_status_unpack(const void *data, size_t len, struct arena *arena, stru
                                 .uptime_us = r->uptime_us,
                                 .streams = r->streams,
                                 .queue_limit = r->queue_limit,
+                                .journal = r->journal,
+                                .kept_answers = r->kept_answers,
+                                .journal_bytes = r->journal_bytes,
                                 .n_replicas = (uint32_t)r->n_replicas,
                                 .replicas = replicas };
     return ST_OK;

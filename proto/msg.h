@@ -72,6 +72,7 @@ struct msg_hello {
     uint32_t pid;
     bool has_join; /* then replica and generation mean nothing */
     struct msg_join join;
+    bool is_reattach;
 };
 
 enum { MSG_SLOW_LINKS_MAX = 8 };
@@ -198,6 +199,8 @@ struct msg_coord {
         struct {
             const char *build;
             uint32_t replica, generation;
+            uint32_t orphan_grace_s;
+            const char *control_file;
         } welcome;
         struct msg_submit submit;
         struct msg_cancel cancel;
@@ -255,6 +258,8 @@ struct msg_generate {
     bool ignore_eos;
     const char *request_id; /* "" if absent */
     bool exact;
+    bool resume;
+    uint32_t resume_from; /* with resume: the first token wanted */
 };
 
 struct msg_piece { /* a token as clients see it */
@@ -273,6 +278,7 @@ struct msg_started {
     const char *request_id, *profile, *weights_digest, *model;
     uint64_t seed;
     uint32_t prompt_tokens;
+    uint32_t resume_window_s; /* 0: the answer ends with its call */
 };
 
 struct msg_finished {
@@ -291,6 +297,8 @@ struct msg_chunk {
     struct msg_str text;
     uint32_t n_tokens;
     const struct msg_piece *tokens;
+    uint32_t token_offset; /* number of the first of `tokens` in the answer */
+    uint64_t text_offset;  /* where `text` begins in the answer, in bytes */
     struct msg_finished finished;
     uint32_t choice; /* whose text and tokens these are */
 };
@@ -337,6 +345,9 @@ struct msg_status {
     uint32_t streams, queue_limit;
     uint32_t n_replicas;
     const struct msg_replica_status *replicas;
+    const char *journal;
+    uint32_t kept_answers;
+    uint64_t journal_bytes;
 };
 
 /* Packing appends to `out`; unpacking as above. Both sides exist for each, since the client is ours
@@ -361,6 +372,9 @@ status msg_status_unpack(const void *data, size_t len, struct arena *arena, stru
 /* Every field of a request against its range; the sentence names the field, its value and the
  * range. vocab: of the model. */
 status generate_check(const struct msg_generate *m, uint32_t vocab, struct err *err);
+
+/* The fields that a request to go on with an answer has (resume), and those that it alone may have. */
+status resume_check(const struct msg_generate *m, struct err *err);
 
 /* grpc.health.v1 */
 enum health_state { HEALTH_UNKNOWN, HEALTH_SERVING, HEALTH_NOT_SERVING, HEALTH_SERVICE_UNKNOWN };

@@ -1,12 +1,8 @@
-/* worker/ctrl.c - see ctrl.h. */
-#include "worker/ctrl.h"
+/* worker/ctrl.c - see ctrl.h: the stream and its thread. */
+#include "worker/ctrl_priv.h"
 
 #include "base/log.h"
-#include "base/ring.h"
-#include "cluster/rpc.h"
 
-#include <poll.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -20,38 +16,7 @@ enum {
     SAY_WAIT_S = 5
 };
 
-/* A message on its way between the threads: bytes follow. */
-struct parcel {
-    struct ctrl *ctrl;
-    size_t len;
-    char data[];
-};
-
-enum link_state { LINK_OPENING, LINK_WELCOME, LINK_LOST };
-
-struct ctrl {
-    struct ctrl_config config;
-    struct rpc_loop *loop;
-    struct rpc_channel *channel;
-    struct rpc_call *call; /* NULL once it is over */
-    struct rpc_timer heartbeat, lost;
-    pthread_t thread;
-    bool has_thread;
-    struct ring *inbox; /* of struct parcel, for the rank's thread */
-    struct arena arena; /* the rank's thread: the message being fed */
-    struct buf out;     /* the rank's thread: packing */
-    struct buf beat;    /* control thread: packing */
-    struct arena in;    /* control thread: welcome */
-
-    pthread_mutex_t lock; /* protects what follows */
-    pthread_cond_t changed;
-    enum link_state state;
-    struct err why;    /* with LINK_LOST */
-    uint32_t n_unsent; /* parcels posted and not handed to the stream */
-    bool closing;
-};
-
-static void set_state(struct ctrl *c, enum link_state state, status code, const char *text)
+void ctrl_set_state(struct ctrl *c, enum link_state state, status code, const char *text)
 {
     pthread_mutex_lock(&c->lock);
     if (c->state != LINK_LOST) {
@@ -74,15 +39,16 @@ static void end_process(void *arg)
     _exit(status_exit_code(ST_ERR_PEER));
 }
 
-static void lose(struct ctrl *c, status code, const char *text)
+void ctrl_lose(struct ctrl *c, status code, const char *text)
 {
     pthread_mutex_lock(&c->lock);
-    const bool closing = c->closing, was_welcome = c->state == LINK_WELCOME;
+    const bool closing = c->closing;
+    const bool was_welcome = c->state == LINK_WELCOME || c->state == LINK_ORPHAN;
     pthread_mutex_unlock(&c->lock);
     if (was_welcome && !closing) { /* the rank's own thread only knows that it was told to end */
         log_error("control", "the coordinator is lost: %s", text);
     }
-    set_state(c, LINK_LOST, code, text);
+    ctrl_set_state(c, LINK_LOST, code, text);
     if (!closing) {
         *c->config.abort = true;
         c->lost.fn = end_process;
@@ -153,11 +119,12 @@ static void on_welcome(struct ctrl *c, const void *data, size_t len)
 
     arena_reset(&c->in);
     if (msg_coord_unpack(data, len, &c->in, &m, &err) != ST_OK || m.kind != MSG_WELCOME) {
-        lose(c, ST_ERR_PROTO, "the coordinator's first message is not a welcome");
+        ctrl_lose(c, ST_ERR_PROTO, "the coordinator's first message is not a welcome");
         rpc_call_cancel(c->call);
         return;
     }
-    set_state(c, LINK_WELCOME, ST_OK, "");
+    orphan_welcome(c, &m);
+    ctrl_set_state(c, LINK_WELCOME, ST_OK, "");
     send_heartbeat(c);
 }
 
@@ -168,22 +135,22 @@ static void on_message(void *arg, struct rpc_call *call, const void *data, size_
     if (data == NULL) {
         return; /* end of messages: on_done follows */
     }
-    if (c->state == LINK_OPENING) {
+    if (c->state == LINK_OPENING || c->state == LINK_ORPHAN) {
         on_welcome(c, data, len);
         return;
     }
+    orphan_look(c, data, len);
     struct parcel *p = malloc(sizeof(*p) + len);
     if (p == NULL) {
-        lose(c, ST_ERR_NOMEM, "no memory for a message of the coordinator");
+        ctrl_lose(c, ST_ERR_NOMEM, "no memory for a message of the coordinator");
         rpc_call_cancel(call);
         return;
     }
-    p->ctrl = c;
-    p->len = len;
+    *p = (struct parcel){ .ctrl = c, .len = len };
     memcpy(p->data, data, len);
     if (ring_push(c->inbox, p) != ST_OK) {
         free(p);
-        lose(c, ST_ERR_LIMIT, "the rank does not take the coordinator's messages");
+        ctrl_lose(c, ST_ERR_LIMIT, "the rank does not take the coordinator's messages");
         rpc_call_cancel(call);
     }
 }
@@ -193,25 +160,27 @@ static void on_done(void *arg, struct rpc_call *call UNUSED, status st, const ch
     struct ctrl *c = arg;
 
     c->call = NULL;
-    lose(c, st < 0 ? st : ST_ERR_PEER,
-         text != NULL && text[0] != '\0' ? text : "the coordinator closed the control stream");
+    if (orphan_begin(c, st, text != NULL ? text : "")) {
+        return;
+    }
+    ctrl_lose(c, st < 0 ? st : ST_ERR_PEER,
+              text != NULL && text[0] != '\0' ? text : "the coordinator closed the control stream");
 }
 
 static const struct rpc_client client = { .on_message = on_message, .on_done = on_done };
 
-static void open_stream(void *arg)
+status ctrl_stream_start(struct ctrl *c, struct err *err)
 {
-    struct ctrl *c = arg;
-    struct err err = ERR_INIT;
     const struct rpc_call_config config = { .path = "/gantry.control.v1.Control/Attach",
                                             .kind = RPC_BIDI,
                                             .deadline_ns = CLOCK_NEVER,
-                                            .wait_ready = true,
+                                            .wait_ready = c->state == LINK_OPENING,
                                             .client = &client,
                                             .arg = c };
-    const struct msg_rank hello = { .kind = MSG_HELLO, .hello = c->config.hello };
+    struct msg_rank hello = { .kind = MSG_HELLO, .hello = c->config.hello };
 
-    status st = rpc_call_start(c->channel, &config, &c->call, &err);
+    hello.hello.is_reattach = c->state == LINK_ORPHAN;
+    status st = rpc_call_start(c->channel, &config, &c->call, err);
     if (st == ST_OK) {
         buf_reset(&c->beat);
         st = msg_rank_pack(&hello, &c->beat);
@@ -219,9 +188,24 @@ static void open_stream(void *arg)
     if (st == ST_OK) {
         st = rpc_call_send(c->call, c->beat.data, c->beat.len);
     }
+    return st;
+}
+
+static void open_stream(void *arg)
+{
+    struct ctrl *c = arg;
+    struct err err = ERR_INIT;
+    const status st = ctrl_stream_start(c, &err);
+
     if (st != ST_OK) {
-        set_state(c, LINK_LOST, st, err.text);
+        ctrl_set_state(c, LINK_LOST, st, err.text);
     }
+}
+
+/* Is this for the coordinator that is there now? */
+static bool is_current(const struct ctrl *c, const struct parcel *p)
+{
+    return p->kind != MSG_EVENTS || (p->epoch == c->orphan.epoch && c->state == LINK_WELCOME);
 }
 
 static void send_parcel(void *arg)
@@ -229,12 +213,19 @@ static void send_parcel(void *arg)
     struct parcel *p = arg;
     struct ctrl *c = p->ctrl;
 
-    const status st = c->call != NULL ? rpc_call_send(c->call, p->data, p->len) : ST_ERR_PEER;
+    if (p->kind == MSG_READY) { /* the next coordinator will want to know as well */
+        buf_reset(&c->orphan.ready);
+        if (buf_append(&c->orphan.ready, p->data, p->len) != ST_OK) {
+            c->orphan.grace_s = 0;
+        }
+    }
+    const bool is_wanted = c->call != NULL && is_current(c, p);
+    const status st = is_wanted ? rpc_call_send(c->call, p->data, p->len) : ST_ERR_PEER;
     if (st != ST_OK && st != ST_ERR_PEER) { /* PEER: on_done has said so, or will */
         /* One that is left out would be a token that nobody misses until the next one comes. */
-        lose(c, st == ST_BUSY ? ST_ERR_LIMIT : st,
-             st == ST_BUSY ? "the coordinator does not take this rank's messages"
-                           : "a message to the coordinator could not be sent");
+        ctrl_lose(c, st == ST_BUSY ? ST_ERR_LIMIT : st,
+                  st == ST_BUSY ? "the coordinator does not take this rank's messages"
+                                : "a message to the coordinator could not be sent");
         rpc_call_cancel(c->call);
     }
     free(p);
@@ -250,6 +241,7 @@ static void close_stream(void *arg)
 
     rpc_timer_set(c->loop, &c->heartbeat, CLOCK_NEVER);
     rpc_timer_set(c->loop, &c->lost, CLOCK_NEVER);
+    orphan_stop(c);
     if (c->call != NULL) {
         rpc_call_half_close(c->call);
     }
@@ -285,7 +277,7 @@ static void deadline_in(uint32_t ms, struct timespec *at)
     }
 }
 
-static status post_message(struct ctrl *c, const struct msg_rank *m, struct err *err)
+status ctrl_post(struct ctrl *c, const struct msg_rank *m, struct err *err)
 {
     buf_reset(&c->out);
     status st = msg_rank_pack(m, &c->out);
@@ -294,8 +286,7 @@ static status post_message(struct ctrl *c, const struct msg_rank *m, struct err 
     if (p == NULL) {
         return err_set(err, ST_ERR_NOMEM, "no memory for a message to the coordinator");
     }
-    p->ctrl = c;
-    p->len = c->out.len;
+    *p = (struct parcel){ .ctrl = c, .kind = m->kind, .epoch = c->feed_epoch, .len = c->out.len };
     memcpy(p->data, c->out.data, c->out.len);
     pthread_mutex_lock(&c->lock);
     c->n_unsent++;
@@ -345,20 +336,26 @@ static status await_welcome(struct ctrl *c, uint32_t timeout_s, struct err *err)
     return ST_OK;
 }
 
-static status create_parts(struct ctrl *c, struct err *err)
+status ctrl_channel_open(struct ctrl *c, const char *target, struct err *err)
 {
-    const struct rpc_channel_config channel = { .target = c->config.coordinator,
+    const struct rpc_channel_config channel = { .target = target,
                                                 .token = c->config.token,
                                                 .message_bytes_max = MSG_BYTES_MAX,
                                                 .send_queue_max = 16384,
                                                 .keepalive_ms = 2000 };
+
+    return rpc_channel_create(c->loop, &channel, &c->channel, err);
+}
+
+static status create_parts(struct ctrl *c, struct err *err)
+{
     status st = ring_create(INBOX_MAX, &c->inbox, err);
 
     if (st == ST_OK) {
         st = rpc_loop_create(&c->loop, err);
     }
     if (st == ST_OK) {
-        st = rpc_channel_create(c->loop, &channel, &c->channel, err);
+        st = ctrl_channel_open(c, c->config.coordinator, err);
     }
     if (st == ST_OK) {
         st = rpc_loop_post(c->loop, open_stream, c);
@@ -383,6 +380,7 @@ status ctrl_create(const struct ctrl_config *config, uint32_t timeout_s, struct 
     c->in = (struct arena)ARENA_INIT(1 << 20);
     c->out = (struct buf)BUF_INIT;
     c->beat = (struct buf)BUF_INIT;
+    c->orphan.ready = (struct buf)BUF_INIT;
     c->heartbeat.fn = send_heartbeat;
     c->heartbeat.arg = c;
     pthread_mutex_init(&c->lock, NULL);
@@ -412,7 +410,7 @@ bool ctrl_is_lost(struct ctrl *c, struct err *err)
 
 status ctrl_ready(struct ctrl *c, const struct msg_ready *ready, struct err *err)
 {
-    return post_message(c, &(struct msg_rank){ .kind = MSG_READY, .ready = *ready }, err);
+    return ctrl_post(c, &(struct msg_rank){ .kind = MSG_READY, .ready = *ready }, err);
 }
 
 void ctrl_fault(struct ctrl *c, const struct err *why)
@@ -423,7 +421,7 @@ void ctrl_fault(struct ctrl *c, const struct err *why)
         .fault = { .code = why->code, .rank = c->config.hello.rank, .text = why->text }
     };
 
-    if (post_message(c, &m, &ignored) != ST_OK) {
+    if (ctrl_post(c, &m, &ignored) != ST_OK) {
         log_warn("control", "the coordinator will not learn why: %s", ignored.text);
     }
 }
@@ -470,88 +468,8 @@ void ctrl_destroy(struct ctrl *c)
     arena_fini(&c->in);
     buf_fini(&c->out);
     buf_fini(&c->beat);
+    buf_fini(&c->orphan.ready);
     pthread_cond_destroy(&c->changed);
     pthread_mutex_destroy(&c->lock);
     free(c);
-}
-
-/* ---- the leader's io ---- */
-
-static status io_events(void *self, const struct msg_events *events, struct err *err)
-{
-    return post_message(self, &(struct msg_rank){ .kind = MSG_EVENTS, .events = *events }, err);
-}
-
-static void refuse(struct ctrl *c, const struct msg_submit *m, const struct err *why)
-{
-    const struct msg_finish finish = { .stream = m->stream,
-                                       .attempt = m->attempt,
-                                       .reason = FINISH_FAILED,
-                                       .code = why->code,
-                                       .text = why->text };
-    const struct msg_events events = { .n_finishes = 1, .finishes = &finish };
-    struct err err = ERR_INIT;
-
-    if (io_events(c, &events, &err) != ST_OK) {
-        log_error("leader", "stream %llu was refused and nobody told: %s",
-                  (unsigned long long)m->stream, err.text);
-    }
-}
-
-/* One message. False: the rank shall end. */
-static bool feed_one(struct ctrl *c, struct sched *sched, const struct parcel *p, bool *drain_p)
-{
-    struct msg_coord m;
-    struct err err = ERR_INIT;
-
-    arena_reset(&c->arena);
-    if (msg_coord_unpack(p->data, p->len, &c->arena, &m, &err) != ST_OK) {
-        /* It may have been a Submit, and nobody could say which: its stream would wait for ever. */
-        err_prefix(&err, "a message of the coordinator cannot be read: ");
-        log_error("leader", "%s", err.text);
-        ctrl_fault(c, &err);
-        *c->config.abort = true;
-        return false;
-    }
-    switch (m.kind) {
-    case MSG_SUBMIT:
-        if (sched_submit(sched, &m.submit, &err) != ST_OK) {
-            refuse(c, &m.submit, &err);
-        }
-        return true;
-    case MSG_CANCEL:
-        sched_cancel(sched, m.cancel.stream, m.cancel.attempt);
-        return true;
-    case MSG_STOP:
-        *drain_p = m.stop.drain;
-        return false;
-    case MSG_WELCOME:
-    default:
-        return true;
-    }
-}
-
-static bool io_feed(void *self, struct sched *sched, bool *drain_p)
-{
-    struct ctrl *c = self;
-    bool go_on = true;
-
-    for (struct parcel *p; (p = ring_pop(c->inbox)) != NULL;) {
-        go_on = feed_one(c, sched, p, drain_p) && go_on;
-        free(p);
-    }
-    return go_on;
-}
-
-static void io_wait(void *self, uint32_t ms)
-{
-    struct ctrl *c = self;
-    struct pollfd fd = { .fd = ring_fd(c->inbox), .events = POLLIN };
-
-    (void)poll(&fd, 1, (int)ms);
-}
-
-struct rank_io ctrl_io(struct ctrl *c)
-{
-    return (struct rank_io){ .feed = io_feed, .events = io_events, .wait = io_wait, .self = c };
 }

@@ -4,10 +4,10 @@
  *   rank thread ◄── inbox (bounded ring of raw messages) ◄──── Submit, Cancel, Stop ◄──┘
  *   heartbeat every 250 ms from struct rank_progress
  *
- * A stuck collective cannot silence it. When the stream breaks, or the coordinator refuses this
- * rank, the rank has lost its purpose: `abort` is set, and if the rank's thread has not ended the
- * process within LOST_GRACE it is ended from here, because it may wait in a collective for a rank
- * that is gone. Threads: create, ready, events, fault, destroy on the rank's thread; feed and wait
+ * A stuck collective cannot silence it. When the stream breaks and no other coordinator is to be
+ * waited for (ctrl_orphan.c), or the coordinator refuses this rank, the rank has lost its purpose:
+ * `abort` is set, and if the rank's thread has not ended the process within LOST_GRACE it is ended
+ * from here, because it may wait in a collective for a rank that is gone. Threads: create, ready, events, fault, destroy on the rank's thread; feed and wait
  * on it too. */
 #ifndef WORKER_CTRL_H
 #define WORKER_CTRL_H

@@ -4,19 +4,21 @@
  * wrong is one sentence on stderr and an exit code (base/err.h). */
 #include "coordinator/cli/cli.h"
 #include "coordinator/cli/client.h"
+#include "coordinator/cli/generate_json.h"
 #include "coordinator/cli/signals.h"
 
 #include "base/clock.h"
 #include "proto/msg.h"
 
 #include <errno.h>
-#include <jansson.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <unistd.h>
 
-enum { OWN_ROWS = 24, ANSWER_BYTES_MAX = 256 << 20 };
+enum { OWN_ROWS = 26, RETRY_MS = 300, ANSWER_BYTES_MAX = 256 << 20 };
 
 struct run {
     struct client client;
@@ -29,7 +31,7 @@ struct run {
     const char *prompt_arg;
     struct buf prompt;
     struct msg_str stop_strings[OPT_LIST_MAX];
-    uint32_t timeout_s;
+    uint32_t timeout_s, retry_s;
     bool json, stats;
     struct msg_finished finished; /* of the last message; its strings are not kept */
     char profiles[MSG_PROFILES_MAX * (MSG_PROFILE_BYTES + 2)]; /* but these, if there are several */
@@ -39,6 +41,15 @@ struct run {
     struct buf texts[MSG_CHOICES_MAX];
     bool is_over[MSG_CHOICES_MAX];
     uint32_t n_printed;
+
+    /* When the connection breaks and the service keeps the answer. */
+    char made_id[48];
+    bool is_kept, has_started;
+    uint32_t n_tokens;   /* that have come, and */
+    uint64_t text_bytes; /* how much text with them */
+    uint64_t until_ns;   /* it may be tried again until then; 0: nothing is broken */
+    uint64_t deadline_ns;
+    struct rpc_timer again;
 
     struct rpc_call *call;
     struct signals signals;
@@ -100,7 +111,12 @@ static status parse(struct run *r, int argc, char **argv, struct err *err)
           "token ids in place of PROMPT; no BOS is added", NULL },
         { OPT_U32, "logprobs", "K", &q->logprobs, 0, 0,
           "report log-probabilities: the token's and the K best (with --json)", &q->has_logprobs },
-        { OPT_STRING, "request-id", "ID", &q->request_id, 0, 0, "name of this request in logs",
+        { OPT_STRING, "request-id", "ID", &q->request_id, 0, 0,
+          "name of this request (default: drawn)", NULL },
+        { OPT_FLAG, "resume", NULL, &q->resume, 0, 0,
+          "no new request: the answer of --request-id, from its beginning", NULL },
+        { OPT_U32, "retry-for", "SECONDS", &r->retry_s, 0, 86400,
+          "go on with an answer whose connection broke, where the service keeps it (default 60)",
           NULL },
         { OPT_FLAG, "exact", NULL, &q->exact, 0, 0,
           "never go on at a replica of another numeric profile", NULL },
@@ -128,7 +144,10 @@ static status parse(struct run *r, int argc, char **argv, struct err *err)
     if (st != ST_OK) {
         return st;
     }
-    if ((n == 1) == (r->prompt_ids != NULL)) {
+    if (q->resume && (n != 0 || r->prompt_ids != NULL || q->request_id == NULL)) {
+        return err_set(err, ST_ERR_ARG, "--resume needs --request-id, and takes no PROMPT");
+    }
+    if (!q->resume && (n == 1) == (r->prompt_ids != NULL)) {
         return err_set(err, ST_ERR_ARG, "%s",
                        n == 1 ? "PROMPT and --prompt-ids are both given; use one of them"
                               : "no PROMPT; try: gantry generate \"Once upon a time\"");
@@ -237,6 +256,18 @@ static status prompt_read(struct run *r, struct err *err)
     return ST_OK;
 }
 
+static status id_draw(struct run *r, struct err *err)
+{
+    uint64_t n[2];
+
+    if (getrandom(n, sizeof(n), 0) != (ssize_t)sizeof(n)) {
+        return err_set_errno(err, ST_ERR_INTERNAL, errno, "no random request id");
+    }
+    snprintf(r->made_id, sizeof(r->made_id), "gen-%016" PRIx64 "%016" PRIx64, n[0], n[1]);
+    r->request.request_id = r->made_id;
+    return ST_OK;
+}
+
 static status request_make(struct run *r, struct err *err)
 {
     status st = ids_read(r, err);
@@ -252,83 +283,35 @@ static status request_make(struct run *r, struct err *err)
     }
     r->request.stop = r->stop_strings;
     r->request.n_stop = r->stops.n;
-    if (r->request.request_id == NULL) {
-        r->request.request_id = "";
+    if (st == ST_OK && r->request.request_id == NULL) {
+        st = id_draw(r, err);
     }
     return st;
 }
 
 /* ---- output ---- */
 
-static json_t *token_json(const struct msg_piece *p)
+/* What is resumed must begin where we are: else something would be said twice, or never. */
+static status place_check(struct run *r, struct msg_chunk *chunk, struct err *err)
 {
-    json_t *token = json_pack("{s:I}", "id", (json_int_t)p->id);
-
-    if (p->has_logprob) {
-        json_object_set_new(token, "logprob", json_real((double)p->logprob));
+    if (r->request.has_n && r->request.n > 1) {
+        return ST_OK; /* several answers are never resumed */
     }
-    if (p->n_top != 0) {
-        json_t *list = json_array();
-        for (uint32_t i = 0; i < p->n_top; i++) {
-            char hex[129] = "";
-            for (size_t k = 0; k < p->top[i].piece.len && k < 64; k++) {
-                snprintf(hex + 2 * k, 3, "%02x", (unsigned char)p->top[i].piece.data[k]);
-            }
-            json_array_append_new(list, json_pack("{s:I, s:f, s:s}", "id", (json_int_t)p->top[i].id,
-                                                  "logprob", (double)p->top[i].logprob, "piece_hex",
-                                                  hex));
-        }
-        json_object_set_new(token, "top", list);
+    if (chunk->token_offset != r->n_tokens || chunk->text_offset != r->text_bytes) {
+        return err_set(err, ST_ERR_PROTO,
+                       "the service goes on at token %u, byte %" PRIu64
+                       " of the answer; token %u, byte %" PRIu64 " are due",
+                       chunk->token_offset, chunk->text_offset, r->n_tokens, r->text_bytes);
     }
-    return token;
-}
-
-static json_t *finished_json(const struct msg_finished *f)
-{
-    json_t *root = json_pack(
-        "{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I}", "reason",
-        f->reason == FINISH_STOP ? "stop" : "length", "stop", f->stop.data, "prompt_tokens",
-        (json_int_t)f->prompt_tokens, "completion_tokens", (json_int_t)f->completion_tokens,
-        "cached_tokens", (json_int_t)f->cached_tokens, "queued_us", (json_int_t)f->queued_us,
-        "first_token_us", (json_int_t)f->first_token_us, "total_us", (json_int_t)f->total_us);
-    json_t *profiles = f->n_profiles != 0 ? json_array() : NULL;
-
-    for (uint32_t i = 0; i < f->n_profiles; i++) {
-        json_array_append_new(profiles, json_string(f->profiles[i]));
+    r->n_tokens += chunk->n_tokens;
+    r->text_bytes += chunk->text.len;
+    r->until_ns = 0;
+    if (chunk->has_started) {
+        r->is_kept = chunk->started.resume_window_s != 0;
+        chunk->has_started = !r->has_started; /* it has been told */
+        r->has_started = true;
     }
-    if (profiles != NULL) {
-        json_object_set_new(root, "profiles", profiles);
-    }
-    return root;
-}
-
-static void print_json(const struct msg_chunk *c)
-{
-    json_t *root = json_object(), *tokens = json_array();
-
-    if (c->has_started) {
-        const struct msg_started *s = &c->started;
-        char seed[24];
-        snprintf(seed, sizeof(seed), "%llu", (unsigned long long)s->seed);
-        /* A seed has 64 bits, more than a JSON number is safe for: it is a string. */
-        json_object_set_new(root, "started",
-                            json_pack("{s:s, s:s, s:s, s:s, s:s, s:I}", "request_id", s->request_id,
-                                      "model", s->model, "profile", s->profile, "weights_digest",
-                                      s->weights_digest, "seed", seed, "prompt_tokens",
-                                      (json_int_t)s->prompt_tokens));
-    }
-    json_object_set_new(root, "choice", json_integer((json_int_t)c->choice));
-    json_object_set_new(root, "text", json_stringn(c->text.data, c->text.len));
-    for (uint32_t i = 0; i < c->n_tokens; i++) {
-        json_array_append_new(tokens, token_json(&c->tokens[i]));
-    }
-    json_object_set_new(root, "tokens", tokens);
-    if (c->has_finished) {
-        json_object_set_new(root, "finished", finished_json(&c->finished));
-    }
-    json_dumpf(root, stdout, JSON_COMPACT);
-    putchar('\n');
-    json_decref(root);
+    return ST_OK;
 }
 
 static void print_text(struct run *r, const char *text, size_t len)
@@ -382,6 +365,9 @@ static void on_message(void *arg, struct rpc_call *call, const void *data, size_
     struct msg_chunk chunk;
     status st = msg_chunk_unpack(data, len, &arena, &chunk, &err);
 
+    if (st == ST_OK) {
+        st = place_check(r, &chunk, &err);
+    }
     if (st == ST_OK && chunk.has_finished) {
         r->finished = chunk.finished;
         for (uint32_t i = 0, at = 0; i < chunk.finished.n_profiles; i++) {
@@ -391,7 +377,7 @@ static void on_message(void *arg, struct rpc_call *call, const void *data, size_
         r->completion_tokens += chunk.finished.completion_tokens;
     }
     if (st == ST_OK && r->json) {
-        print_json(&chunk);
+        generate_print_json(&chunk);
     } else if (st == ST_OK) {
         st = hold_text(r, &chunk, &err);
     }
@@ -408,11 +394,30 @@ static void on_message(void *arg, struct rpc_call *call, const void *data, size_
     }
 }
 
+/* The connection broke, or nobody answers yet. */
+static bool may_try_again(struct run *r, status st)
+{
+    const uint64_t now = clock_now_ns(clock_real());
+
+    if (r->st != ST_OK || !r->is_kept || r->retry_s == 0 ||
+        (st != ST_ERR_UNAVAILABLE && st != ST_ERR_PEER)) {
+        return false;
+    }
+    if (r->until_ns == 0) {
+        r->until_ns = now + r->retry_s * NS_PER_S;
+    }
+    return now < r->until_ns;
+}
+
 static void on_done(void *arg, struct rpc_call *call UNUSED, status st, const char *text)
 {
     struct run *r = arg;
 
     r->call = NULL;
+    if (may_try_again(r, st)) {
+        rpc_timer_set(r->client.loop, &r->again, clock_now_ns(clock_real()) + RETRY_MS * NS_PER_MS);
+        return;
+    }
     if (r->st == ST_OK && st < 0) {
         r->st = st;
         if (st == ST_ERR_DEADLINE && r->timeout_s != 0) {
@@ -435,12 +440,15 @@ static void on_signal(void *arg)
     }
     if (r->call != NULL) {
         rpc_call_cancel(r->call);
+    } else { /* between two tries */
+        rpc_timer_set(r->client.loop, &r->again, CLOCK_NEVER);
+        rpc_loop_stop(r->client.loop);
     }
 }
 
 /* ---- the call ---- */
 
-static status talk(struct run *r, struct err *err)
+static status call_start(struct run *r, struct err *err)
 {
     static const struct rpc_client client = { on_message, NULL, on_done };
     struct buf bytes = BUF_INIT_MAX(MSG_BYTES_MAX);
@@ -456,13 +464,39 @@ static status talk(struct run *r, struct err *err)
         .kind = RPC_SERVER_STREAM,
         .data = bytes.data,
         .len = bytes.len,
-        .deadline_ns =
-            r->timeout_s != 0 ? clock_now_ns(clock_real()) + r->timeout_s * NS_PER_S : CLOCK_NEVER,
+        .deadline_ns = r->deadline_ns,
         .client = &client,
         .arg = r,
     };
     st = rpc_call_start(r->client.channel, &config, &r->call, err);
     buf_fini(&bytes);
+    return st;
+}
+
+static void try_again(void *arg)
+{
+    struct run *r = arg;
+    struct err err = ERR_INIT;
+
+    r->request = (struct msg_generate){ .request_id = r->request.request_id,
+                                        .prompt = { "", 0 },
+                                        .resume = true,
+                                        .resume_from = r->n_tokens };
+    const status st = call_start(r, &err);
+    if (st < 0) {
+        r->st = st;
+        snprintf(r->text, sizeof(r->text), "%s", err.text);
+        rpc_loop_stop(r->client.loop);
+    }
+}
+
+static status talk(struct run *r, struct err *err)
+{
+    r->deadline_ns =
+        r->timeout_s != 0 ? clock_now_ns(clock_real()) + r->timeout_s * NS_PER_S : CLOCK_NEVER;
+    r->again.fn = try_again;
+    r->again.arg = r;
+    status st = call_start(r, err);
     if (st == ST_OK) {
         st = signals_start(&r->signals, r->client.loop, on_signal, r, err);
         if (st < 0) { /* the call must still come to its end */
@@ -497,6 +531,7 @@ int cli_generate(int argc, char **argv)
     struct err err = ERR_INIT;
 
     memset(&r, 0, sizeof(r));
+    r.retry_s = 60;
     r.prompt = (struct buf)BUF_INIT_MAX(MSG_PROMPT_BYTES_MAX + 1);
     for (uint32_t i = 0; i < MSG_CHOICES_MAX; i++) {
         r.texts[i] = (struct buf)BUF_INIT;

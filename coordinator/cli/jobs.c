@@ -128,6 +128,7 @@ void jobs_config(const struct jobs *j, uint32_t replica, const struct worker_wor
         .env = j->setup->job.is_used ? j->setup->job.env : NULL,
         .network = j->args->network,
         .in_slurm = j->setup->job.is_used,
+        .outlive = j->outlive,
         .oversubscribe = j->setup->is_local && n_ranks * MAX(j->n, 1u) > cpu_count(),
     };
 }
@@ -234,6 +235,13 @@ static void shm_remove(struct job *job)
     job->shm_dir[0] = '\0';
 }
 
+static void changed(const struct jobs *j)
+{
+    if (j->changed != NULL) {
+        j->changed(j->changed_arg);
+    }
+}
+
 static status job_start(struct jobs *j, uint32_t replica, uint32_t generation, struct err *err)
 {
     struct job *job = &j->jobs[replica];
@@ -249,12 +257,15 @@ static status job_start(struct jobs *j, uint32_t replica, uint32_t generation, s
         st = jobs_self_path(program, sizeof(program), err);
     }
     if (st == ST_OK) {
+        job->generation = generation;
+        changed(j); /* from here on the generation is used, whatever becomes of us */
         shm_make(j, job);
         jobs_config(j, replica, &words, program, &config);
         st = launch_start(&config, &job->launch, err);
     }
     if (st == ST_OK) {
         job->state = JOB_RUNS;
+        changed(j);
         say_started(j, replica, &config);
     }
     if (st != ST_OK) {
@@ -262,6 +273,46 @@ static status job_start(struct jobs *j, uint32_t replica, uint32_t generation, s
     }
     worker_words_fini(&words);
     return st;
+}
+
+/* Another coordinator has started it. */
+static status job_adopt(struct jobs *j, uint32_t replica, struct err *err)
+{
+    struct job *job = &j->jobs[replica];
+    const struct service_replica *r = &j->last[replica];
+    const struct launch_adoption a = { r->pid, r->start_ticks, j->dir->path, job->log_name };
+    const status st = launch_adopt(&a, &job->launch, err);
+
+    if (st == ST_OK) {
+        job->state = JOB_RUNS;
+        job->generation = r->generation;
+        snprintf(job->shm_dir, sizeof(job->shm_dir), "%s", r->shm_dir);
+        printf("replica %u: taking over the ranks of mpirun (pid %d)\n", replica, r->pid);
+        fflush(stdout);
+    }
+    return st;
+}
+
+void jobs_describe(const struct jobs *j, uint32_t replica, struct service_replica *r_p)
+{
+    const struct job *job = j->jobs != NULL ? &j->jobs[replica] : NULL;
+
+    memset(r_p, 0, sizeof(*r_p));
+    r_p->generation = job != NULL ? job->generation : j->first_generation;
+    if (job != NULL && job->launch != NULL) {
+        r_p->pid = launch_pid(job->launch);
+        r_p->start_ticks = launch_identity(job->launch);
+        snprintf(r_p->shm_dir, sizeof(r_p->shm_dir), "%s", job->shm_dir);
+    }
+}
+
+static status first_start(struct jobs *j, uint32_t i, struct err *err)
+{
+    if (j->adopted != NULL && j->adopted[i].is_running) {
+        return job_adopt(j, i, err);
+    }
+    return job_start(j, i, j->adopted != NULL ? j->adopted[i].generation : j->first_generation,
+                     err);
 }
 
 status jobs_start(struct jobs *j, struct err *err)
@@ -281,7 +332,7 @@ status jobs_start(struct jobs *j, struct err *err)
     }
     st = jobs_place(j, err);
     for (uint32_t i = 0; st == ST_OK && i < j->n; i++) {
-        st = job_start(j, i, 1, err);
+        st = first_start(j, i, err);
     }
     return st;
 }

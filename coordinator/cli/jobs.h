@@ -15,6 +15,7 @@
 #include "coordinator/cli/serve_args.h"
 #include "coordinator/coord.h"
 #include "coordinator/run_dir.h"
+#include "coordinator/service_state.h"
 
 enum { JOB_WORKER_ARGS_MAX = PLAN_OPTS_ARGS + 32 };
 
@@ -27,8 +28,9 @@ struct job {
     uint64_t ended_by_ns;  /* ENDING: when it was begun */
     char hostfile[RUN_DIR_PATH_BYTES + 32]; /* this replica's part; "": none */
     char log_name[32];
-    char shm_dir[64]; /* of the job that runs; "": none */
-    char tail[2048];  /* the last lines of the last job that ended */
+    char shm_dir[64];    /* of the job that runs; "": none */
+    uint32_t generation; /* of the job that runs, or ran last */
+    char tail[2048];     /* the last lines of the last job that ended */
 };
 
 /* The words of a worker's command line, and what backs them. */
@@ -47,6 +49,14 @@ struct jobs {
     struct hosts *hosts; /* owned; NULL: no hostfile */
     struct job *jobs;    /* [n] owned */
     uint32_t n;
+    uint32_t first_generation; /* of their first starts; 0: 1 */
+
+    /* --journal (durable.h); zero without */
+    const struct coord_adopted *adopted; /* [n] borrowed, as the next; NULL: all start here */
+    const struct service_replica *last;
+    bool outlive;               /* jobs go on when this process dies */
+    void (*changed)(void *arg); /* before a job starts, and when it has */
+    void *changed_arg;
 };
 
 /* The command line of the ranks of a replica. */
@@ -64,6 +74,8 @@ status jobs_place(struct jobs *j, struct err *err);
 status jobs_start(struct jobs *j, struct err *err);
 /* A replica is lost: end its job, start another after delay_ns (CLOCK_NEVER: none). */
 void jobs_lost(struct jobs *j, uint32_t replica, uint64_t delay_ns);
+/* What another coordinator must know to take the job over. */
+void jobs_describe(const struct jobs *j, uint32_t replica, struct service_replica *r_p);
 /* As launch_culprit, of the job of that replica. */
 bool jobs_culprit(struct jobs *j, uint32_t replica, uint32_t *rank_p, char *signal_p,
                   size_t signal_bytes);

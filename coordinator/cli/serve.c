@@ -9,6 +9,7 @@
  * calls. Whatever fails on the way, mpirun's group is ended before this process is. */
 #include "coordinator/cli/cli.h"
 #include "coordinator/cli/client.h"
+#include "coordinator/cli/durable.h"
 #include "coordinator/cli/jobs.h"
 #include "coordinator/cli/reach.h"
 #include "coordinator/cli/serve_args.h"
@@ -34,6 +35,7 @@ struct serve {
     struct serve_args args;
     struct serve_setup setup;
     struct run_dir dir;
+    struct durable durable;
     struct buf secret, token, cert, key, client_ca; /* contents of files; empty: none */
     struct rpc_loop *loop;
     struct coord *coord;
@@ -146,6 +148,27 @@ static bool on_culprit(void *arg, uint32_t replica, uint32_t *rank_p, char *sign
                        size_t signal_bytes);
 static void on_lost(void *arg, uint32_t replica, uint64_t delay_ns);
 
+/* Where the coordinator before listened, if its ports are free. */
+static status coord_bind(struct serve *s, struct coord_config config, struct err *err)
+{
+    const struct service_state *last = &s->durable.last;
+    const char *listen = config.listen, *control = config.control_listen;
+    char listen_text[300], control_text[300];
+
+    config.listen = durable_listen(listen, last->port, listen_text);
+    config.control_listen = durable_listen(control, last->control_port, control_text);
+    status st = coord_create(s->loop, &config, &s->coord, err);
+    if (st == ST_ERR_EXISTS && config.control_listen != control) {
+        config.control_listen = control;
+        st = coord_create(s->loop, &config, &s->coord, err);
+    }
+    if (st == ST_ERR_EXISTS && config.listen != listen) {
+        config.listen = listen;
+        st = coord_create(s->loop, &config, &s->coord, err);
+    }
+    return st;
+}
+
 static status coord_open(struct serve *s, struct err *err)
 {
     const char *token = content(&s->token);
@@ -178,12 +201,13 @@ static status coord_open(struct serve *s, struct err *err)
                                    .arg = s };
 
     config.control_listen = control != NULL ? control : s->reach.listen;
-    status st = coord_create(s->loop, &config, &s->coord, err);
+    durable_config(&s->durable, &config);
+    status st = coord_bind(s, config, err);
     if (st == ST_ERR_DENIED && token == NULL) {
         /* Not loopback and nothing to know clients by: the service's own token, then. */
         config.token = s->dir.token;
         s->own_token = true;
-        st = coord_create(s->loop, &config, &s->coord, err);
+        st = coord_bind(s, config, err);
         if (st == ST_OK) {
             say("clients need the token in %s (gantry generate --token-file)\n", s->dir.token_path);
         }
@@ -217,7 +241,8 @@ static status listen_open(struct serve *s, struct err *err)
              colon != NULL ? (int)(colon - s->args.listen) : (int)strlen(s->args.listen),
              s->args.listen);
     snprintf(s->control, sizeof(s->control), "%s:%u", s->reach.host, coord_control_port(s->coord));
-    return endpoint_write(s, "starting", err);
+    st = durable_begin(&s->durable, s->control, s->coord, err);
+    return st < 0 ? st : endpoint_write(s, "starting", err);
 }
 
 /* The ranks' arguments, NUL-ended each, to whoever starts them (worker/one_job.c). */
@@ -242,7 +267,9 @@ static void jobs_fill(struct serve *s)
                              .dir = &s->dir,
                              .control = s->control,
                              .coord = s->coord,
-                             .n = s->args.replicas };
+                             .n = s->args.replicas,
+                             .first_generation = 1 };
+    durable_jobs(&s->durable, &s->jobs);
 }
 
 static status ranks_start(struct serve *s, struct err *err)
@@ -354,6 +381,7 @@ static void on_change(void *arg, enum coord_state state)
     struct err err = ERR_INIT;
 
     if (state == COORD_SERVING) {
+        durable_write(&s->durable, &s->jobs, s->coord); /* the digest is known now */
         if (!s->was_ready) {
             say_ready(s);
         } else {
@@ -433,8 +461,16 @@ static void loop_run(struct serve *s)
 
 static status serve_run(struct serve *s, struct err *err)
 {
-    status st = run_dir_open(s->args.run_dir, &s->dir, err);
+    status st = durable_open(&s->durable, &s->args, &s->setup, err);
 
+    if (st == ST_OK) {
+        const char *path = durable_run_dir(&s->durable);
+        st = s->args.journal != NULL ? run_dir_open_kept(path, &s->dir, err)
+                                     : run_dir_open(s->args.run_dir, &s->dir, err);
+    }
+    if (st == ST_OK) {
+        durable_place(&s->durable, &s->dir);
+    }
     if (st == ST_OK && s->args.secret_file != NULL) {
         st = secret_read(s->args.secret_file, &s->secret, err);
         if (st == ST_OK) {
@@ -455,9 +491,12 @@ static status serve_run(struct serve *s, struct err *err)
         }
     }
     signals_stop(&s->signals);
+    const bool had_jobs = s->jobs.jobs != NULL;
     jobs_fini(&s->jobs);
     coord_destroy(s->coord);
     rpc_loop_destroy(s->loop);
+    const bool is_over = st == ST_OK && !s->args.handover;
+    durable_close(&s->durable, is_over, had_jobs);
     run_dir_close(&s->dir, st == ST_OK);
     return st;
 }

@@ -89,6 +89,18 @@ static uint32_t rows_fill(struct serve_args *a, struct opt *rows)
           "starts in a row that may fail before a lost replica is given up (default 5)", NULL },
         { OPT_U32, "retries", "N", &a->retries, 0, 1 << 30,
           "replicas that may be lost under one request before it fails (default 3)", NULL },
+        { .kind = OPT_HEADING, .help = "When this process dies, or a client's connection does" },
+        { OPT_STRING, "journal", "DIR", &a->journal, 0, 0,
+          "keep streams there; the next service with the same DIR goes on with them", NULL },
+        { OPT_U32, "resume-window", "SECONDS", &a->resume_window_s, 0, 86400,
+          "with --journal: how long an answer with a request id is kept without a client "
+          "(default 60)",
+          NULL },
+        { OPT_U32, "orphan-grace", "SECONDS", &a->orphan_grace_s, 0, 86400,
+          "with --journal: how long ranks wait for another service (default 60)", NULL },
+        { OPT_STRING, "on-term", "drain|handover", &a->on_term, 0, 0,
+          "with --journal: at the end streams end (default), or stay in it for the next service",
+          NULL },
         { .kind = OPT_HEADING, .help = "Replicas that others start (gantry worker --join)" },
         { OPT_FLAG, "external-only", NULL, &a->external_only, 0, 0,
           "start no replica: wait for those that join", NULL },
@@ -127,6 +139,20 @@ static uint32_t rows_fill(struct serve_args *a, struct opt *rows)
     return PLAN_OPTS_ROWS + ARRAY_LEN(own);
 }
 
+static status journal_args_check(struct serve_args *a, struct err *err)
+{
+    if (a->on_term != NULL && strcmp(a->on_term, "drain") != 0 &&
+        strcmp(a->on_term, "handover") != 0) {
+        return err_set(err, ST_ERR_ARG, "--on-term is \"%.40s\"; drain or handover is allowed",
+                       a->on_term);
+    }
+    a->handover = a->on_term != NULL && strcmp(a->on_term, "handover") == 0;
+    if (a->handover && a->journal == NULL) {
+        return err_set(err, ST_ERR_ARG, "--on-term handover needs a --journal to hand over");
+    }
+    return ST_OK;
+}
+
 status serve_args_parse(int argc, char **argv, struct serve_args *a, struct err *err)
 {
     struct opt rows[PLAN_OPTS_ROWS + OWN_ROWS_MAX];
@@ -145,6 +171,8 @@ status serve_args_parse(int argc, char **argv, struct serve_args *a, struct err 
                               .restarts = 5,
                               .hang_timeout_s = 5,
                               .canary_s = 10,
+                              .resume_window_s = 60,
+                              .orphan_grace_s = 60,
                               .level = LOG_WARN };
     const uint32_t n_rows = rows_fill(a, rows);
     const struct opts opts = { .usage = "gantry serve MODEL [options]",
@@ -163,6 +191,9 @@ status serve_args_parse(int argc, char **argv, struct serve_args *a, struct err 
     }
     if (st == ST_OK) {
         st = opts_either("self-test", a->self_test, "quick", "off", &self_test, err);
+    }
+    if (st == ST_OK) {
+        st = journal_args_check(a, err);
     }
     if (st == ST_OK && a->launcher != NULL && strcmp(a->launcher, "srun") == 0) {
         a->kind = LAUNCH_SRUN;

@@ -19,7 +19,10 @@ struct serve_args {
     const char *secret_file;
     bool external_only, mixed_profiles;
     uint32_t join_max, rejoin_s, replicas, retries, restarts, hang_timeout_s, canary_s;
-    uint32_t announce_fd;     /* 0: none */
+    uint32_t announce_fd;          /* 0: none */
+    const char *journal, *on_term; /* NULL: none; "drain" or "handover" */
+    uint32_t resume_window_s, orphan_grace_s;
+    bool handover;
     const char *prefix_cache; /* "on" or "off"; NULL: on */
     const char *self_test;    /* "quick" or "off"; NULL: quick */
     bool dry_run, external_local;

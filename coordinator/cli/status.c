@@ -90,6 +90,10 @@ static void print_table(const struct msg_status *m)
     printf("%s  model %s  profile %s  build %.20s  up %.0f s  streams %u of %u\n", m->state,
            m->model, m->profile, m->version, (double)m->uptime_us / 1e6, m->streams,
            m->queue_limit);
+    if (m->journal[0] != '\0') {
+        printf("journal: %s, %.1f MiB, %u complete answers kept\n", m->journal,
+               (double)m->journal_bytes / 1048576.0, m->kept_answers);
+    }
     for (uint32_t i = 0; i < m->n_replicas; i++) {
         const struct msg_replica_status *p = &m->replicas[i];
         if (print_gone(p)) {
@@ -193,11 +197,13 @@ static void print_json(const struct msg_status *m)
     for (uint32_t i = 0; i < m->n_replicas; i++) {
         json_array_append_new(replicas, replica_json(&m->replicas[i]));
     }
-    json_t *root = json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:o}", "state", m->state,
-                             "model", m->model, "profile", m->profile, "version", m->version,
-                             "weights_digest", m->weights_digest, "uptime_us",
-                             (json_int_t)m->uptime_us, "streams", (json_int_t)m->streams,
-                             "queue_limit", (json_int_t)m->queue_limit, "replicas", replicas);
+    json_t *root =
+        json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:s, s:I, s:I, s:o}", "state", m->state,
+                  "model", m->model, "profile", m->profile, "version", m->version, "weights_digest",
+                  m->weights_digest, "uptime_us", (json_int_t)m->uptime_us, "streams",
+                  (json_int_t)m->streams, "queue_limit", (json_int_t)m->queue_limit, "journal",
+                  m->journal, "kept_answers", (json_int_t)m->kept_answers, "journal_bytes",
+                  (json_int_t)m->journal_bytes, "replicas", replicas);
     json_dumpf(root, stdout, JSON_COMPACT);
     putchar('\n');
     json_decref(root);

@@ -344,6 +344,16 @@ void sched_cancel(struct sched *s, uint64_t stream, uint32_t attempt)
     }
 }
 
+void sched_cancel_all(struct sched *s)
+{
+    while (s->waiting.first != NULL) {
+        stream_end(s, s->waiting.first, FINISH_CANCELLED, ST_ERR_CANCELLED, "cancelled");
+    }
+    while (s->running.first != NULL) {
+        stream_end(s, s->running.first, FINISH_CANCELLED, ST_ERR_CANCELLED, "cancelled");
+    }
+}
+
 /* ---- results ---- */
 
 static bool is_stop_id(const struct stream *q, uint32_t token)

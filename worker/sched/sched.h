@@ -66,6 +66,7 @@ status sched_submit(struct sched *s, const struct msg_submit *m, struct err *err
 /* Forget a stream. Its blocks are free at once, or when the step that it is in comes back. Unknown:
  * ignored. */
 void sched_cancel(struct sched *s, uint64_t stream, uint32_t attempt);
+void sched_cancel_all(struct sched *s); /* what they have computed stays behind for others */
 
 /* Write the next plan to `plan` (step_bytes_max(limits) bytes, 8-byte aligned). ST_BUSY: nothing to
  * run now. */

@@ -47,6 +47,8 @@ struct client {
     size_t text_len;
     uint32_t n_messages, n_tokens, n_started, n_finished;
     uint32_t tokens_of[CHOICES], ends_of[CHOICES];
+    uint32_t first_token; /* token_offset of the first message, */
+    uint64_t first_byte;  /* and its text_offset */
     uint64_t seed;
     enum finish_reason reason;
     enum health_state health[8];
@@ -267,6 +269,10 @@ static void client_message(void *arg, struct rpc_call *call UNUSED, const void *
     assert_true(c->text_len + m.text.len < sizeof(c->text));
     memcpy(c->text + c->text_len, m.text.data, m.text.len);
     c->text_len += m.text.len;
+    if (c->n_messages == 0) {
+        c->first_token = m.token_offset;
+        c->first_byte = m.text_offset;
+    }
     c->n_tokens += m.n_tokens;
     c->n_messages++;
     assert_true(m.choice < CHOICES && c->ends_of[m.choice] == 0);
@@ -397,6 +403,7 @@ static void world_open_as(struct world *w, uint32_t tp, const struct coord_confi
                                          .retries = more->retries,
                                          .restarts = more->restarts,
                                          .hang_ns = more->hang_ns,
+                                         .resume_ns = more->resume_ns,
                                          .canary_ns = more->canary_ns,
                                          .prefix_cache = more->prefix_cache,
                                          .external_only = more->external_only,

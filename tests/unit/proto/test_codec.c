@@ -306,9 +306,8 @@ static int samples_make(void **state UNUSED)
         "demo", "LlamaForCausalLM", "cpu-f32-v1", "00", "bpe", 5, 64, 8, 4, 512, 512, 260032
     };
     assert_int_equal(msg_model_pack(&model, sample_add("model", again_model)), 0);
-    const struct msg_status st = {
-        "serving", "demo", "p", "0.1", "00", 5000000, 2, 256, 1, replicas
-    };
+    const struct msg_status st = { "serving", "demo", "p",      "0.1",     "00", 5000000, 2,
+                                   256,       1,      replicas, "durable", 3,    4096 };
     assert_int_equal(msg_status_pack(&st, sample_add("status", again_status)), 0);
     const struct msg_drain drain = { 3, true, 1ull << 40 };
     assert_int_equal(msg_drain_pack(&drain, sample_add("drain", again_drain)), 0);

@@ -1,0 +1,9 @@
+/* coordinator/cli/generate_json.h - see generate_json.c. */
+#ifndef COORDINATOR_CLI_GENERATE_JSON_H
+#define COORDINATOR_CLI_GENERATE_JSON_H
+
+#include "proto/msg.h"
+
+void generate_print_json(const struct msg_chunk *c); /* to stdout */
+
+#endif

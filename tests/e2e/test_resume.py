@@ -1,0 +1,295 @@
+#!/usr/bin/env python3
+"""A coordinator that dies is a pause: with --journal its ranks wait, the next one takes them over, and every client goes on at the
+token where it was, with exactly the tokens, log-probabilities and text that it would have had.
+
+Ten streams of mixed sampling are under way when the coordinator is killed; another is started with the same journal. The clients
+resume at their offsets; what they have in the end is compared with an undisturbed service's. The ranks must be the same processes. Then the
+coordinator and a rank die together; a client's connection breaks alone; answers are resumed by others, by nobody, too late, and
+too far; `gantry generate` must print the bytes of an undisturbed run across all of it. At the end nothing is left.
+"""
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+SOURCE = pathlib.Path(os.environ["GANTRY_SOURCE_DIR"])
+sys.path.insert(0, str(SOURCE / "tests" / "common"))
+try:
+    import chaos
+except ImportError as error:
+    print(f"skipped: {error}")
+    sys.exit(77)
+grpc, pb, rpc = chaos.grpc, chaos.gantry_pb2, chaos.gantry_pb2_grpc
+CODE = grpc.StatusCode
+
+MODEL = SOURCE / "model" / "demo"
+PATIENCE_S = 120
+# Those of the shared list with one answer: several are not resumed. They last until somebody kills the coordinator.
+REQUESTS = [r for r in chaos.REQUESTS if "n" not in r]
+REQUESTS = [dict(r, max_tokens=960 - 5 * i - (len(r["prompt"]) // 3)) if "stop" not in r else r for i, r in enumerate(REQUESTS)]
+REQUESTS += [dict(prompt="The king", temperature=0.8, seed=11, max_tokens=900, ignore_eos=True, logprobs=5),
+             dict(prompt="A letter", temperature=0, max_tokens=900, ignore_eos=True)]
+
+
+class Service(chaos.Service):
+    """With a journal; its coordinator can be killed and started again."""
+
+    def __init__(self, options):
+        super().__init__(MODEL, options)
+        self.journal = pathlib.Path(self.dir.name) / "journal"
+        self.command += ["--journal", str(self.journal)]
+
+    def pids(self):
+        return [[k.pid for k in r.ranks] for r in self.status().replicas]
+
+    def serves(self):
+        try:
+            return self.status().state == "serving"
+        except chaos.Failed:  # the connection is the old coordinator's
+            return False
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def start(self):
+        environment = dict(os.environ, XDG_CACHE_HOME=self.dir.name, TMPDIR=self.dir.name, GANTRY_CHAOS=self.dir.name)
+        environment.pop("OMPI_MCA_btl_vader_backing_directory", None)
+        with open(self.log_path, "ab") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
+        self.wait_for(self.serves, chaos.START_S, "the service to serve again")
+
+
+class Reader(threading.Thread):
+    """A client that resumes until it has the whole answer."""
+
+    def __init__(self, service, request, request_id):
+        super().__init__(daemon=True)
+        self.service, self.request, self.request_id = service, request, request_id
+        self.tokens, self.text, self.end, self.error, self.n_resumed = [], b"", None, None, 0
+        self.call, self.channel, self.is_told = None, None, threading.Event()
+
+    def take(self, chunk):
+        assert chunk.token_offset == len(self.tokens), f"{self.request_id}: token {chunk.token_offset} for {len(self.tokens)}"
+        assert chunk.text_offset == len(self.text), f"{self.request_id}: byte {chunk.text_offset} for {len(self.text)}"
+        self.text += chunk.text.encode()
+        for t in chunk.tokens:
+            self.tokens.append((t.id, t.logprob if t.HasField("logprob") else None,
+                                tuple((top.id, top.logprob, top.piece) for top in t.top)))
+        if chunk.HasField("finished"):
+            self.end = chunk.finished
+
+    def once(self):
+        self.channel = grpc.insecure_channel(self.service.target, [("grpc.use_local_subchannel_pool", 1)])
+        stub = rpc.GenerationStub(self.channel)
+        if self.is_told.is_set():
+            self.n_resumed += 1
+            request = pb.GenerateRequest(request_id=self.request_id, resume=True, resume_from=len(self.tokens))
+        else:
+            request = pb.GenerateRequest(request_id=self.request_id, **self.request)
+        self.call = stub.GenerateStream(request, timeout=PATIENCE_S)
+        for chunk in self.call:
+            if chunk.HasField("started"):
+                assert chunk.started.resume_window_s > 0
+                self.is_told.set()
+            self.take(chunk)
+        self.channel.close()
+
+    def run(self):
+        until = time.monotonic() + PATIENCE_S
+        while self.end is None and self.error is None:
+            try:
+                self.once()
+            except grpc.RpcError as error:
+                self.channel.close()
+                if error.code() not in (CODE.UNAVAILABLE, CODE.CANCELLED) or time.monotonic() > until:
+                    self.error = f"{error.code().name}: {error.details()}"
+                time.sleep(0.1)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the test must say so
+                self.error = repr(error)
+
+    def answer(self):
+        return [self.text.decode(), self.tokens, self.end.reason, self.end.stop]
+
+
+def ask(service, i, request_id):
+    stub = rpc.GenerationStub(grpc.insecure_channel(service.target))
+    return chaos.ask(stub, REQUESTS[i], request_id)[0]
+
+
+def crowd(service, name):
+    readers = [Reader(service, request, f"{name}-{i}") for i, request in enumerate(REQUESTS)]
+    for r in readers:
+        r.start()
+    for r in readers:
+        r.is_told.wait(30)
+    return readers
+
+
+def finish(readers, wanted, what):
+    for r in readers:
+        r.join(PATIENCE_S)
+    for i, r in enumerate(readers):
+        if r.error or r.end is None:
+            raise chaos.Failed(f"{what}: {r.request_id}: {r.error or 'no end'}")
+        if r.answer() != wanted[i]:
+            at = next((k for k, (a, b) in enumerate(zip(r.tokens, wanted[i][1])) if a != b), "the end")
+            raise chaos.Failed(f"{what}: {r.request_id} differs at token {at} ({len(r.tokens)} of {len(wanted[i][1])})")
+    n = sum(r.n_resumed > 0 for r in readers)
+    print(f"  {what}: {len(readers)} answers equal, {n} of them resumed", flush=True)
+    return n
+
+
+def check(ok, claim, seen=""):
+    if not ok:
+        raise chaos.Failed(f"{claim}: {seen}")
+
+
+def under_way(readers, rng, service):
+    """Most of them have some tokens and none of the long ones is over."""
+    service.wait_for(lambda: sum(len(r.tokens) > 20 for r in readers) >= 8, 30, "streams to be under way")
+    time.sleep(rng.uniform(0, 0.1))
+
+
+def killed(service, wanted, rng):
+    before = service.pids()
+    readers = crowd(service, f"kill{rng.random()}")
+    under_way(readers, rng, service)
+    service.kill()
+    time.sleep(rng.uniform(0, 1))
+    service.start()
+    n = finish(readers, wanted, "coordinator killed")
+    check(n >= 5, "streams were under way when the coordinator died", n)
+    check(service.pids() == before, "the ranks are the same processes", (before, service.pids()))
+
+
+def killed_with_rank(service, wanted, rng):
+    before = service.status().replicas[0]
+    readers = crowd(service, f"both{rng.random()}")
+    under_way(readers, rng, service)
+    service.kill()
+    os.kill(rng.choice(before.ranks).pid, signal.SIGKILL)
+    service.start()
+    finish(readers, wanted, "coordinator and a rank killed")
+    after = service.status().replicas[0]
+    check(after.generation == before.generation + 1, "a new generation", after.generation)
+    check(not {k.pid for k in after.ranks} & {k.pid for k in before.ranks}, "all ranks are new ones")
+
+
+def connections(service, wanted):
+    """Connections break, the coordinator lives."""
+    stub = rpc.GenerationStub(service.channel)
+    readers = crowd(service, "cut")
+    for _ in range(2):
+        time.sleep(0.1)
+        for r in readers:
+            if r.end is None and r.channel is not None:
+                r.channel.close()
+    finish(readers, wanted, "connections cut")
+
+    def resume(request_id, at=0, unary=False):
+        request = pb.GenerateRequest(request_id=request_id, resume=True, resume_from=at)
+        return stub.Generate(request, timeout=30) if unary else list(stub.GenerateStream(request, timeout=30))
+
+    whole = resume("cut-0", unary=True)
+    check((whole.text, [t.id for t in whole.tokens]) == (wanted[0][0], [t[0] for t in wanted[0][1]]), "unary gives all of it")
+    chunks = resume("cut-1", 100)
+    ids = [t.id for c in chunks for t in c.tokens]
+    check(ids == [t[0] for t in wanted[1][1]][100:], "a complete answer from token 100 on", len(ids))
+    check(wanted[1][0].encode()[chunks[0].text_offset:].decode() == "".join(c.text for c in chunks), "and its text")
+    chunks = resume("cut-1", len(wanted[1][1]))
+    check(len(chunks) == 1 and chunks[0].HasField("finished") and not chunks[0].tokens, "all tokens are had: the end alone")
+    for arguments, code, word in ((("cut-1", 5000), CODE.INVALID_ARGUMENT, "resume_from"), (("nobody",), CODE.NOT_FOUND, "nobody")):
+        try:
+            resume(*arguments)
+            raise chaos.Failed(f"resume {arguments} was answered")
+        except grpc.RpcError as error:
+            check(error.code() == code and word in error.details(), f"resume {arguments}", error)
+    first = stub.GenerateStream(pb.GenerateRequest(request_id="two", **REQUESTS[9]), timeout=60)
+    next(first)
+    second = resume("two")
+    check([t.id for c in second for t in c.tokens] == [t[0] for t in wanted[9][1]], "who resumes reads all")
+    try:
+        for _ in first:
+            pass
+        check(False, "the first reader is told", "it ended well")
+    except grpc.RpcError as error:
+        check(error.code() == CODE.CANCELLED and "resumed" in error.details(), "the first reader is told", error)
+    check(ask(service, 5, "cut-5") == wanted[5], "an id whose answer is complete may be used again")
+
+
+def generate(service):
+    """Our own client, across a killed coordinator: the bytes of an undisturbed run."""
+    command = [chaos.GANTRY, "generate", "It was a bright morning", "--connect", service.target, "--temperature", "0.9", "--seed", "77",
+               "--ignore-eos", "--max-tokens", "950"]
+    wanted = subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as client:
+        head = client.stdout.read(200)
+        service.kill()
+        service.start()
+        rest, error = client.communicate(timeout=PATIENCE_S)
+    check(client.returncode == 0, "gantry generate ends well", error)
+    check(head + rest == wanted, "gantry generate prints the bytes of an undisturbed run", (len(head + rest), len(wanted)))
+    print("  gantry generate: equal bytes", flush=True)
+
+
+def lost_patience():
+    """Nobody comes back: the stream ends after the window; nobody starts another coordinator: so do the ranks."""
+    with Service(["--tp", "2", "--threads", "1", "--resume-window", "1", "--orphan-grace", "2"]) as service:
+        stub = rpc.GenerationStub(service.channel)
+        call = stub.GenerateStream(pb.GenerateRequest(request_id="gone", **REQUESTS[9]), timeout=60)
+        next(call)
+        call.cancel()
+        service.wait_for(service.is_free, 20, "the stream to be given up")
+        pids = service.pids()[0]
+        service.kill()
+        until = time.monotonic() + 30
+        while any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids):
+            check(time.monotonic() < until, "orphans end after their grace", pids)
+            time.sleep(0.1)
+        service.start()
+        check(service.status().replicas[0].generation == 2, "what is gone is started again")
+    print("  window and grace pass", flush=True)
+
+
+def handover(wanted):
+    """SIGTERM with --on-term handover: the streams stay for the next service."""
+    with Service(["--tp", "2", "--threads", "1", "--on-term", "handover", "--grace", "0"]) as service:
+        readers = crowd(service, "hand")
+        service.wait_for(lambda: sum(len(r.tokens) > 20 for r in readers) >= 8, 30, "streams to be under way")
+        pids = service.pids()[0]
+        service.process.terminate()
+        check(service.process.wait(60) == 0, "an orderly end", service.process.returncode)
+        check(not any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids), "its ranks end with it")
+        service.start()
+        finish(readers, wanted, "handed over")
+
+
+def main():
+    rng = random.Random(int(os.environ.get("GANTRY_SEED", "1")))
+    with chaos.Service(MODEL, ["--tp", "1", "--pp", "1", "--threads", "1"]) as service:
+        wanted = [ask(service, i, f"reference-{i}") for i in range(len(REQUESTS))]
+    with Service(["--tp", "2", "--pp", "1", "--threads", "1"]) as service:
+        print("one replica of tp 2", flush=True)
+        killed(service, wanted, rng)
+        killed(service, wanted, rng)
+        killed_with_rank(service, wanted, rng)
+        connections(service, wanted)
+        generate(service)
+        service.wait_for(service.is_free, 20, "all KV blocks to be free")
+    check(not list(service.journal.glob("journal-*")) if service.journal.exists() else True, "an orderly end empties the journal")
+    with Service(["--replicas", "2", "--tp", "1", "--pp", "2", "--threads", "1"]) as service:
+        print("two replicas of pp 2", flush=True)
+        killed(service, wanted, rng)
+    lost_patience()
+    handover(wanted)
+
+
+try:
+    main()
+except chaos.Failed as failure:
+    sys.exit(f"FAIL  {failure}")
