@@ -108,6 +108,7 @@ __global__ static void __launch_bounds__(DECODE_WARPS * 32, DT > 4 ? 1 : 2)
     attention_decode_kernel(const __grid_constant__ struct attn a)
 {
     DYNAMIC_SHARED(float, shared); /* [1 + warps][head_chunk][D + 2]: all, then the warps' */
+    const uint32_t warps = blockDim.x / 32;
     const uint32_t lane = threadIdx.x % 32, g = lane / 4, c = lane % 4, warp = threadIdx.x / 32;
     const uint32_t row = blockIdx.x, dim = a.g.head_dim;
     const struct heads h = heads_of(a, blockIdx.y);
@@ -130,8 +131,8 @@ __global__ static void __launch_bounds__(DECODE_WARPS * 32, DT > 4 ? 1 : 2)
         q_lo[i] = load_q(g < n ? q + (size_t)(h.begin + g) * dim : nullptr, d, dim);
         q_hi[i] = load_q(g + 8 < n ? q + (size_t)(h.begin + g + 8) * dim : nullptr, d, dim);
     }
-    for (uint32_t at = blockIdx.z * DECODE_WARPS; at < n_spans; at += gridDim.z * DECODE_WARPS) {
-        const uint32_t here = min((uint32_t)DECODE_WARPS, n_spans - at);
+    for (uint32_t at = blockIdx.z * warps; at < n_spans; at += gridDim.z * warps) {
+        const uint32_t here = min(warps, n_spans - at);
 
         if (warp < here) {
             const uint32_t begin = (at + warp) * CU_SPAN;
@@ -192,8 +193,12 @@ template <int DT> static void cu_attention_decode(struct kern_stream *s, struct 
         cu_launch(s, "attention", attention_merge_kernel, dim3(a.map.n_rows, parts), 256, stride,
                   a);
     } else {
+        /* Many heads of a great dim: as many warps as a block's shared memory has room for. */
+        const uint32_t room = (uint32_t)(s->smem_max / stride) - 1;
+        const uint32_t warps = room < DECODE_WARPS ? room : (uint32_t)DECODE_WARPS;
+
         cu_launch(s, "attention", attention_decode_kernel<DT, false>, dim3(a.map.n_rows, parts),
-                  DECODE_WARPS * 32, (1 + DECODE_WARPS) * stride, a);
+                  warps * 32, (1 + warps) * stride, a);
     }
 }
 

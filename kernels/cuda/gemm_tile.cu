@@ -366,7 +366,8 @@ void cu_gemm_tile(struct kern_stream *s, struct product &p)
 {
     if (p.n_rows <= 32) {
         run<shape<32, 8, 6>>(s, p);
-    } else if (p.n_rows <= 64) {
+    } else if (p.n_rows <= 64 ||
+               s->smem_max < shape<128, 2, 8>::STAGES * shape<128, 2, 8>::STEP_BYTES) {
         run<shape<64, 4, 6>>(s, p);
     } else {
         run<shape<128, 2, 8>>(s, p);

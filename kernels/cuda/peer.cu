@@ -137,7 +137,7 @@ template <uint32_t N>
 __global__ static void __launch_bounds__(THREADS)
     sum_kernel(float *x, size_t n, const __grid_constant__ struct peer_args a)
 {
-    DYNAMIC_SHARED(uint32_t, given_up);
+    DYNAMIC_SHARED(uint32_t, given_up); /* [N] by the thread that waits for the peer */
     const uint32_t b = blockIdx.x, t = threadIdx.x;
     const size_t i = (size_t)b * CHUNK + t * 4;
     struct window *own = a.windows[a.self];
@@ -148,22 +148,25 @@ __global__ static void __launch_bounds__(THREADS)
     float4 v[N];
 
     *(float4 *)&own->data[b][q % 2][t * 4] = mine;
-    if (t == 0) {
-        given_up[0] = 0;
-    }
-    __syncthreads();
+    __syncthreads(); /* all have read the number, and written */
     if (t == 0) {
         own->seq[b] = q;
     }
-    if (t < N && t != a.self) {
-        store_release(&a.windows[t]->flags[b][a.self], q);
-        if (!wait_for(&own->flags[b][t], q, t, a.words)) {
-            given_up[0] = 1;
+    if (t < N) {
+        bool is_there = true;
+
+        if (t != a.self) {
+            store_release(&a.windows[t]->flags[b][a.self], q);
+            is_there = wait_for(&own->flags[b][t], q, t, a.words);
         }
+        given_up[t] = !is_there;
     }
     __syncthreads();
-    if (given_up[0] != 0) {
-        return;
+#pragma unroll
+    for (uint32_t k = 0; k < N; k++) {
+        if (given_up[k] != 0) {
+            return;
+        }
     }
 #pragma unroll
     for (uint32_t k = 0; k < N; k++) {
@@ -184,11 +187,11 @@ static void peers_sum(struct kern_stream *s, struct kern_peers *p, float *x, siz
     const dim3 grid(div_up(n, CHUNK));
 
     if (p->n == 2) {
-        cu_launch(s, "peer sum", sum_kernel<2>, grid, THREADS, 16, x, n, p->args);
+        cu_launch(s, "peer sum", sum_kernel<2>, grid, THREADS, KERN_PEERS_MAX * 4, x, n, p->args);
     } else if (p->n == 4) {
-        cu_launch(s, "peer sum", sum_kernel<4>, grid, THREADS, 16, x, n, p->args);
+        cu_launch(s, "peer sum", sum_kernel<4>, grid, THREADS, KERN_PEERS_MAX * 4, x, n, p->args);
     } else {
-        cu_launch(s, "peer sum", sum_kernel<8>, grid, THREADS, 16, x, n, p->args);
+        cu_launch(s, "peer sum", sum_kernel<8>, grid, THREADS, KERN_PEERS_MAX * 4, x, n, p->args);
     }
 }
 

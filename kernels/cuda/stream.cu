@@ -58,7 +58,7 @@ static void stream_destroy(struct kern_stream *s)
 
 static status create_parts(struct kern_stream *s, struct err *err)
 {
-    int major = 0, minor = 0, n_sm = 0;
+    int major = 0, minor = 0, n_sm = 0, smem = 0;
     cudaError_t e = cudaSetDevice(s->device);
 
     if (e == cudaSuccess) {
@@ -69,6 +69,9 @@ static status create_parts(struct kern_stream *s, struct err *err)
     }
     if (e == cudaSuccess) {
         e = cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, s->device);
+    }
+    if (e == cudaSuccess) {
+        e = cudaDeviceGetAttribute(&smem, cudaDevAttrMaxSharedMemoryPerBlockOptin, s->device);
     }
     if (e == cudaSuccess) {
         e = cudaStreamCreateWithFlags(&s->raw, cudaStreamNonBlocking);
@@ -89,6 +92,7 @@ static status create_parts(struct kern_stream *s, struct err *err)
         return cuda_fail(err, e, "opening the device");
     }
     s->n_sm = (uint32_t)n_sm;
+    s->smem_max = (size_t)smem;
     s->compute_version = (uint32_t)(major * 10 + minor);
     s->overlap = major >= 9 && getenv("GANTRY_CUDA_SERIAL") == nullptr;
     return ST_OK;

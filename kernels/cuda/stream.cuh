@@ -40,6 +40,7 @@ struct kern_stream {
     uint32_t stage; /* in use */
     cudaEvent_t marks[KERN_MARKS];
     uint32_t n_sm, compute_version;
+    size_t smem_max;   /* shared memory that one block may have: 99 KiB on 8.6, 8.9 and 12.x */
     bool overlap;      /* programmatic serialisation is on */
     bool fence;        /* the next kernel starts only after all before it: weights were written */
     bool recording;    /* between graph_begin and graph_end */

@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
-# tests/gpu/run.sh [BUILD_DIR] - every check and bench of the CUDA table on this machine's first GPU, in
-# at most 8 minutes, without a network; one table last. tests/gpu/README.md says what it needs.
+# tests/gpu/run.sh - every check and bench of the CUDA path on this machine's first GPU, in at most 8 minutes, without
+# a network; one table last. tests/gpu/README.md says what it needs.
 #
-# Without BUILD_DIR it builds what it can with nvcc and cc alone (base/ and kernels/: gRPC, protobuf-c,
-# MPI and cmocka may be missing). With a build folder of CMake, made here or elsewhere, it also
-# runs the whole model on the device (tests/layout, greedy tokens against the CPU's).
+# It builds with nvcc and cc alone: gRPC, protobuf-c, MPI, cmocka, jansson and xxHash may be missing (standin/). So the
+# whole model runs here too: tests/layout, greedy tokens against the CPU's, equal bits over graphs, chunks, neighbours,
+# and ranks that share the device.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 2
 source_dir=$PWD
-build=${1:-}
 out=${GANTRY_GPU_OUT:-$(mktemp -d)}
 mkdir -p "$out/obj"
 seed=${GANTRY_GPU_SEED:-$(date +%s)}
@@ -70,8 +69,19 @@ for file in kernels/cuda/*.cu; do
     "$nvcc" "${cuda_flags[@]}" -c -o "$out/obj/$(basename "$file" .cu).cu.o" "$file" &
     jobs+=($!)
 done
+nccl_flags=()
+if echo '#include <nccl.h>' | cc -I/usr/local/cuda/include -fsyntax-only -x c - 2> /dev/null; then
+    nccl_flags=(-DGANTRY_NCCL=1 -isystem /usr/local/cuda/include)
+fi
+# What the plug-in's checks link, and what a replica of ranks as threads links besides.
+low=(base/{buf,clock,cpu,cpu_memory,err,team}.c kernels/*.c kernels/ref/*.c kernels/x86/*.c)
+high=(base/{arena,hash,log,ring}.c model/{config_field,desc,safetensors,weights,weights_check,weights_read,weights_digest}.c
+    partition/{plan,plan_cut,plan_digest}.c worker/{exec,exec_rows,exec_graph,exec_sample,leader,rank,shard,shard_load,digest,trail}.c
+    worker/sched/*.c cluster/coll_{local,local_mail,add,watch,wait,staged,nccl,nccl_sum,nccl_peer,nccl_lib}.c
+    tests/replica/*.c tests/common/fixture.c tests/gpu/standin/jansson.c)
 objects=()
-for file in base/buf.c base/clock.c base/cpu.c base/cpu_memory.c base/err.c base/team.c kernels/*.c kernels/ref/*.c kernels/x86/*.c; do
+model_objects=()
+for file in "${low[@]}" "${high[@]}"; do
     isa=()
     case $file in
     *_avx512bf16.c) isa=(-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -O3) ;;
@@ -79,7 +89,13 @@ for file in base/buf.c base/clock.c base/cpu.c base/cpu_memory.c base/err.c base
     *_avx2.c) isa=(-mavx2 -mfma -mf16c -O3) ;;
     esac
     object=$out/obj/$(printf '%s' "$file" | tr / _).o
-    objects+=("$object")
+    case " ${low[*]} " in
+    *" $file "*) objects+=("$object") ;;
+    *)
+        model_objects+=("$object")
+        isa=(-Itests/gpu/standin -Itests "${nccl_flags[@]}")
+        ;;
+    esac
     cc "${c_flags[@]}" "${isa[@]}" -c -o "$object" "$file" &
     jobs+=($!)
 done
@@ -93,15 +109,39 @@ if [ "$failed" -ne 0 ]; then
 fi
 "$nvcc" -shared -cudart static -o "$out/gantry_cuda.so" "$out"/obj/*.cu.o || exit 1
 cc "${c_flags[@]}" -o "$out/check_ops" tests/gpu/check_*.c "${objects[@]}" -ldl -lpthread -lm || exit 1
+cc "${c_flags[@]}" -Itests/gpu/standin -Itests -o "$out/check_model" tests/layout/test_bits.c "${model_objects[@]}" \
+    "${objects[@]}" -ldl -lpthread -lm || exit 1
+cc "${c_flags[@]}" -o "$out/nccl_try" tests/gpu/nccl_try.c "${model_objects[@]}" "${objects[@]}" -ldl -lpthread -lm || exit 1
 "$nvcc" -std=c++17 -O2 -gencode "arch=compute_$arch,code=sm_$arch" -I. -o "$out/bench" tests/gpu/bench.cu \
     "${objects[@]}" -lcublasLt -ldl -lpthread
 bench_built=$?
 say "built in $((SECONDS - start)) s"
 
-# ---- checks: two seeds, without overlap of kernels, and under the sanitizer ----
-run check_ops 60 "$out/check_ops" "$out/gantry_cuda.so" "$seed"
-run check_ops_again 60 "$out/check_ops" "$out/gantry_cuda.so" "$((seed + 1))"
-run check_ops_serial 60 env GANTRY_CUDA_SERIAL=1 "$out/check_ops" "$out/gantry_cuda.so" "$seed"
+# ---- checks: two seeds, without overlap of kernels ----
+run check_ops 40 "$out/check_ops" "$out/gantry_cuda.so" "$seed"
+run check_ops_again 30 "$out/check_ops" "$out/gantry_cuda.so" "$((seed + 1))"
+run check_ops_serial 30 env GANTRY_CUDA_SERIAL=1 "$out/check_ops" "$out/gantry_cuda.so" "$seed"
+
+# ---- whole models ----
+on_device=(env GANTRY_TEST_DEVICE=cuda GANTRY_TEST_PLUGIN="$out/gantry_cuda.so" GANTRY_SOURCE_DIR="$source_dir")
+run model_stories260k 80 "${on_device[@]}" "$out/check_model"
+run model_demo_greedy 30 "${on_device[@]}" GANTRY_TEST_MODEL="$source_dir/model/demo" GANTRY_TEST_ONLY=greedy "$out/check_model"
+run nccl 45 "$out/nccl_try" "$out/gantry_cuda.so"
+cat "$out/nccl.log"
+
+# ---- benches: ours, and others with the same shapes beside the same two ceilings ----
+if [ "$bench_built" -eq 0 ]; then
+    run bench 110 "$out/bench" "$out/gantry_cuda.so"
+else
+    : > "$out/bench.log"
+    summary+=("$(printf '%-44s skipped: does not build (cuBLASLt?)' bench)")
+fi
+ceilings=$(sed -n 's|^ceilings: copy \([0-9.]*\) TB/s, bf16 matrix \([0-9.]*\) TFLOP/s.*|--copy-tbps \1 --matrix-tflops \2|p' "$out/bench.log" | head -n 1)
+# shellcheck disable=SC2086 # two options and their numbers
+run peers 110 "${GANTRY_GPU_PYTHON:-python3}" tests/gpu/peers.py --seconds 100 $ceilings
+run llama_cpp 60 tests/gpu/llama_cpp.sh
+
+# ---- under the sanitizer, with what time is left ----
 if command -v compute-sanitizer > /dev/null; then
     for tool in memcheck racecheck initcheck synccheck; do
         run "sanitizer_$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 \
@@ -111,27 +151,9 @@ else
     summary+=("$(printf '%-44s skipped: no compute-sanitizer' sanitizer)")
 fi
 
-# ---- the whole model, from a build folder ----
-layout=$build/tests/layout.test_bits
-if [ -n "$build" ] && [ -x "$layout" ]; then
-    if ldd "$layout" | grep -q 'not found'; then
-        summary+=("$(printf '%-44s skipped: %s' layout "$(ldd "$layout" | grep 'not found' | head -n 1 | xargs)")")
-    else
-        run layout_cuda 120 env GANTRY_TEST_DEVICE=cuda GANTRY_SOURCE_DIR="$source_dir" \
-            GANTRY_SHARED_DIR="${GANTRY_SHARED_DIR:-$source_dir/../shared}" "$layout"
-    fi
-else
-    summary+=("$(printf '%-44s skipped: no build folder given' layout)")
-fi
-
-# ---- bench: prints its table last ----
-if [ "$bench_built" -eq 0 ]; then
-    run bench 240 "$out/bench" "$out/gantry_cuda.so"
-    sed -n '/^==== table ====$/,$p' "$out/bench.log"
-else
-    summary+=("$(printf '%-44s skipped: does not build (cuBLASLt?)' bench)")
-fi
-
+printf '\n==== table ====\n'
+sed -n '/^==== table ====$/,$p' "$out/bench.log" | tail -n +2
+cat "$out/peers.log" "$out/llama_cpp.log" 2> /dev/null | grep -vi warn
 printf '\n==== checks, seed %s, %s s ====\n' "$seed" "$((SECONDS - start))"
 printf '%s\n' "${summary[@]}"
 case "${summary[*]}" in *FAILED*) exit 1 ;; esac

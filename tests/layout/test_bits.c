@@ -6,7 +6,8 @@
  * device 0, whose ranks exchange by way of the host; =cuda-nccl gives each rank a device and NCCL
  * between them. Cases about CPUs and about the made-up device are left out then. With
  * GANTRY_TEST_PLUGIN=build/simt/gantry_cuda.so "the device" is the kernels' own code on this
- * processor. */
+ * processor. GANTRY_TEST_MODEL names another
+ * model's folder; it needs ids up to 512 and 200 positions. */
 #include "common/fixture.h"
 #include "replica/replica.h"
 
@@ -665,8 +666,11 @@ int main(void)
 
     cpu_float_env_set();
     fill_prompt();
-    fixture_shared_or_exit("models/stories260k", path);
-    model = path;
+    model = getenv("GANTRY_TEST_MODEL");
+    if (model == NULL) {
+        fixture_shared_or_exit("models/stories260k", path);
+        model = path;
+    }
     if (on != NULL && strncmp(on, "cuda", 4) == 0) {
         device = strcmp(on, "cuda-nccl") == 0 ? REPLICA_CUDA_NCCL : REPLICA_CUDA;
         return run_cuda();

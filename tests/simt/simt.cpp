@@ -338,12 +338,20 @@ void simt_run(const dim3 &grid, uint32_t threads, size_t smem, const std::functi
     _mm_setcsr(env);
 }
 
+static size_t shared_max()
+{
+    int bytes = 0;
+
+    (void)cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
+    return (size_t)bytes;
+}
+
 cudaError_t simt_check(const cudaLaunchConfig_t *c)
 {
     const bool ok = c->gridDim.x >= 1 && c->gridDim.x <= 0x7fffffffu && c->gridDim.y >= 1 &&
                     c->gridDim.y <= 65535 && c->gridDim.z >= 1 && c->gridDim.z <= 65535 &&
                     c->blockDim.x >= 1 && c->blockDim.x <= 1024 &&
-                    c->dynamicSmemBytes <= SHARED_BYTES;
+                    c->dynamicSmemBytes <= shared_max();
 
     return ok ? cudaSuccess : cudaErrorInvalidConfiguration;
 }
@@ -550,6 +558,10 @@ cudaError_t cudaDeviceGetAttribute(int *value_p, cudaDeviceAttr attr, int)
     *value_p = attr == cudaDevAttrMultiProcessorCount ? 1 : 0;
     if (attr == cudaDevAttrComputeCapabilityMajor) {
         *value_p = 9;
+    }
+    if (attr == cudaDevAttrMaxSharedMemoryPerBlockOptin) {
+        const char *kib = getenv("SIMT_SHARED_KIB"); /* a smaller device, so that both ways are run */
+        *value_p = kib != nullptr ? atoi(kib) << 10 : (int)SHARED_BYTES;
     }
     return cudaSuccess;
 }
