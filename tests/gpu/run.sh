@@ -70,8 +70,10 @@ say "building for sm_$arch into $out"
 cuda_flags=(-std=c++17 -O3 -fmad=false -ftz=true -prec-div=true -prec-sqrt=true -lineinfo
     -gencode "arch=compute_$arch,code=sm_$arch" -Xcompiler -fPIC -Xcompiler -fvisibility=hidden -I.)
 c_flags=(-std=gnu17 -D_GNU_SOURCE -O2 -g -ffp-contract=off -fno-strict-aliasing -I.)
+level=()
 if [ "$link_only" = --link ]; then
-    c_flags=(-std=gnu17 -D_GNU_SOURCE -O0 -ffp-contract=off -fno-strict-aliasing -I.)
+    c_flags=(-std=gnu17 -D_GNU_SOURCE -I.)
+    level=(-O0)
 fi
 jobs=()
 for file in kernels/cuda/*.cu; do
@@ -83,9 +85,10 @@ if echo '#include <nccl.h>' | cc -I/usr/local/cuda/include -fsyntax-only -x c - 
     nccl_flags=(-DGANTRY_NCCL=1 -isystem /usr/local/cuda/include)
 fi
 # What the plug-in's checks link, and what a replica of ranks as threads links besides.
-low=(base/{buf,clock,cpu,cpu_memory,err,team}.c kernels/*.c kernels/ref/*.c kernels/x86/*.c)
-high=(base/{arena,hash,log,ring}.c model/{config_field,desc,safetensors}.c model/weights*.c partition/{plan,plan_cut,plan_digest}.c
-    worker/sched/*.c tests/replica/*.c tests/common/{fixture,coll_wrap}.c tests/gpu/standin/jansson.c)
+shopt -s nullglob
+low=(base/*.c kernels/*.c kernels/ref/*.c kernels/x86/*.c)
+high=(model/config_*.c model/desc*.c model/quant*.c model/safetensors*.c model/weights*.c partition/plan{,_cut,_digest}.c worker/sched/*.c
+    tests/replica/*.c tests/common/{fixture,coll_wrap}.c tests/gpu/standin/jansson.c)
 for file in worker/*.c cluster/coll_*.c; do
     case $file in
     worker/args.c | worker/ctrl*.c | worker/device.c | worker/main.c | worker/one_job.c | cluster/coll_mpi*.c) ;;
@@ -100,6 +103,7 @@ for file in "${low[@]}" "${high[@]}"; do
     *_avx512bf16.c) isa=(-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -O3) ;;
     *_avx512.c) isa=(-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -O3) ;;
     *_avx2.c) isa=(-mavx2 -mfma -mf16c -O3) ;;
+    base/hash.c) isa=(-Itests/gpu/standin) ;;
     esac
     object=$out/obj/$(printf '%s' "$file" | tr / _).o
     case " ${low[*]} " in
@@ -109,7 +113,7 @@ for file in "${low[@]}" "${high[@]}"; do
         isa=(-Itests/gpu/standin -Itests "${nccl_flags[@]}")
         ;;
     esac
-    cc "${c_flags[@]}" "${isa[@]}" -c -o "$object" "$file" &
+    cc "${c_flags[@]}" "${isa[@]}" "${level[@]}" -c -o "$object" "$file" &
     jobs+=($!)
     if [ "$link_only" = --link ] && [ "${#jobs[@]}" -gt 8 ]; then # beside other work, on few cores
         wait "${jobs[-3]}"
