@@ -83,6 +83,8 @@ status weights_chunk_hash(const struct weights *w, uint32_t i_chunk, struct hash
                           struct err *err);
 struct hash128 weights_digest(const struct weights *w, const struct hash128 *chunk_hashes);
 
+/* Where digests are kept: $XDG_CACHE_HOME/gantry or ~/.cache/gantry. NULL: nowhere; else `path`. */
+const char *weights_cache_dir(char *path, size_t bytes);
 /* The digest kept from an earlier run: in `cache_dir` under a name made from paths, sizes, inodes
  * and mtimes. */
 status weights_digest_cached(const struct weights *w, const char *cache_dir,

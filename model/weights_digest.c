@@ -87,6 +87,19 @@ struct hash128 weights_digest(const struct weights *w, const struct hash128 *chu
 
 /* ---- the cache: DIR/weights-<key>, one line "<version> <digest>" ---- */
 
+const char *weights_cache_dir(char *path, size_t bytes)
+{
+    const char *base = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    int n = -1;
+
+    if (base != NULL && base[0] == '/') {
+        n = snprintf(path, bytes, "%s/gantry", base);
+    } else if (home != NULL && home[0] == '/') {
+        n = snprintf(path, bytes, "%s/.cache/gantry", home);
+    }
+    return n >= 0 && (size_t)n < bytes ? path : NULL;
+}
+
 static status cache_path(const struct weights *w, const char *cache_dir, struct buf *path)
 {
     struct buf key = BUF_INIT;

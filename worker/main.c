@@ -189,20 +189,6 @@ static uint32_t threads_of(const struct life *l)
     return MAX(1u, cpu_count() / n_local_ranks());
 }
 
-static const char *cache_dir(char path[PATH_BYTES])
-{
-    const char *base = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-
-    if (base != NULL && base[0] == '/') {
-        snprintf(path, PATH_BYTES, "%s/gantry", base);
-    } else if (home != NULL && home[0] == '/') {
-        snprintf(path, PATH_BYTES, "%s/.cache/gantry", home);
-    } else {
-        return NULL;
-    }
-    return path;
-}
-
 static status prepare(struct life *l, struct err *err)
 {
     const struct rank_config config = { .plan = l->plan,
@@ -225,7 +211,8 @@ static status prepare(struct life *l, struct err *err)
     (void)(st || (st = rank_load(l->rank, l->weights, err)) || (st = rank_agree(l->rank, err)) ||
            (st = l->args->self_test ? rank_selftest(l->rank, &fabric, &ready.self_test, err)
                                     : ST_OK) ||
-           (st = rank_digest(l->rank, l->weights, cache_dir(cache), &ready.weights_digest, err)) ||
+           (st = rank_digest(l->rank, l->weights, weights_cache_dir(cache, sizeof(cache)),
+                             &ready.weights_digest, err)) ||
            (st = l->coll->ops->barrier(l->coll, err)));
     if (st != ST_OK) {
         return st;

@@ -212,6 +212,9 @@ static status coord_open(struct serve *s, struct err *err)
             say("clients need the token in %s (gantry generate --token-file)\n", s->dir.token_path);
         }
     }
+    if (st == ST_OK && s->args.external_only && s->setup.has_digest) {
+        coord_expect_digest(s->coord, &s->setup.digest); /* else the first that joins says it */
+    }
     return st;
 }
 

@@ -409,13 +409,17 @@ static status plan_make(const struct serve_args *a, const struct model_desc *des
 
 /* The weights are the ranks' to read; here only that all of them are there, so that what is missing
  * is said at once and by one process. */
-static status weights_look(const char *dir, const struct model_desc *desc, struct err *err)
+static status weights_look(const struct model_desc *desc, struct serve_setup *s, struct err *err)
 {
+    char cache[4096];
     struct weights *w = NULL;
-    status st = weights_open(dir, &w, err);
+    status st = weights_open(s->model_path, &w, err);
 
     if (st == ST_OK) {
         st = weights_check(w, desc, err);
+    }
+    if (st == ST_OK && weights_cache_dir(cache, sizeof(cache)) != NULL) {
+        s->has_digest = weights_digest_cached(w, cache, &s->digest) == ST_OK;
     }
     weights_close(w);
     return st;
@@ -435,7 +439,7 @@ status serve_setup_make(struct serve_args *a, struct serve_setup *s, struct err 
     strcpy(s->model_path, path);
     free(path);
     status st = model_desc_read(s->model_path, &desc, err);
-    (void)(st || (st = weights_look(s->model_path, &desc, err)) ||
+    (void)(st || (st = weights_look(&desc, s, err)) ||
            (st = tokenizer_open(s->model_path, &s->tok, err)) || (st = hosts_read(a, s, err)) ||
            (st = plan_make(a, &desc, s, err)) || (st = replicas_settle(a, s, err)));
     if (st < 0) {

@@ -3,6 +3,7 @@
 #ifndef COORDINATOR_CLI_SERVE_ARGS_H
 #define COORDINATOR_CLI_SERVE_ARGS_H
 
+#include "base/hash.h"
 #include "base/log.h"
 #include "cluster/launch.h"
 #include "coordinator/cli/allocation.h"
@@ -42,6 +43,8 @@ struct serve_setup {
     uint32_t n_hosts;
     bool is_local;         /* every rank is on this host */
     struct allocation job; /* the scheduler's, around us; owned */
+    bool has_digest;       /* of the weights, kept from an earlier run */
+    struct hash128 digest;
     struct cli_device device;
     char device_word[16]; /* "cuda:1", where the user named one by its number; else empty */
 };

@@ -139,6 +139,13 @@ kill -TERM "$serve"
 serve_ends 20 0 "it stops"
 joiner_ends 10 0 "and takes the joined job along"
 
+serve fresh "$demo" --external-only --secret-file "$secret"
+within 30 has_state starting || fail "it waits" "$log"
+control=127.0.0.1:$(field control_port)
+refused "other weights than MODEL's, though it is the first" 6 "has loaded weights with digest|the service has" 1 --secret-file "$secret" "$spoilt"
+kill -TERM "$serve"
+serve_ends 20 0 "it stops too"
+
 serve closed "$demo" --threads 1 --join-max 0 --secret-file "$secret"
 ready
 control=127.0.0.1:$(field control_port)
