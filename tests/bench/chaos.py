@@ -2,20 +2,23 @@
 """Faults at random, by a seed, under streams that are compared token by token (tests/common/chaos.py).
 
     ./run bench chaos [--seed S] [--kills N] [--streams N] [--replicas R] [--tp N] [--pp N] [--settle] [--both P]
-                      [--prompt N] [--hang-timeout S] [--log FILE]
+                      [--prompt N [--answer N]] [--hang-timeout S] [--log FILE] [--random-model SHAPE]
 
 Kinds: SIGKILL to a rank of every replica at once (--both, a tenth; counted one by one), else to a random rank (67 %) or a random
 mpirun (17 %), or SIGSTOP to a random rank (16 %). A fault waits until its replica serves; the others may still be
 starting, unless --settle. Prints a line per
 fault, then how many answers differ from the undisturbed ones (must be none), the time from the fault to the log line that names
 it, and the pauses that the streams had. Exit code 1 if an answer differs or fails, a fault is not named in time, or anything is
-left behind.
+left behind. --random-model serves random weights of a shape that tests/bench/make_model.c knows (--prompt is needed then).
 """
 import argparse
 import os
 import pathlib
 import random
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
 
 SOURCE = pathlib.Path(os.environ["GANTRY_SOURCE_DIR"])
@@ -38,6 +41,19 @@ def has_work(service, replica):
     return one.state == "serving" and (one.running > 0 or all(r.running == 0 for r in status.replicas))
 
 
+def random_model(shape):
+    """A directory below GANTRY_BENCH_DIR, kept there; the demo model's tokenizer."""
+    folder = pathlib.Path(os.environ.get("GANTRY_BENCH_DIR") or tempfile.mkdtemp(prefix="gantry-bench-")) / shape
+    if not (folder / "model.safetensors").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        maker = pathlib.Path(os.environ["GANTRY"]).parent / "tests" / "bench.make_model"
+        subprocess.run([maker, folder, shape], check=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(SOURCE / "model" / "demo" / name, folder)
+    chaos.START_S = 600
+    return folder
+
+
 def figures(words, values, unit="ms"):
     if values:
         print(f"{words:<44} n {len(values):5}  p50 {chaos.quantile(values, 0.5):7.0f}  p99 {chaos.quantile(values, 0.99):7.0f}  "
@@ -46,12 +62,12 @@ def figures(words, values, unit="ms"):
 
 def run(args):
     rng = random.Random(args.seed)
-    model = SOURCE / "model" / "demo"
+    model = SOURCE / "model" / "demo" if not args.random_model else random_model(args.random_model)
     bounds = {"rank": args.bound, "mpirun": args.bound, "stop": args.hang_timeout + args.bound}
     named = {"rank": [], "mpirun": [], "stop": []}
     if args.prompt:
         ids = chaos.gantry_pb2.TokenIds(ids=[rng.randrange(10, 4000) for _ in range(args.prompt)])
-        chaos.REQUESTS[:] = [dict(prompt_ids=ids, temperature=0.8, seed=i, max_tokens=400, ignore_eos=True, logprobs=1)
+        chaos.REQUESTS[:] = [dict(prompt_ids=ids, temperature=0.8, seed=i, max_tokens=args.answer, ignore_eos=True, logprobs=1)
                              for i in range(args.streams)]
     wanted = chaos.undisturbed(model)
     options = ["--replicas", str(args.replicas), "--tp", str(args.tp), "--pp", str(args.pp), "--threads", "1", "--hang-timeout",
@@ -101,6 +117,8 @@ def main():
     parser.add_argument("--both", type=float, default=0.1, help="share of strikes that hit every replica at once")
     parser.add_argument("--settle", action="store_true", help="let every replica serve again before the next strike")
     parser.add_argument("--prompt", type=int, help="instead of the mixed requests: sampled ones with a prompt of so many tokens")
+    parser.add_argument("--answer", type=int, default=400, help="with --prompt: tokens of an answer")
+    parser.add_argument("--random-model", metavar="SHAPE", help="instead of the demo model")
     parser.add_argument("--log", help="keep the service's log there")
     parser.add_argument("--bound", type=float, default=2, help="seconds until a fault must be named")
     run(parser.parse_args())

@@ -1,7 +1,8 @@
 /* tests/bench/make_model.c - a Hugging Face directory of random weights with the shape of a known
  * model.
  *
- *   make_model DIR SHAPE        tinyllama-1.1b (2.2 GB), llama-160m (0.3 GB)
+ *   make_model DIR SHAPE        tinyllama-1.1b (2.2 GB), llama-160m (0.3 GB), or llama-1.1b-mha (2.3 GB: 180 KB of
+ *                               KV a position, and a vocabulary that the demo model's tokenizer covers)
  *
  * bf16, values small enough that nothing overflows; no tokenizer (benches send token ids). Speed
  * does not depend on the values. */
@@ -20,6 +21,7 @@ struct shape {
 static const struct shape shapes[] = {
     { "tinyllama-1.1b", 22, 2048, 32, 4, 5632, 32000, 2048 },
     { "llama-160m", 12, 768, 12, 12, 3072, 32000, 2048 },
+    { "llama-1.1b-mha", 22, 2048, 32, 32, 5632, 4096, 2048 },
 };
 
 static uint64_t state = 88172645463325252ull;
