@@ -31,15 +31,21 @@ enum {
 
 struct run;
 
+struct choice { /* one of the answers to a record, as it comes */
+    struct buf text;
+    json_t *ids, *logprobs; /* owned */
+    bool is_finished;
+    struct msg_finished finished;
+    char stop[MSG_STOP_BYTES_MAX + 1];
+};
+
 struct flight { /* one record on its way */
     struct run *run;
     struct rpc_call *call; /* NULL: the slot is free */
     uint32_t i;
-    bool has_begun, is_finished;
-    struct buf text;
-    json_t *ids, *logprobs;
-    struct msg_finished finished;
-    char stop[MSG_STOP_BYTES_MAX + 1];
+    bool has_begun;
+    uint32_t n; /* choices */
+    struct choice choices[MSG_CHOICES_MAX];
     uint32_t prompt_tokens;
     uint64_t seed;
 };
@@ -93,12 +99,41 @@ static void fail(struct run *r, status st, const char *text)
 
 static void flight_reset(struct flight *f)
 {
-    struct run *r = f->run;
+    for (uint32_t k = 0; k < f->n; k++) {
+        struct choice *o = &f->choices[k];
+        buf_fini(&o->text);
+        json_decref(o->ids);
+        json_decref(o->logprobs);
+    }
+    f->n = 0;
+    f->call = NULL;
+    f->has_begun = false;
+}
 
-    buf_fini(&f->text);
-    json_decref(f->ids);
-    json_decref(f->logprobs);
-    *f = (struct flight){ .run = r, .text = BUF_INIT };
+static status flight_begin(struct flight *f, uint32_t i, uint32_t n)
+{
+    f->i = i;
+    f->n = n;
+    for (uint32_t k = 0; k < n; k++) {
+        f->choices[k] =
+            (struct choice){ .text = BUF_INIT, .ids = json_array(), .logprobs = json_array() };
+    }
+    for (uint32_t k = 0; k < n; k++) {
+        if (f->choices[k].ids == NULL || f->choices[k].logprobs == NULL) {
+            return ST_ERR_NOMEM;
+        }
+    }
+    return ST_OK;
+}
+
+static bool is_complete(const struct flight *f)
+{
+    uint32_t n = 0;
+
+    for (uint32_t k = 0; k < f->n; k++) {
+        n += f->choices[k].is_finished ? 1 : 0;
+    }
+    return n == f->n;
 }
 
 static json_t *top_json(const struct msg_piece *p)
@@ -112,22 +147,38 @@ static json_t *top_json(const struct msg_piece *p)
     return list;
 }
 
-static status tokens_take(struct flight *f, const struct msg_chunk *c)
+static status tokens_take(struct choice *o, const struct msg_chunk *c)
 {
     for (uint32_t i = 0; i < c->n_tokens; i++) {
         const struct msg_piece *p = &c->tokens[i];
-        int rc = json_array_append_new(f->ids, json_integer((json_int_t)p->id));
+        int rc = json_array_append_new(o->ids, json_integer((json_int_t)p->id));
         if (p->has_logprob) {
             rc |= json_array_append_new(
-                f->logprobs,
+                o->logprobs,
                 json_pack("{s:f, s:o}", "logprob", (double)p->logprob, "top", top_json(p)));
         }
         if (rc != 0) {
             return ST_ERR_NOMEM;
         }
     }
-    f->run->n_tokens += c->n_tokens;
     return ST_OK;
+}
+
+static status choice_take(struct choice *o, const struct msg_chunk *c)
+{
+    status st = buf_append(&o->text, c->text.data, c->text.len);
+
+    if (st == ST_OK) {
+        st = tokens_take(o, c);
+    }
+    if (st == ST_OK && c->has_finished) {
+        o->is_finished = true;
+        o->finished = c->finished;
+        snprintf(o->stop, sizeof(o->stop), "%.*s", (int)c->finished.stop.len,
+                 c->finished.stop.data);
+        o->finished.stop = (struct msg_str){ o->stop, strlen(o->stop) };
+    }
+    return st;
 }
 
 static void on_chunk(void *arg, struct rpc_call *call UNUSED, const void *data, size_t len)
@@ -147,40 +198,55 @@ static void on_chunk(void *arg, struct rpc_call *call UNUSED, const void *data, 
         f->seed = c.started.seed;
         f->prompt_tokens = c.started.prompt_tokens;
     }
-    if (st == ST_OK) {
-        st = buf_append(&f->text, c.text.data, c.text.len);
+    if (st == ST_OK && c.choice >= f->n) {
+        st = err_set(&err, ST_ERR_PROTO, "the service sent choice %u of %u", c.choice, f->n);
     }
     if (st == ST_OK) {
-        st = tokens_take(f, &c);
-    }
-    if (st == ST_OK && c.has_finished) {
-        f->is_finished = true;
-        f->finished = c.finished;
-        snprintf(f->stop, sizeof(f->stop), "%.*s", (int)c.finished.stop.len, c.finished.stop.data);
-        f->finished.stop = (struct msg_str){ f->stop, strlen(f->stop) };
+        st = choice_take(&f->choices[c.choice], &c);
+        r->n_tokens += c.n_tokens;
     }
     if (st < 0) {
         fail(r, st, err.text[0] != '\0' ? err.text : "no memory for an answer");
     }
 }
 
+static void choice_put(const struct choice *o, json_t *to)
+{
+    const struct msg_finished *m = &o->finished;
+
+    json_object_set_new(to, "text", json_stringn(o->text.data, o->text.len));
+    json_object_set(to, "token_ids", o->ids);
+    json_object_set_new(to, "finish_reason",
+                        json_string(m->reason == FINISH_STOP ? "stop" : "length"));
+    json_object_set_new(to, "completion_tokens", json_integer((json_int_t)json_array_size(o->ids)));
+    if (m->stop.len != 0) {
+        json_object_set_new(to, "stop", json_stringn(m->stop.data, m->stop.len));
+    }
+    if (json_array_size(o->logprobs) != 0) {
+        json_object_set(to, "logprobs", o->logprobs);
+    }
+}
+
+/* One choice stands in the record itself, several in an array. */
 static json_t *answer_json(const struct flight *f)
 {
-    const struct msg_finished *m = &f->finished;
+    json_t *root = json_object(), *list = f->n > 1 ? json_array() : NULL;
     char seed[24];
 
     snprintf(seed, sizeof(seed), "%llu", (unsigned long long)f->seed);
-    json_t *root = json_pack(
-        "{s:s, s:o, s:O, s:s, s:s, s:I, s:I}", "id", batch_in_id(&f->run->in, f->i), "text",
-        json_stringn(f->text.data, f->text.len), "token_ids", f->ids, "finish_reason",
-        m->reason == FINISH_STOP ? "stop" : "length", "seed", seed, "prompt_tokens",
-        (json_int_t)f->prompt_tokens, "completion_tokens", (json_int_t)m->completion_tokens);
-    if (root != NULL && m->stop.len != 0) {
-        json_object_set_new(root, "stop", json_stringn(m->stop.data, m->stop.len));
+    json_object_set_new(root, "id", json_string(batch_in_id(&f->run->in, f->i)));
+    for (uint32_t k = 0; list != NULL && k < f->n; k++) {
+        json_t *one = json_object();
+        choice_put(&f->choices[k], one);
+        json_array_append_new(list, one);
     }
-    if (root != NULL && json_array_size(f->logprobs) != 0) {
-        json_object_set(root, "logprobs", f->logprobs);
+    if (list != NULL) {
+        json_object_set_new(root, "choices", list);
+    } else {
+        choice_put(&f->choices[0], root);
     }
+    json_object_set_new(root, "seed", json_string(seed));
+    json_object_set_new(root, "prompt_tokens", json_integer((json_int_t)f->prompt_tokens));
     return root;
 }
 
@@ -239,7 +305,7 @@ static void on_done(void *arg, struct rpc_call *call UNUSED, status st, const ch
         flight_reset(f);
         return;
     }
-    if (st == ST_OK && f->is_finished) {
+    if (st == ST_OK && is_complete(f)) {
         record_done(r, i, answer_json(f));
     } else if (is_final(st)) {
         record_failed(r, i, st, text);
@@ -281,11 +347,10 @@ static status ask(struct flight *f, uint32_t i, struct err *err)
     }
     buf_reset(&r->bytes);
     st = msg_generate_pack(&request.m, &r->bytes);
+    /* What is out of range the service refuses, in its own words. */
+    const uint32_t n = request.m.has_n ? MAX(MIN(request.m.n, (uint32_t)MSG_CHOICES_MAX), 1u) : 1;
     batch_request_fini(&request);
-    f->i = i;
-    f->ids = json_array();
-    f->logprobs = json_array();
-    if (st < 0 || f->ids == NULL || f->logprobs == NULL) {
+    if (st < 0 || flight_begin(f, i, n) < 0) {
         return err_set(err, ST_ERR_NOMEM, "no memory for record \"%s\"", batch_in_id(&r->in, i));
     }
     const struct rpc_call_config config = { .path = "/gantry.v1.Generation/GenerateStream",
@@ -470,7 +535,7 @@ static status answer_all(struct run *r, struct err *err)
         return err_set(err, ST_ERR_NOMEM, "no memory for %u records", r->in.n);
     }
     for (uint32_t k = 0; k < r->concurrency; k++) {
-        r->flights[k] = (struct flight){ .run = r, .text = BUF_INIT };
+        r->flights[k].run = r;
     }
     st = serve_start(r, err);
     if (st == ST_OK) {

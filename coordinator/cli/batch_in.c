@@ -28,6 +28,7 @@ static const struct field fields[] = {
     FIELD(max_tokens, FIELD_U32),
     FIELD(top_k, FIELD_U32),
     FIELD(logprobs, FIELD_U32),
+    FIELD(n, FIELD_U32),
     FIELD(temperature, FIELD_FLOAT),
     FIELD(top_p, FIELD_FLOAT),
     FIELD(min_p, FIELD_FLOAT),

@@ -36,6 +36,8 @@ def records(rng):
             r["stop"] = ["ing ", " the "]
         if i % 11 == 0:
             r["frequency_penalty"] = 0.5
+        if i % 13 == 0:
+            r["n"] = 2
         if i % 40 == 39:
             r["max_tokens"] = 100000  # refused: an answer like any other
         yield r
@@ -116,7 +118,9 @@ def check(where):
     assert [a["id"] for a in answers] == [f"r{i}" for i in range(N)]
     assert sum("error" in a for a in answers) == 3 and all("max_tokens is 100000" in a["error"]["message"] for a in answers
                                                              if "error" in a)
-    assert all(len(a["logprobs"]) == a["completion_tokens"] for i, a in enumerate(answers) if i % 5 == 0 and "error" not in a)
+    single = [(i, a) for i, a in enumerate(answers) if i % 13 and "error" not in a]
+    assert all(len(a["logprobs"]) == a["completion_tokens"] for i, a in single if i % 5 == 0)
+    assert all(len(a["choices"]) == 2 for i, a in enumerate(answers) if i % 13 == 0 and "error" not in a)
     disturbed(where, "tp2.jsonl", [signal.SIGKILL, signal.SIGTERM], "--tp", "2", "--prefix-cache", "off")
     assert (where / "tp2.jsonl").read_bytes() == whole, "tp 2, killed twice: other bytes"
     disturbed(where, "pp2.jsonl", ["rank"], "--pp", "2", "--replicas", "2", "--chunk", "7")
