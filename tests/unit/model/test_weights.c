@@ -156,6 +156,65 @@ static void test_weights__a_bias_the_config_does_not_speak_of_is_refused(void **
 }
 
 /* What a box must hold: byte i of the data is i * 7 mod 251. */
+/* The small model with tensor `name` as F8_E4M3 of that shape, and scales beside it unless `ending` is
+ * NULL. */
+static void write_fp8(const char *name, uint64_t rows, uint64_t cols, const char *dtype,
+                      const char *ending)
+{
+    struct st_builder b = { BUF_INIT, 0 };
+    char scale[160];
+
+    if (strcmp(name, "model.embed_tokens.weight") != 0) {
+        st_add(&b, "model.embed_tokens.weight", "BF16", 16, 8);
+    }
+    add_layer(&b, 0, name);
+    add_layer(&b, 1, name);
+    st_add(&b, "model.norm.weight", "BF16", 8, 0);
+    st_add(&b, name, dtype, rows, cols);
+    if (ending != NULL) {
+        snprintf(scale, sizeof(scale), "%s%s", name, ending);
+        st_add(&b, scale, "F32", rows, 1);
+    }
+    st_finish(&b, dir, "model.safetensors");
+}
+
+static void test_weights__fp8_goes_with_scales_and_only_for_matrices(void **state UNUSED)
+{
+    static const char up[] = "model.layers.1.mlp.up_proj.weight";
+    static const struct {
+        const char *name;
+        uint64_t rows, cols;
+        const char *dtype, *ending;
+        status want;
+        const char *word;
+    } cases[] = {
+        { up, 12, 8, "F8_E4M3", "_scale", ST_OK, "" },
+        { up, 12, 8, "F8_E4M3", "_scale_inv", ST_OK, "" },
+        { "lm_head.weight", 16, 8, "F8_E4M3", "_scale", ST_OK, "" },
+        { up, 12, 8, "F8_E4M3", NULL, ST_ERR_NOT_FOUND, "no scales" },
+        { up, 12, 8, "BF16", "_scale", ST_ERR_FORMAT, "up_proj.weight_scale" },
+        { up, 12, 8, "BF16", "_scale_inv", ST_ERR_FORMAT, "but that matrix is BF16" },
+        { up, 8, 12, "F8_E4M3", "_scale", ST_ERR_FORMAT, "config.json makes it [12, 8]" },
+        { up, 12, 8, "F8_E5M2", "_scale", ST_ERR_UNSUPPORTED, "F8_E5M2" },
+        { "model.layers.0.input_layernorm.weight", 8, 0, "F8_E4M3", "_scale", ST_ERR_UNSUPPORTED,
+          "input_layernorm.weight\" is F8_E4M3" },
+        { "model.embed_tokens.weight", 16, 8, "F8_E4M3", "_scale", ST_ERR_UNSUPPORTED,
+          "embed_tokens.weight\" is F8_E4M3" },
+    };
+    const struct model_desc d = small_desc();
+
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct err err = ERR_INIT;
+        write_fp8(cases[i].name, cases[i].rows, cases[i].cols, cases[i].dtype, cases[i].ending);
+        struct weights *w = open_ok(dir);
+        const status st = weights_check(w, &d, &err);
+        if (st != cases[i].want || (st != ST_OK && strstr(err.text, cases[i].word) == NULL)) {
+            fail_msg("case %zu: %s \"%s\"", i, status_name(st), err.text);
+        }
+        weights_close(w);
+    }
+}
+
 static void expect_box(const struct weights *w, const struct weights_tensor *t, uint64_t data_begin,
                        struct weights_box box)
 {
@@ -431,6 +490,7 @@ int main(void)
         CASE(test_weights__a_complete_model_passes_the_check),
         CASE(test_weights__the_first_wrong_tensor_is_named),
         CASE(test_weights__a_bias_the_config_does_not_speak_of_is_refused),
+        CASE(test_weights__fp8_goes_with_scales_and_only_for_matrices),
         CASE(test_weights__any_box_is_read_as_it_stands),
         CASE(test_weights__a_run_over_many_pieces_is_read_whole),
         CASE(test_weights__a_box_outside_the_tensor_is_refused),
