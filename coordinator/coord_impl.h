@@ -41,6 +41,7 @@ enum {
     RATE_SLOTS = 25, /* of 200 ms each: tokens per second over the last 5 s */
     RATE_SLOT_MS = 200,
     WATCH_MS = 100,
+    LATE_MS = 100, /* a call that ends so shortly before its deadline was ended by it */
     REPLICAS_MAX = 1024,
     VERDICT_MS = 250, /* signs of a failure are collected this long before one is blamed */
     STOP_RANKS_MS = 5000

@@ -18,7 +18,7 @@
 #include <sys/random.h>
 #include <unistd.h>
 
-enum { OWN_ROWS = 26, RETRY_MS = 300, ANSWER_BYTES_MAX = 256 << 20 };
+enum { OWN_ROWS = 26, RETRY_MS = 300, FORGET_MS = 300, ANSWER_BYTES_MAX = 256 << 20 };
 
 struct run {
     struct client client;
@@ -45,6 +45,7 @@ struct run {
     /* When the connection breaks and the service keeps the answer. */
     char made_id[48];
     bool is_kept, has_started;
+    bool is_forgotten;   /* interrupted, and the service is being told */
     uint32_t n_tokens;   /* that have come, and */
     uint64_t text_bytes; /* how much text with them */
     uint64_t until_ns;   /* it may be tried again until then; 0: nothing is broken */
@@ -365,6 +366,10 @@ static void on_message(void *arg, struct rpc_call *call, const void *data, size_
     struct msg_chunk chunk;
     status st = msg_chunk_unpack(data, len, &arena, &chunk, &err);
 
+    if (r->is_forgotten) {
+        arena_fini(&arena);
+        return;
+    }
     if (st == ST_OK) {
         st = place_check(r, &chunk, &err);
     }
@@ -394,6 +399,19 @@ static void on_message(void *arg, struct rpc_call *call, const void *data, size_
     }
 }
 
+/* Interrupted: without its client a kept answer would go on for a while. A reader whose deadline
+ * passes ends it. */
+static bool may_forget(struct run *r)
+{
+    if (r->st != ST_ERR_CANCELLED || !r->is_kept || r->is_forgotten) {
+        return false;
+    }
+    r->is_forgotten = true;
+    r->deadline_ns = clock_now_ns(clock_real()) + FORGET_MS * NS_PER_MS;
+    rpc_timer_set(r->client.loop, &r->again, 0);
+    return true;
+}
+
 /* The connection broke, or nobody answers yet. */
 static bool may_try_again(struct run *r, status st)
 {
@@ -414,6 +432,9 @@ static void on_done(void *arg, struct rpc_call *call UNUSED, status st, const ch
     struct run *r = arg;
 
     r->call = NULL;
+    if (may_forget(r)) {
+        return;
+    }
     if (may_try_again(r, st)) {
         rpc_timer_set(r->client.loop, &r->again, clock_now_ns(clock_real()) + RETRY_MS * NS_PER_MS);
         return;

@@ -237,6 +237,17 @@ def generate(service):
     print("  gantry generate: equal bytes", flush=True)
 
 
+def interrupted(service):
+    """Ctrl-C is meant: nobody will come back, and the service is told."""
+    command = [chaos.GANTRY, "generate", "It was", "--connect", service.target, "--ignore-eos", "--max-tokens", "980"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as client:
+        client.stdout.read(5)
+        client.send_signal(signal.SIGINT)
+        client.communicate(timeout=30)
+    check(client.returncode == 9, "an interrupted client says so", client.returncode)
+    service.wait_for(service.is_free, 15, "an interrupted stream to end before its window does")
+
+
 def lost_patience():
     """Nobody comes back: the stream ends after the window; nobody starts another coordinator: so do the ranks."""
     with Service(["--tp", "2", "--threads", "1", "--resume-window", "1", "--orphan-grace", "2"]) as service:
@@ -280,6 +291,7 @@ def main():
         killed_with_rank(service, wanted, rng)
         connections(service, wanted)
         generate(service)
+        interrupted(service)
         service.wait_for(service.is_free, 20, "all KV blocks to be free")
     check(not list(service.journal.glob("journal-*")) if service.journal.exists() else True, "an orderly end empties the journal")
     with Service(["--replicas", "2", "--tp", "1", "--pp", "2", "--threads", "1"]) as service:
