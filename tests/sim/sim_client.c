@@ -384,6 +384,16 @@ static void draw_sampling(struct sim_client *c)
     m->top_p = 0.25f * (float)rng_in(r, 1, 4);
     m->has_seed = rng_chance(r, 500);
     m->seed = rng_u64(r);
+    m->has_presence_penalty = rng_chance(r, 100);
+    m->presence_penalty = m->has_presence_penalty ? 0.5f * (float)rng_below(r, 4) : 0.0f;
+    m->has_repetition_penalty = rng_chance(r, 100);
+    m->repetition_penalty = 1.0f + 0.25f * (float)rng_below(r, 3);
+    if (rng_chance(r, 100)) {
+        m->n_biases = 2;
+        c->biases[0] = (struct msg_bias){ rng_in(r, 60, 90), 1.5f };
+        c->biases[1] = (struct msg_bias){ rng_in(r, 20, 50), -2.5f };
+        m->biases = c->biases;
+    }
     m->has_logprobs = rng_chance(r, 300);
     m->logprobs = m->has_logprobs ? rng_below(r, 4) : 0;
 }

@@ -34,6 +34,7 @@ struct sim_client {
     struct msg_str stops[2];
     char stop_text[2][4];
     uint32_t stop_ids[2];
+    struct msg_bias biases[2];
     bool is_duplicate; /* of an id that may be in use */
     uint64_t deadline_ns;
     uint32_t n_tries;

@@ -36,6 +36,8 @@ static struct chosen choose(uint64_t sum, const struct sim_params *p, uint32_t p
 {
     uint64_t z = sum ^ mix(bits(p->top_p) << 32 ^ bits(p->min_p) ^ (uint64_t)p->top_k << 8);
 
+    z ^= p->adjusts ^ mix(bits(p->penalties.repetition) ^ bits(p->penalties.presence) << 16 ^
+                          bits(p->penalties.frequency) << 32);
     if (p->temperature > 0.0f) {
         z ^= mix(p->seed ^ mix(pos + ((uint64_t)p->choice << 32)) ^ bits(p->temperature));
     }
@@ -49,6 +51,26 @@ static struct chosen choose(uint64_t sum, const struct sim_params *p, uint32_t p
         return (struct chosen){ 0x80 + byte % 0x40, logprob };
     }
     return (struct chosen){ byte >= 0xF0 ? 0xC3 : 0x20 + byte % 0x5F, logprob };
+}
+
+static uint64_t adjusts_add(uint64_t sum, uint32_t id, uint32_t what)
+{
+    return mix(sum + 0x9E3779B97F4A7C15ull + ((uint64_t)id << 32 | what));
+}
+
+static uint64_t adjusts_of(const struct step_head *plan, const struct step_seq *q)
+{
+    const struct kern_adjust *at = step_adjusts_const(plan) + q->adjust0;
+    uint64_t sum = 0;
+
+    for (uint32_t i = 0; i < q->n_counts; i++) {
+        sum = adjusts_add(sum, at[i].id, at[i].n_made);
+    }
+    for (uint32_t i = 0; i < q->n_biases; i++) {
+        const struct kern_adjust *b = &at[q->n_counts + i];
+        sum = adjusts_add(sum, b->id, (uint32_t)bits(b->bias));
+    }
+    return sum;
 }
 
 /* ---- a replica ---- */
@@ -97,8 +119,14 @@ void sim_model_run(struct sim_kv *kv, const struct step_head *plan, uint64_t lie
         for (uint32_t k = 0; k <= pos; k++) {
             sum += *slot(kv, table, k);
         }
-        const struct sim_params p = { q->params.temperature, q->params.top_p,  q->params.min_p,
-                                      q->params.top_k,       q->params.choice, q->params.seed };
+        const struct sim_params p = { .temperature = q->params.temperature,
+                                      .top_p = q->params.top_p,
+                                      .min_p = q->params.min_p,
+                                      .top_k = q->params.top_k,
+                                      .choice = q->params.choice,
+                                      .seed = q->params.seed,
+                                      .penalties = q->params.penalties,
+                                      .adjusts = adjusts_of(plan, q) };
         struct chosen c = choose(sum, &p, pos, tokens[q->n_rows - 1]);
         if (lie != 0) {
             c.token = 0x20 + (uint32_t)(mix(sum ^ lie) % 0x5F);
@@ -122,6 +150,42 @@ struct msg_logprob sim_top(uint32_t token, float logprob, uint32_t k)
 }
 
 /* ---- the truth ---- */
+
+/* What penalties and biases concern, counted the plain way: a number per id. */
+struct counted {
+    bool is_on;
+    bool is_there[SIM_VOCAB];
+    uint32_t n_made[SIM_VOCAB];
+};
+
+static void counted_init(struct counted *c, const struct kern_penalties *p, const uint32_t *prompt,
+                         uint32_t n)
+{
+    memset(c, 0, sizeof(*c));
+    c->is_on = p->repetition != 1.0f || p->presence != 0.0f || p->frequency != 0.0f;
+    for (uint32_t i = 0; p->repetition != 1.0f && i < n; i++) {
+        c->is_there[prompt[i]] = true;
+    }
+}
+
+static uint64_t counted_hash(const struct counted *c, const struct msg_generate *m)
+{
+    uint64_t sum = 0;
+
+    for (uint32_t id = 0; c->is_on && id < SIM_VOCAB; id++) {
+        if (c->is_there[id]) {
+            sum = adjusts_add(sum, id, c->n_made[id]);
+        }
+    }
+    for (uint32_t id = 0; m->n_biases != 0 && id < SIM_VOCAB; id++) {
+        for (uint32_t i = 0; i < m->n_biases; i++) {
+            if (m->biases[i].id == id) {
+                sum = adjusts_add(sum, id, (uint32_t)bits(m->biases[i].bias));
+            }
+        }
+    }
+    return sum;
+}
 
 static bool is_stop_id(const struct msg_generate *m, uint32_t token)
 {
@@ -180,16 +244,20 @@ static void end_at_stop(struct sim_truth *t, const struct msg_generate *m)
 void sim_truth_make(const struct msg_generate *m, const uint32_t *prompt, uint32_t n_prompt,
                     uint32_t max_tokens, uint64_t seed, struct sim_truth *t)
 {
-    const struct sim_params p = { .temperature = m->has_temperature ? m->temperature : 1.0f,
-                                  .top_p = m->has_top_p ? m->top_p : 1.0f,
-                                  .min_p = m->has_min_p ? m->min_p : 0.0f,
-                                  .top_k = m->has_top_k ? m->top_k : 0,
-                                  .seed = seed };
+    struct sim_params p = { .temperature = m->has_temperature ? m->temperature : 1.0f,
+                            .top_p = m->has_top_p ? m->top_p : 1.0f,
+                            .min_p = m->has_min_p ? m->min_p : 0.0f,
+                            .top_k = m->has_top_k ? m->top_k : 0,
+                            .seed = seed,
+                            .penalties = { m->has_repetition_penalty ? m->repetition_penalty : 1.0f,
+                                           m->presence_penalty, m->frequency_penalty } };
+    struct counted counted;
     uint64_t before = first, sum = 0;
     uint32_t last = 0, pos = 0;
     bool half = false;
 
     memset(t, 0, sizeof(*t));
+    counted_init(&counted, &p.penalties, prompt, n_prompt);
     t->text = (struct buf)BUF_INIT;
     t->i_stop = -1;
     t->reason = FINISH_LENGTH;
@@ -201,7 +269,10 @@ void sim_truth_make(const struct msg_generate *m, const uint32_t *prompt, uint32
         sum += before;
     }
     while (t->n < max_tokens) {
+        p.adjusts = counted_hash(&counted, m);
         const struct chosen c = choose(sum, &p, pos - 1, last);
+        counted.is_there[c.token] = true;
+        counted.n_made[c.token]++;
         t->logprobs[t->n] = c.logprob;
         t->ids[t->n++] = last = c.token;
         if (is_stop_id(m, c.token)) {

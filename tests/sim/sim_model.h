@@ -2,7 +2,7 @@
  *
  * "K and V" of a position are one number: a hash of the one before and of the token. "Attention"
  * is the sum over all positions. The next token is a hash of that sum, the parameters and the
- * position. So a token is right only if every position's entry is the right one, in the right block
+ * position (penalties and biases included). So a token is right only if every position's entry is the right one, in the right block
  * of the right table; and the right answer of any request is known without running anything. */
 #ifndef TESTS_SIM_MODEL_H
 #define TESTS_SIM_MODEL_H
@@ -34,6 +34,8 @@ struct sim_params {
     float temperature, top_p, min_p;
     uint32_t top_k, choice;
     uint64_t seed;
+    struct kern_penalties penalties;
+    uint64_t adjusts; /* hash over what penalties and biases concern, in its order; 0: nothing */
 };
 
 struct sim_truth {
