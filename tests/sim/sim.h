@@ -63,6 +63,8 @@ enum sim_fault {
     FAULT_START,      /* a start that fails, drawn at the start */
     FAULT_STRANGER,   /* a visitor at the control port */
     FAULT_CLIENT_CUT, /* a client's link, or its process */
+    FAULT_BROKEN,     /* hosts that compute wrongly, drawn at the start */
+    FAULT_DRAIN,      /* not a fault: an operator empties a replica */
     N_FAULTS
 };
 
@@ -84,6 +86,8 @@ struct sim_shape {
     uint64_t step_ns;                             /* a usual step */
     uint32_t public_queue_max, control_queue_max; /* messages that wait per call, at most */
     uint32_t start_fails_per_mille;
+    uint64_t canary_ns;        /* 0: none */
+    uint32_t broken_per_mille; /* of restarts, where there are canaries */
     bool is_fair; /* no faults at all: nothing may be lost, refused for good, or moved */
     bool stops_early;
     uint64_t stop_ns, grace_ns;
@@ -154,7 +158,7 @@ void sim_calls_free(struct sim *s);
 
 void jobs_begin(struct sim *s);
 void jobs_free(struct sim *s);
-bool jobs_are_settled(const struct sim *s); /* every replica serves or has failed for good */
+bool jobs_are_settled(const struct sim *s); /* every replica serves, or is down for good */
 struct coord_config;
 void jobs_config(struct sim *s, struct coord_config *config);
 void jobs_stop(struct sim *s, uint64_t grace_ns); /* coord_stop */

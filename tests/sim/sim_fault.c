@@ -27,6 +27,8 @@ static const struct {
     [FAULT_START] = { "start that fails", 0 },
     [FAULT_STRANGER] = { "stranger attaches", 4 },
     [FAULT_CLIENT_CUT] = { "client cut off", 24 },
+    [FAULT_BROKEN] = { "hosts that compute wrongly", 0 },
+    [FAULT_DRAIN] = { "replica drained", 8 },
 };
 
 const char *fault_name(enum sim_fault fault)
@@ -174,6 +176,8 @@ static void hurt_job(struct sim *s, enum sim_fault fault, struct sim_job *job)
     case FAULT_LAUNCHER:
         job_launcher_ends(job);
         break;
+    case FAULT_BROKEN:
+    case FAULT_DRAIN:
     case FAULT_STALL:
     case FAULT_START:
     case FAULT_STRANGER:
@@ -243,6 +247,58 @@ static void visit(struct sim *s, struct sim_job *job)
     buf_fini(&out);
 }
 
+static void cancel_call(void *arg)
+{
+    wire_cancel(arg);
+}
+
+static void drain_message(void *arg, const void *data, size_t len)
+{
+    struct arena arena = ARENA_INIT(1 << 16);
+    struct err err = ERR_INIT;
+    struct msg_drain_progress m;
+
+    if (msg_drain_progress_unpack(data, len, &arena, &m, &err) != ST_OK) {
+        sim_fail(arg, "an operator cannot read: %s", err.text);
+    }
+    arena_fini(&arena);
+}
+
+static void drain_done(void *arg, status st, const char *text)
+{
+    sim_note(arg, "drain ends", (uint64_t)-st, 0);
+    if (st == ST_ERR_INTERNAL || st == ST_ERR_ARG || st == ST_ERR_UNSUPPORTED) {
+        sim_fail(arg, "a drain fails with %s: %s", status_name(st), text);
+    }
+}
+
+/* An operator, who sometimes does not wait for the end. */
+static void drain(struct sim *s, struct sim_job *job)
+{
+    static const struct wire_end end = { drain_message, drain_done };
+    const struct msg_drain m = { .replica = job->replica,
+                                 .restart = rng_chance(&s->rng, 800),
+                                 .grace_us = rng_below(&s->rng, 5000000) };
+    struct buf out = BUF_INIT;
+
+    sim_note(s, "drain", job->replica, m.restart);
+    ASSERT(msg_drain_pack(&m, &out) == ST_OK);
+    struct rpc_call *call =
+        wire_open(s, &(struct wire_config){ .server = wire_control(s),
+                                            .path = "/gantry.control.v1.Control/Drain",
+                                            .token = "secret",
+                                            .data = out.data,
+                                            .len = out.len,
+                                            .deadline_ns = CLOCK_NEVER,
+                                            .latency_ns = NS_PER_MS,
+                                            .end = &end,
+                                            .arg = s });
+    buf_fini(&out);
+    if (rng_chance(&s->rng, 200)) {
+        sim_after(s, rng_ns(&s->rng, 0, NS_PER_S), cancel_call, call);
+    }
+}
+
 static void hurt_client(struct sim *s)
 {
     uint32_t n = 0;
@@ -293,6 +349,8 @@ static void strike(void *arg)
         sim_note(s, fault_name(fault), (s->coord_free_ns - s->now_ns) / NS_PER_MS, 0);
     } else if (fault == FAULT_STRANGER && wire_control(s) != NULL) {
         visit(s, job);
+    } else if (fault == FAULT_DRAIN && wire_control(s) != NULL) {
+        drain(s, job);
     } else if (fault == FAULT_CLIENT_CUT) {
         hurt_client(s);
     } else if (fault == FAULT_KILL && rng_chance(&s->rng, 60)) { /* a power cut: all at once */

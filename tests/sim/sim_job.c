@@ -41,6 +41,12 @@ static enum sim_start draw_start(struct sim *s, uint32_t generation)
 {
     static const enum sim_start kinds[] = { START_DIES, START_FAULTS, START_HANGS, START_MISMATCH };
 
+    /* The first answer to a canary is taken for the right one: whoever gives it must be sound. */
+    if (s->now_ns < s->shape.healed_ns && generation > 1 && s->coord->has_served &&
+        rng_chance(&s->rng, s->shape.broken_per_mille)) {
+        fault_count(s, FAULT_BROKEN);
+        return START_BROKEN;
+    }
     if (s->now_ns >= s->shape.healed_ns || !rng_chance(&s->rng, s->shape.start_fails_per_mille)) {
         return START_WELL;
     }
@@ -83,7 +89,8 @@ static void start_again(void *arg)
     struct sim_job *job = arg;
     struct sim *s = job->sim;
 
-    if (s->is_stopping || s->coord == NULL || job_of(s, job->replica) != job) {
+    if (s->is_stopping || s->coord == NULL || job_of(s, job->replica) != job ||
+        job->start_at_ns > s->now_ns) {
         return;
     }
     for (const struct sim_job *other = s->jobs; other != NULL; other = other->next) {
@@ -130,6 +137,15 @@ static void say_ended(void *arg)
     }
 }
 
+static void job_start_after(struct sim_job *job)
+{
+    struct sim *s = job->sim;
+
+    if (job->start_at_ns != CLOCK_NEVER) {
+        sim_coord_after(s, MAX(job->start_at_ns, s->now_ns) - s->now_ns, start_again, job);
+    }
+}
+
 void job_check_over(struct sim_job *job)
 {
     struct sim *s = job->sim;
@@ -143,9 +159,7 @@ void job_check_over(struct sim_job *job)
         sim_coord_after(s, rng_ns(&s->rng, 0, LAUNCHER_LOOKS_MS * NS_PER_MS), say_ended, job);
     } else if (job->state == JOB_ENDING) {
         job->state = JOB_OVER;
-        if (job->start_at_ns != CLOCK_NEVER) {
-            sim_coord_after(s, MAX(job->start_at_ns, s->now_ns) - s->now_ns, start_again, job);
-        }
+        job_start_after(job);
     }
 }
 
@@ -196,22 +210,30 @@ static void on_lost(void *arg, uint32_t replica, uint64_t delay_ns)
     struct sim *s = arg;
     struct sim_job *job = job_of(s, replica);
 
-    sim_note(s, "lost", replica, job->generation);
-    s->totals->losses++;
-    if (job->is_reported) {
+    const struct replica *r = s->coord->replicas[replica];
+    const bool is_drained = r->state == REPLICA_DRAINED;
+
+    sim_note(s, is_drained ? "drained" : "lost", replica, job->generation);
+    s->totals->losses += is_drained ? 0 : 1;
+    if (job->is_reported && !is_drained) { /* one that is down may be asked for again */
         sim_fail(s, "generation %u of replica %u is lost twice", job->generation, replica);
     }
-    if (!job->is_hurt) {
+    if (!job->is_hurt && !is_drained) {
         sim_fail(s, "replica %u.%u is given up, and nothing was wrong with it: %s", replica,
-                 job->generation, s->coord->replicas[replica]->why);
+                 job->generation, r->why);
     }
-    if (!s->coord->replicas[replica]->has_verdict || s->coord->replicas[replica]->n_attached != 0) {
+    if (!r->has_verdict || r->n_attached != 0) {
         sim_fail(s, "replica %u is lost without a verdict, or with ranks attached", replica);
     }
+    const bool is_over = job->state == JOB_OVER;
     job->is_reported = true;
-    job->state = JOB_ENDING;
+    job->state = is_over ? JOB_OVER : JOB_ENDING;
     job->start_at_ns =
         delay_ns == CLOCK_NEVER || s->is_stopping ? CLOCK_NEVER : s->now_ns + delay_ns;
+    if (is_over) {
+        job_start_after(job);
+        return;
+    }
     /* SIGTERM, and SIGKILL for what does not hear it: mostly at once, sometimes seconds. */
     job_collapse(job, rng_chance(&s->rng, 800) ? 100 * NS_PER_MS : 4 * NS_PER_S);
     job_check_over(job);
@@ -262,8 +284,8 @@ void jobs_stop(struct sim *s, uint64_t grace_ns)
 bool jobs_are_settled(const struct sim *s)
 {
     for (uint32_t i = 0; i < s->shape.n_replicas; i++) {
-        const enum replica_state state = s->coord->replicas[i]->state;
-        if (state != REPLICA_SERVING && state != REPLICA_FAILED) {
+        const struct replica *r = s->coord->replicas[i];
+        if (r->state != REPLICA_SERVING && !replica_is_over(r)) {
             return false;
         }
     }

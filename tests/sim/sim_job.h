@@ -44,7 +44,7 @@ enum sim_job_state {
     JOB_OVER
 };
 
-enum sim_start { START_WELL, START_DIES, START_FAULTS, START_HANGS, START_MISMATCH };
+enum sim_start { START_WELL, START_DIES, START_FAULTS, START_HANGS, START_MISMATCH, START_BROKEN };
 
 struct sim_packet {
     struct sim_packet *next;

@@ -206,7 +206,7 @@ static void take_results(struct sim_job *job)
     struct sim *s = job->sim;
     struct step_head *plan = job->plans[job->i_oldest];
     struct err err = ERR_INIT;
-    const uint64_t lie = job_is_given_up(job) ? s->seed + 1 : 0;
+    const uint64_t lie = job_is_given_up(job) || job->start == START_BROKEN ? s->seed + 1 : 0;
 
     sim_model_run(&job->kv, plan, lie, job->chosen, job->results);
     for (uint32_t i = 0; i < plan->n_samples; i++) {
@@ -306,7 +306,7 @@ static void check_orphans(struct sim_job *job)
     const struct sim *s = job->sim;
     const struct stream *q = job->sched->running.first;
 
-    while (q != NULL && check_is_open(s, q->id)) {
+    while (q != NULL && (check_is_open(s, q->id) || q->id >> 63 != 0)) { /* a canary is nobody's */
         q = q->next;
     }
     if (q == NULL || q->id != job->orphan) {

@@ -65,10 +65,13 @@ static void draw_shape(struct sim *s, uint32_t n_replicas)
         h->kv_tokens += rng_below(r, 4) * KERN_KV_BLOCK;
         h->burst_per_mille = 900;
     }
+    h->canary_ns = rng_chance(r, 400) ? rng_ns(r, NS_PER_S / 2, 5 * NS_PER_S) : 0;
+    h->broken_per_mille = h->canary_ns != 0 && rng_chance(r, 300) ? 200 : 0;
     h->is_fair = rng_chance(r, 50);
     if (h->is_fair) {
         h->n_faults = 0;
         h->start_fails_per_mille = 0;
+        h->broken_per_mille = 0;
     }
     h->stops_early = rng_chance(r, 150);
     h->stop_ns = rng_ns(r, s->now_ns, h->healed_ns);
@@ -143,6 +146,7 @@ static void coord_make(struct sim *s, const struct clock *clock)
                                    .restarts = h->restarts,
                                    .hang_ns = h->hang_ns,
                                    .start_ns = h->start_ns,
+                                   .canary_ns = h->canary_ns,
                                    .queue_max = h->queue_max,
                                    .prefix_cache = h->prefix_cache,
                                    .listen = "sim:0",
