@@ -8,8 +8,8 @@
 
 static void complain(struct sim_client *c, const char *what)
 {
-    sim_fail(c->sim, "client %u (\"%s\", %u of %u tokens): %s", c->index, c->id, c->n_tokens,
-             c->is_started ? c->truth.n : 0, what);
+    sim_fail(c->sim, "client %u (\"%s\", %u choices, %u of %u tokens): %s", c->index, c->id,
+             c->n_answers, c->answers[0].n_tokens, c->answers[0].truth.n, what);
 }
 
 /* ---- what comes ---- */
@@ -26,22 +26,25 @@ static void take_started(struct sim_client *c, const struct msg_started *m)
         complain(c, "is told of another prompt, id or seed");
     }
     c->is_started = true;
-    sim_truth_make(&c->request, c->prompt, c->n_prompt, c->max_tokens, m->seed, &c->truth);
+    for (uint32_t i = 0; i < c->n_answers; i++) {
+        sim_truth_make(&c->request, c->prompt, c->n_prompt, c->max_tokens, m->seed, i,
+                       &c->answers[i].truth);
+    }
 }
 
-static void take_piece(struct sim_client *c, const struct msg_piece *p)
+static void take_piece(struct sim_client *c, struct sim_answer *a, const struct msg_piece *p)
 {
-    const struct sim_truth *t = &c->truth;
+    const struct sim_truth *t = &a->truth;
     char text[128];
 
-    if (c->n_tokens >= t->n) {
+    if (a->n_tokens >= t->n) {
         complain(c, "gets a token behind the end of its answer");
         return;
     }
-    const uint32_t want = t->ids[c->n_tokens];
-    const float logprob = t->logprobs[c->n_tokens];
+    const uint32_t want = t->ids[a->n_tokens];
+    const float logprob = t->logprobs[a->n_tokens];
     if (p->id != want) {
-        snprintf(text, sizeof(text), "token %u is %u and should be %u", c->n_tokens, p->id, want);
+        snprintf(text, sizeof(text), "token %u is %u and should be %u", a->n_tokens, p->id, want);
         complain(c, text);
         return;
     }
@@ -55,20 +58,20 @@ static void take_piece(struct sim_client *c, const struct msg_piece *p)
             complain(c, "gets other top log-probabilities");
         }
     }
-    c->n_tokens++;
+    a->n_tokens++;
 }
 
-static void take_finished(struct sim_client *c, const struct msg_finished *f)
+static void take_finished(struct sim_client *c, struct sim_answer *a, const struct msg_finished *f)
 {
-    const struct sim_truth *t = &c->truth;
+    const struct sim_truth *t = &a->truth;
     const struct msg_str none = { "", 0 };
     const struct msg_str *stop = t->i_stop >= 0 ? &c->request.stop[t->i_stop] : &none;
 
-    if (c->is_finished) {
+    if (a->is_finished) {
         complain(c, "finishes twice");
     }
-    c->is_finished = true;
-    if (c->n_tokens != t->n || c->n_text != t->text.len) {
+    a->is_finished = true;
+    if (a->n_tokens != t->n || a->n_text != t->text.len) {
         complain(c, "finishes before its answer is complete");
     }
     if (f->reason != t->reason || f->stop.len != stop->len ||
@@ -83,7 +86,13 @@ static void take_finished(struct sim_client *c, const struct msg_finished *f)
 
 static void take_chunk(struct sim_client *c, const struct msg_chunk *m)
 {
-    const struct sim_truth *t = &c->truth;
+    struct sim_answer *a = &c->answers[m->choice % SIM_CHOICES_MAX];
+    const struct sim_truth *t = &a->truth;
+
+    if (m->choice >= c->n_answers) {
+        complain(c, "gets a choice that it has not asked for");
+        return;
+    }
 
     if (m->has_started) {
         take_started(c, &m->started);
@@ -92,21 +101,54 @@ static void take_chunk(struct sim_client *c, const struct msg_chunk *m)
         complain(c, "gets a message before it has started");
         return;
     }
-    if (c->is_finished) {
+    if (a->is_finished) {
         complain(c, "gets a message after it has finished");
     }
     for (uint32_t i = 0; i < m->n_tokens && c->sim->violation[0] == '\0'; i++) {
-        take_piece(c, &m->tokens[i]);
+        take_piece(c, a, &m->tokens[i]);
     }
-    if (m->text.len > t->text.len - c->n_text ||
-        memcmp(m->text.data, t->text.data + c->n_text, m->text.len) != 0) {
+    if (m->text.len > t->text.len - a->n_text ||
+        memcmp(m->text.data, t->text.data + a->n_text, m->text.len) != 0) {
         complain(c, "gets another text");
         return;
     }
-    c->n_text += m->text.len;
+    a->n_text += m->text.len;
     if (m->has_finished) {
-        take_finished(c, &m->finished);
+        take_finished(c, a, &m->finished);
     }
+}
+
+/* A whole answer carries the other choices as fields 8, each made like a chunk. */
+static status take_choices(struct sim_client *c, const uint8_t *data, size_t len,
+                           struct arena *arena, struct err *err)
+{
+    size_t at = 0;
+
+    while (at < len && c->sim->violation[0] == '\0') {
+        uint64_t v[2] = { 0, 0 };
+        for (uint32_t i = 0; i < 2; i++) { /* key and length; all fields of it have one */
+            for (uint32_t shift = 0; at < len; shift += 7) {
+                v[i] |= (uint64_t)(data[at] & 0x7f) << shift;
+                if ((data[at++] & 0x80) == 0) {
+                    break;
+                }
+            }
+        }
+        if ((v[0] & 7) != 2 || v[1] > len - at) {
+            return err_set(err, ST_ERR_PROTO, "a field %llu in a whole answer",
+                           (unsigned long long)v[0]);
+        }
+        if (v[0] >> 3 == 8) {
+            struct msg_chunk m;
+            const status st = msg_chunk_unpack(data + at, v[1], arena, &m, err);
+            if (st != ST_OK) {
+                return st;
+            }
+            take_chunk(c, &m);
+        }
+        at += v[1];
+    }
+    return ST_OK;
 }
 
 static void on_message(void *arg, const void *data, size_t len)
@@ -123,6 +165,9 @@ static void on_message(void *arg, const void *data, size_t len)
         if (st == ST_OK) {
             sim_note(c->sim, "chunk", c->index, m.n_tokens);
             take_chunk(c, &m);
+        }
+        if (st == ST_OK && c->kind == CLIENT_UNARY && c->is_started) {
+            st = take_choices(c, data, len, &arena, &err);
         }
     } else if (c->kind == CLIENT_STATUS) {
         struct msg_status m;
@@ -202,11 +247,13 @@ static void end_generate(struct sim_client *c, status st, const char *text)
     char why[256];
 
     if (st == ST_OK) {
-        if (!c->is_finished) {
-            complain(c, "ends well and has not finished");
+        for (uint32_t i = 0; i < c->n_answers; i++) {
+            if (!c->answers[i].is_finished) {
+                complain(c, "ends well and has not finished");
+            }
+            t->tokens += c->answers[i].n_tokens;
         }
         t->ok++;
-        t->tokens += c->n_tokens;
         return;
     }
     const char *wrong = judge(c, st, text);
@@ -394,6 +441,9 @@ static void draw_sampling(struct sim_client *c)
         c->biases[1] = (struct msg_bias){ rng_in(r, 20, 50), -2.5f };
         m->biases = c->biases;
     }
+    m->has_n = rng_chance(r, 100);
+    m->n = rng_in(r, 1, MIN((uint32_t)SIM_CHOICES_MAX, c->sim->shape.queue_max));
+    c->n_answers = m->has_n ? m->n : 1;
     m->has_logprobs = rng_chance(r, 300);
     m->logprobs = m->has_logprobs ? rng_below(r, 4) : 0;
 }
@@ -585,8 +635,8 @@ void clients_free(struct sim *s)
 {
     for (struct sim_client *c = s->clients, *next; c != NULL; c = next) {
         next = c->next;
-        if (c->is_started) {
-            sim_truth_fini(&c->truth);
+        for (uint32_t i = 0; c->is_started && i < c->n_answers; i++) {
+            sim_truth_fini(&c->answers[i].truth);
         }
         free(c);
     }

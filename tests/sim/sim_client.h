@@ -6,7 +6,15 @@
 #include "sim/sim_model.h"
 #include "sim/wire.h"
 
-enum { SIM_PROMPT_MAX = 256 };
+enum { SIM_PROMPT_MAX = 256, SIM_CHOICES_MAX = 4 };
+
+/* One of the answers to a request, as far as it has come. */
+struct sim_answer {
+    struct sim_truth truth; /* once it is started */
+    uint32_t n_tokens;
+    size_t n_text;
+    bool is_finished;
+};
 
 enum client_kind {
     CLIENT_STREAM,
@@ -40,13 +48,11 @@ struct sim_client {
     uint32_t n_tries;
 
     bool has_cancelled, is_slow, is_hurt; /* what was done to it */
-    bool is_started, is_finished, is_done;
+    bool is_started, is_done;
     status st;
-    struct sim_truth truth; /* once it is started */
-    uint32_t n_tokens;
-    size_t n_text;
+    struct sim_answer answers[SIM_CHOICES_MAX];
+    uint32_t n_answers;
     enum health_state health; /* CLIENT_WATCH: the last that was heard */
-    struct msg_finished finished;
 };
 
 void client_cancel(struct sim_client *c);

@@ -242,13 +242,14 @@ static void end_at_stop(struct sim_truth *t, const struct msg_generate *m)
 }
 
 void sim_truth_make(const struct msg_generate *m, const uint32_t *prompt, uint32_t n_prompt,
-                    uint32_t max_tokens, uint64_t seed, struct sim_truth *t)
+                    uint32_t max_tokens, uint64_t seed, uint32_t choice, struct sim_truth *t)
 {
     struct sim_params p = { .temperature = m->has_temperature ? m->temperature : 1.0f,
                             .top_p = m->has_top_p ? m->top_p : 1.0f,
                             .min_p = m->has_min_p ? m->min_p : 0.0f,
                             .top_k = m->has_top_k ? m->top_k : 0,
                             .seed = seed,
+                            .choice = choice,
                             .penalties = { m->has_repetition_penalty ? m->repetition_penalty : 1.0f,
                                            m->presence_penalty, m->frequency_penalty } };
     struct counted counted;

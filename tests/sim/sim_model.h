@@ -49,7 +49,7 @@ struct sim_truth {
 
 /* The request as sent (ranges checked), with its prompt's ids. `max_tokens`: as admitted. */
 void sim_truth_make(const struct msg_generate *m, const uint32_t *prompt, uint32_t n_prompt,
-                    uint32_t max_tokens, uint64_t seed, struct sim_truth *truth);
+                    uint32_t max_tokens, uint64_t seed, uint32_t choice, struct sim_truth *truth);
 void sim_truth_fini(struct sim_truth *t);
 
 /* The k-th of the top log-probabilities that belongs to `token`. */

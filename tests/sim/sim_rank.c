@@ -51,20 +51,24 @@ static void beat(void *arg)
     }
     sched_stats(job->sched, &stats);
     const bool leads = r->index == 0;
-    const struct msg_rank m = { .kind = MSG_HEARTBEAT,
-                                .heartbeat = { .phase = phase_of(r),
-                                               .step = stats.steps,
-                                               .loaded_bytes = 1,
-                                               .weight_bytes = 1,
-                                               .running = leads ? stats.running : 0,
-                                               .waiting = leads ? stats.waiting : 0,
-                                               .kv_blocks_used = leads ? stats.kv_blocks_used : 0,
-                                               .kv_blocks_total = leads ? stats.kv_blocks_total : 0,
-                                               .kv_blocks_cached =
-                                                   leads ? stats.kv_blocks_cached : 0,
-                                               .cache_hits = leads ? stats.cache_hits : 0,
-                                               .cache_tokens = leads ? stats.cache_tokens : 0,
-                                               .ticks = r->ticks } };
+    uint64_t queued[MSG_QUEUED_MAX];
+    const struct msg_rank m = {
+        .kind = MSG_HEARTBEAT,
+        .heartbeat = { .phase = phase_of(r),
+                       .step = stats.steps,
+                       .loaded_bytes = 1,
+                       .weight_bytes = 1,
+                       .running = leads ? stats.running : 0,
+                       .waiting = leads ? stats.waiting : 0,
+                       .kv_blocks_used = leads ? stats.kv_blocks_used : 0,
+                       .kv_blocks_total = leads ? stats.kv_blocks_total : 0,
+                       .kv_blocks_cached = leads ? stats.kv_blocks_cached : 0,
+                       .cache_hits = leads ? stats.cache_hits : 0,
+                       .cache_tokens = leads ? stats.cache_tokens : 0,
+                       .ticks = r->ticks,
+                       .n_queued = leads ? sched_queued(job->sched, queued, MSG_QUEUED_MAX) : 0,
+                       .queued = queued }
+    };
     rank_say(r, &m);
     sim_after(job->sim, heartbeat_ns, beat, r);
 }
