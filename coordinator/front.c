@@ -414,6 +414,8 @@ void front_close(struct front_call *f)
     f->entry = NULL;
     if (f != head && head->entry != NULL && !choices_are_open(head) &&
         session_state(head->session) == SESSION_OVER) {
+        route_leave(head->coord,
+                    head->entry); /* abandoned because this one failed, it still counts */
         journal_close(head->coord->journal, head->entry);
         head->entry = NULL;
     }

@@ -240,6 +240,26 @@ static void test_failover__a_stream_that_only_waited_is_spared(void **state UNUS
     world_close(&w);
 }
 
+/* The first choice is let go because the second one fails: it must not go on counting where it ran. */
+static void test_failover__choices_that_are_let_go_count_nowhere(void **state UNUSED)
+{
+    struct world w;
+    struct client c;
+
+    open_two(&w, 0, 0);
+    ask(&w, &c, REQ("wait", .has_max_tokens = true, .max_tokens = 4, .has_n = true, .n = 2), false,
+        CLOCK_NEVER);
+    await_count(&w, &w.ranks[0].n_submits, 1);
+    await_count(&w, &w.ranks[1].n_submits, 1);
+    lose(&w, 1);
+    await(&w, &c.is_done);
+    assert_int_equal(c.st, ST_ERR_UNAVAILABLE);
+    lose(&w, 0); /* asserts that nothing is left there */
+    settle_ms(&w, 400);
+    assert_int_equal(coord_state(w.coord), COORD_FAILED);
+    world_close(&w);
+}
+
 static void test_failover__a_lost_generation_never_comes_back(void **state UNUSED)
 {
     struct world w;
@@ -484,6 +504,7 @@ int main(void)
         cmocka_unit_test(test_failover__with_no_replica_streams_wait_for_the_restart),
         cmocka_unit_test(test_failover__a_request_is_moved_so_often_and_no_more),
         cmocka_unit_test(test_failover__a_stream_that_only_waited_is_spared),
+        cmocka_unit_test(test_failover__choices_that_are_let_go_count_nowhere),
         cmocka_unit_test(test_failover__a_lost_generation_never_comes_back),
         cmocka_unit_test(test_failover__other_weights_are_refused),
         cmocka_unit_test(test_failover__it_ends_when_nothing_can_be_started_again),
