@@ -119,11 +119,13 @@ static bool compare(struct replica *r)
     return true;
 }
 
+/* Of a replica that was given up nothing counts any more: its answer must not become the known one. */
 static bool is_mine(const struct replica *r, uint64_t stream, uint32_t attempt)
 {
     const struct canary *k = &r->canary;
 
-    return k->is_out && stream == (canary_stream | r->index) && attempt == k->serial;
+    return replica_is_alive(r) && k->is_out && stream == (canary_stream | r->index) &&
+           attempt == k->serial;
 }
 
 void canary_token(struct replica *r, const struct msg_token *t)
