@@ -198,7 +198,9 @@ static void look_heal(struct sim *s, struct history *h)
         h->phase = PHASE_PROBE;
         h->bound_ns = s->now_ns + PROBE_S * NS_PER_S;
         if (coord_state(s->coord) == COORD_SERVING) {
-            clients_probe(s, MIN(MIN(s->shape.n_replicas * 2, s->shape.queue_max), 24u));
+            /* each of up to four choices */
+            clients_probe(s,
+                          MIN(MIN(s->shape.n_replicas * 2, MAX(s->shape.queue_max / 4, 1u)), 24u));
         }
     }
 }
