@@ -167,7 +167,6 @@ enum phase { PHASE_STORM, PHASE_HEAL, PHASE_PROBE, PHASE_STOP, PHASE_OVER };
 struct history {
     enum phase phase;
     uint64_t bound_ns; /* the phase must be over by then */
-    bool has_let_go;
 };
 
 static bool leaders_are_idle(const struct sim *s)
@@ -189,8 +188,7 @@ static bool is_quiet(const struct sim *s)
 
 static void look_heal(struct sim *s, struct history *h)
 {
-    if (!h->has_let_go && s->now_ns > s->shape.healed_ns + LET_GO_S * NS_PER_S) {
-        h->has_let_go = true;
+    if (s->now_ns > s->shape.healed_ns + LET_GO_S * NS_PER_S) { /* those that tried again as well */
         clients_let_go(s);
     }
     if (is_quiet(s)) {
@@ -229,8 +227,7 @@ static void look(struct sim *s, struct history *h)
         }
         break;
     case PHASE_STOP:
-        if (s->is_stopped && !h->has_let_go) {
-            h->has_let_go = true;
+        if (s->is_stopped) {
             clients_let_go(s);
         }
         if (s->is_stopped && s->n_clients_open == 0) {
