@@ -196,7 +196,8 @@ static status prepare(struct life *l, struct err *err)
                                         .device = l->device.index,
                                         .n_threads = threads_of(l),
                                         .chunk_max = l->args->chunk,
-                                        .queue_max = l->args->queue,
+                                        /* and a canary beside them (coordinator/canary.c) */
+                                        .queue_max = l->args->queue + 1,
                                         .prefix_cache = l->args->prefix_cache,
                                         .coll = l->coll,
                                         .progress = &l->progress,
