@@ -109,5 +109,6 @@ void leader_fini(struct sim_job *job);
 void leader_take(struct sim_job *job, const void *data, size_t len); /* into its inbox */
 void leader_wake(struct sim_job *job);
 void leader_check(struct sim_job *job);
+bool leader_is_idle(const struct sim_job *job); /* but for a canary */
 
 #endif

@@ -29,7 +29,7 @@ void leader_init(struct sim_job *job)
         .kv_blocks = kv_blocks,
         .ctx_max = h->ctx_max,
         .chunk_max = h->chunk_max,
-        .queue_max = h->queue_max,
+        .queue_max = h->queue_max + 1, /* worker/main.c */
         .in_flight_max = h->pp,
         .ahead = h->ahead,
         .prefix_cache = h->prefix_cache,
@@ -299,6 +299,22 @@ void leader_wake(struct sim_job *job)
 
 /* ---- the scheduler's invariants ---- */
 
+static bool is_canary(const struct stream *q)
+{
+    return q->id >> 63 != 0;
+}
+
+bool leader_is_idle(const struct sim_job *job)
+{
+    for (uint32_t i = 0; i < job->sched->n_streams_max; i++) {
+        const struct stream *q = &job->sched->streams[i];
+        if (q->state != STREAM_FREE && !is_canary(q)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 /* What nobody waits for any more is cancelled, not computed to its end. A Cancel may be late or lost where
  * links are cut or control queues are cut short. */
 static void check_orphans(struct sim_job *job)
@@ -306,7 +322,7 @@ static void check_orphans(struct sim_job *job)
     const struct sim *s = job->sim;
     const struct stream *q = job->sched->running.first;
 
-    while (q != NULL && (check_is_open(s, q->id) || q->id >> 63 != 0)) { /* a canary is nobody's */
+    while (q != NULL && (check_is_open(s, q->id) || is_canary(q))) {
         q = q->next;
     }
     if (q == NULL || q->id != job->orphan) {
@@ -332,7 +348,7 @@ void leader_check(struct sim_job *job)
         sim_fail(s, "replica %u is idle and %u of its blocks are held", job->replica,
                  stats.kv_blocks_used);
     }
-    if (stats.waiting > s->shape.queue_max) {
+    if (stats.waiting > s->shape.queue_max + 1) {
         sim_fail(s, "%u streams wait in replica %u, the bound is %u", stats.waiting, job->replica,
                  s->shape.queue_max);
     }
