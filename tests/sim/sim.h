@@ -77,6 +77,7 @@ struct sim_totals {
 /* What a seed decides before time begins. */
 struct sim_shape {
     uint32_t n_replicas, tp, pp, n_ranks;
+    uint32_t n_joins; /* replicas that others start, again and again until it is healed */
     uint32_t ctx_max, kv_tokens, seqs_max, rows_max, queue_max, chunk_max;
     bool prefix_cache, ahead;
     uint32_t retries, restarts;
@@ -174,6 +175,7 @@ void fault_count(struct sim *s, enum sim_fault fault);
 void check_often(struct sim *s);
 void check_all(struct sim *s);
 bool check_is_open(const struct sim *s, uint64_t stream); /* in the journal */
+uint32_t check_n_slots(const struct sim *s);              /* of the coordinator's table */
 uint32_t check_n_serving(const struct sim *s);
 struct msg_submit;
 void check_submit(struct sim *s, uint32_t replica, const struct msg_submit *m); /* at a leader */

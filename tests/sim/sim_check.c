@@ -189,6 +189,11 @@ bool check_is_open(const struct sim *s, uint64_t stream)
     return s->coord != NULL && journal_find(s->coord->journal, stream) != NULL;
 }
 
+uint32_t check_n_slots(const struct sim *s)
+{
+    return s->coord->n_replicas;
+}
+
 uint32_t check_n_serving(const struct sim *s)
 {
     uint32_t n = 0;
@@ -220,7 +225,8 @@ void check_end(struct sim *s)
     }
     for (uint32_t i = 0; i < c->n_replicas; i++) {
         const struct sim_job *job = job_of(s, i);
-        if (c->replicas[i]->state == REPLICA_SERVING && !sched_is_valid(job->sched)) {
+        if (c->replicas[i]->state == REPLICA_SERVING &&
+            (job == NULL || !sched_is_valid(job->sched))) {
             sim_fail(s, "the scheduler of replica %u is not valid at the end", i);
         }
     }

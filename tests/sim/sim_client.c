@@ -173,7 +173,7 @@ static void on_message(void *arg, const void *data, size_t len)
         struct msg_status m;
         st = msg_status_unpack(data, len, &arena, &m, &err);
         if (st == ST_OK &&
-            (m.n_replicas != c->sim->shape.n_replicas || m.streams > c->sim->shape.queue_max)) {
+            (m.n_replicas < c->sim->shape.n_replicas || m.streams > c->sim->shape.queue_max)) {
             complain(c, "gets a status that cannot be");
         }
     } else if (c->kind == CLIENT_CHECK || c->kind == CLIENT_WATCH) {

@@ -267,21 +267,25 @@ static void drain_message(void *arg, const void *data, size_t len)
 static void drain_done(void *arg, status st, const char *text)
 {
     sim_note(arg, "drain ends", (uint64_t)-st, 0);
-    if (st == ST_ERR_INTERNAL || st == ST_ERR_ARG || st == ST_ERR_UNSUPPORTED) {
+    if (st == ST_ERR_INTERNAL || st == ST_ERR_ARG) {
         sim_fail(arg, "a drain fails with %s: %s", status_name(st), text);
     }
 }
 
 /* An operator, who sometimes does not wait for the end. */
-static void drain(struct sim *s, struct sim_job *job)
+static void drain(struct sim *s)
 {
     static const struct wire_end end = { drain_message, drain_done };
-    const struct msg_drain m = { .replica = job->replica,
+    const struct msg_drain m = { .replica = rng_below(&s->rng, check_n_slots(s)),
                                  .restart = rng_chance(&s->rng, 800),
                                  .grace_us = rng_below(&s->rng, 5000000) };
     struct buf out = BUF_INIT;
 
-    sim_note(s, "drain", job->replica, m.restart);
+    struct sim_job *job = job_of(s, m.replica);
+    if (job != NULL && job->is_joined) {
+        job->is_hurt = true;
+    }
+    sim_note(s, "drain", m.replica, m.restart);
     ASSERT(msg_drain_pack(&m, &out) == ST_OK);
     struct rpc_call *call =
         wire_open(s, &(struct wire_config){ .server = wire_control(s),
@@ -332,11 +336,26 @@ static enum sim_fault draw_kind(struct sim_rng *r)
     return FAULT_KILL;
 }
 
+/* One of the service's own, or one that has joined. */
+static struct sim_job *victim(struct sim *s)
+{
+    struct sim_job *job = job_of(s, rng_below(&s->rng, s->shape.n_replicas));
+
+    if (s->shape.n_joins != 0 && rng_chance(&s->rng, 300)) {
+        for (struct sim_job *other = s->jobs; other != NULL; other = other->next) {
+            if (other->is_joined && other->state == JOB_RUNS && other->replica != UINT32_MAX) {
+                return other;
+            }
+        }
+    }
+    return job;
+}
+
 static void strike(void *arg)
 {
     struct sim *s = arg;
     const enum sim_fault fault = draw_kind(&s->rng);
-    struct sim_job *job = job_of(s, rng_below(&s->rng, s->shape.n_replicas));
+    struct sim_job *job = victim(s);
 
     if (s->is_stopped || s->coord == NULL) {
         return;
@@ -350,7 +369,7 @@ static void strike(void *arg)
     } else if (fault == FAULT_STRANGER && wire_control(s) != NULL) {
         visit(s, job);
     } else if (fault == FAULT_DRAIN && wire_control(s) != NULL) {
-        drain(s, job);
+        drain(s);
     } else if (fault == FAULT_CLIENT_CUT) {
         hurt_client(s);
     } else if (fault == FAULT_KILL && rng_chance(&s->rng, 60)) { /* a power cut: all at once */

@@ -10,14 +10,25 @@ enum { LAUNCHER_LOOKS_MS = 20 };
 
 struct sim_job *job_of(const struct sim *s, uint32_t replica)
 {
-    return s->current[replica];
+    const struct coord *c = s->coord;
+
+    if (replica < s->shape.n_replicas) {
+        return s->current[replica];
+    }
+    for (struct sim_job *job = s->jobs; job != NULL; job = job->next) {
+        if (job->is_joined && job->replica == replica && c != NULL &&
+            job->generation == c->replicas[replica]->generation) {
+            return job;
+        }
+    }
+    return NULL;
 }
 
 bool job_is_given_up(const struct sim_job *job)
 {
     const struct coord *c = job->sim->coord;
 
-    if (c == NULL) {
+    if (c == NULL || job->replica == UINT32_MAX) {
         return false;
     }
     const struct replica *r = c->replicas[job->replica];
@@ -56,7 +67,7 @@ static enum sim_start draw_start(struct sim *s, uint32_t generation)
     return kind == START_HANGS && generation == 1 ? START_DIES : kind;
 }
 
-static void job_start(struct sim *s, uint32_t replica, uint32_t generation)
+static struct sim_job *job_make(struct sim *s, uint32_t replica, uint32_t generation)
 {
     struct sim_job *job = calloc(1, sizeof(*job));
 
@@ -64,7 +75,6 @@ static void job_start(struct sim *s, uint32_t replica, uint32_t generation)
     job->sim = s;
     job->next = s->jobs;
     s->jobs = job;
-    s->current[replica] = job;
     job->replica = replica;
     job->generation = generation;
     job->n_ranks = s->shape.n_ranks;
@@ -78,9 +88,37 @@ static void job_start(struct sim *s, uint32_t replica, uint32_t generation)
         job->ranks[i].job = job;
         job->ranks[i].index = i;
     }
+    return job;
+}
+
+static void ranks_begin(struct sim_job *job)
+{
     for (uint32_t i = 0; i < job->n_ranks; i++) {
         rank_begin(&job->ranks[i]);
     }
+}
+
+static void job_start(struct sim *s, uint32_t replica, uint32_t generation)
+{
+    s->current[replica] = job_make(s, replica, generation);
+    ranks_begin(s->current[replica]);
+}
+
+/* Somebody else's: it brings its own name, and hears its number when it is let in. */
+static void join(void *arg)
+{
+    struct sim *s = arg;
+    struct sim_job *job;
+
+    if (s->is_stopping || s->coord == NULL) {
+        return;
+    }
+    job = job_make(s, UINT32_MAX, 1);
+    job->is_joined = true;
+    for (uint32_t i = 0; i < MSG_JOB_BYTES; i++) {
+        job->name[i] = (uint8_t)rng_u64(&s->rng);
+    }
+    ranks_begin(job);
 }
 
 /* jobs_tick: nothing of the old one is left, and its time has come. */
@@ -94,7 +132,7 @@ static void start_again(void *arg)
         return;
     }
     for (const struct sim_job *other = s->jobs; other != NULL; other = other->next) {
-        if (other->replica == job->replica && other->state != JOB_OVER) {
+        if (!other->is_joined && other->replica == job->replica && other->state != JOB_OVER) {
             sim_fail(s, "replica %u is started while generation %u is still there", job->replica,
                      other->generation);
         }
@@ -121,6 +159,9 @@ void jobs_begin(struct sim *s)
     for (uint32_t i = 0; i < s->shape.n_replicas; i++) {
         job_start(s, i, 1);
     }
+    for (uint32_t i = 0; i < s->shape.n_joins; i++) {
+        sim_coord_after(s, rng_u64(&s->rng) % (s->shape.healed_ns - s->now_ns), join, s);
+    }
 }
 
 /* ---- the end of one ---- */
@@ -130,7 +171,7 @@ static void say_ended(void *arg)
     struct sim_job *job = arg;
     struct sim *s = job->sim;
 
-    if (job->state == JOB_RUNS && !s->is_stopping && s->coord != NULL) {
+    if (job->state == JOB_RUNS && !job->is_joined && !s->is_stopping && s->coord != NULL) {
         job->state = JOB_ENDED;
         sim_note(s, "job ended", job->replica, job->generation);
         coord_job_ended(s->coord, job->replica, "mpirun has ended with exit code 1");
@@ -155,7 +196,12 @@ void job_check_over(struct sim_job *job)
             return;
         }
     }
-    if (job->state == JOB_RUNS) {
+    if (job->is_joined) {
+        if (job->state != JOB_OVER && s->now_ns < s->shape.healed_ns) {
+            sim_coord_after(s, rng_ns(&s->rng, NS_PER_S / 10, 5 * NS_PER_S), join, s);
+        }
+        job->state = JOB_OVER;
+    } else if (job->state == JOB_RUNS) {
         sim_coord_after(s, rng_ns(&s->rng, 0, LAUNCHER_LOOKS_MS * NS_PER_MS), say_ended, job);
     } else if (job->state == JOB_ENDING) {
         job->state = JOB_OVER;

@@ -54,8 +54,10 @@ struct sim_packet {
 
 struct sim_job {
     struct sim *sim;
-    struct sim_job *next; /* in sim->jobs */
-    uint32_t replica, generation;
+    struct sim_job *next;         /* in sim->jobs */
+    uint32_t replica, generation; /* UINT32_MAX: one that has not been let in */
+    bool is_joined;               /* started by somebody else */
+    uint8_t name[MSG_JOB_BYTES];  /* of a joined one */
     enum sim_job_state state;
     enum sim_start start;
     bool is_hurt;         /* something was done to it: it may be given up */
@@ -88,7 +90,7 @@ struct sim_job {
 };
 
 /* sim_job.c */
-struct sim_job *job_of(const struct sim *s, uint32_t replica);
+struct sim_job *job_of(const struct sim *s, uint32_t replica); /* NULL: none is there */
 bool job_is_given_up(const struct sim_job *job); /* the coordinator no longer counts on it */
 void job_collapse(struct sim_job *job, uint64_t within_ns); /* all ranks die; the launcher ends */
 bool job_computes(const struct sim_job *job);               /* every rank is there and runs */

@@ -94,10 +94,21 @@ static void ready(void *arg)
     leader_wake(r->job);
 }
 
-static void welcome(struct sim_rank *r)
+static void welcome(struct sim_rank *r, const void *data, size_t len)
 {
+    struct arena arena = ARENA_INIT(1 << 16);
+    struct err err = ERR_INIT;
     struct sim_job *job = r->job;
     struct sim *s = job->sim;
+    struct msg_coord m;
+
+    if (msg_coord_unpack(data, len, &arena, &m, &err) != ST_OK || m.kind != MSG_WELCOME) {
+        sim_fail(s, "a rank is not welcomed first: %s", err.text);
+    } else if (job->is_joined) {
+        job->replica = m.welcome.replica;
+        job->generation = m.welcome.generation;
+    }
+    arena_fini(&arena);
 
     r->state = RANK_LOADING;
     sim_after(s, 0, beat, r);
@@ -113,7 +124,7 @@ static void on_message(void *arg, const void *data, size_t len)
     struct sim_rank *r = arg;
 
     if (r->state == RANK_HELLO) {
-        welcome(r);
+        welcome(r, data, len);
     } else if (r->index == 0 && r->job->sched != NULL) {
         leader_take(r->job, data, len);
     } else {
@@ -157,6 +168,10 @@ static void on_done(void *arg, status st, const char *text)
         r->state = RANK_GONE;
         job_check_over(r->job);
     } else if (r->state != RANK_GONE) {
+        if (r->job->is_joined && r->state >= RANK_LOADING && !r->job->is_hurt && !s->is_stopping) {
+            sim_fail(s, "replica %u, which had joined, is given up, and nothing was wrong: %s",
+                     r->job->replica, text);
+        }
         r->job->is_hurt = true;
         sim_after(s, rng_ns(&s->rng, NS_PER_MS, r->job->is_stuck ? 2 * NS_PER_S : 50 * NS_PER_MS),
                   end_self, r);
@@ -183,10 +198,21 @@ static void attach(void *arg)
                                   .end = &end,
                                   .arg = r });
     r->state = RANK_HELLO;
+    struct msg_join joins = { .tp = s->shape.tp,
+                              .pp = s->shape.pp,
+                              .kv_blocks = s->plan->kv_blocks,
+                              .block_tokens = KERN_KV_BLOCK,
+                              .ctx_max = s->plan->ctx_max,
+                              .rows_max = s->plan->rows_max,
+                              .layer_bytes = plan_layer_bytes(s->plan),
+                              .model_digest = plan_model_digest(s->plan) };
+    memcpy(joins.job, job->name, sizeof(joins.job));
     rank_say(r, &(struct msg_rank){ .kind = MSG_HELLO,
                                     .hello = { .build = is_wrong ? "another" : msg_build(),
                                                .protocol = MSG_PROTOCOL,
-                                               .replica = job->replica,
+                                               .has_join = job->is_joined,
+                                               .join = joins,
+                                               .replica = job->is_joined ? 0 : job->replica,
                                                .generation = job->generation,
                                                .rank = r->index,
                                                .n_ranks = job->n_ranks,

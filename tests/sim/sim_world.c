@@ -67,6 +67,7 @@ static void draw_shape(struct sim *s, uint32_t n_replicas)
     }
     h->canary_ns = rng_chance(r, 400) ? rng_ns(r, NS_PER_S / 2, 5 * NS_PER_S) : 0;
     h->broken_per_mille = h->canary_ns != 0 && rng_chance(r, 300) ? 200 : 0;
+    h->n_joins = rng_chance(r, 300) ? rng_in(r, 1, 4) : 0;
     h->is_fair = rng_chance(r, 50);
     if (h->is_fair) {
         h->n_faults = 0;
@@ -147,6 +148,8 @@ static void coord_make(struct sim *s, const struct clock *clock)
                                    .hang_ns = h->hang_ns,
                                    .start_ns = h->start_ns,
                                    .canary_ns = h->canary_ns,
+                                   .join_max = h->n_joins,
+                                   .rejoin_ns = 5 * NS_PER_S,
                                    .queue_max = h->queue_max,
                                    .prefix_cache = h->prefix_cache,
                                    .listen = "sim:0",
