@@ -101,6 +101,7 @@ struct model_desc;
 struct rpc_call;
 struct sim_job;
 struct sim_client;
+struct sim_rescue;
 
 struct sim {
     uint64_t seed;
@@ -119,9 +120,10 @@ struct sim {
     struct plan *plan;           /* owned */
     struct rpc_loop *loop;       /* owned, sim_rpc.c */
     struct coord *coord;
-    struct rpc_call *calls;   /* all there ever were, owned */
-    struct sim_job **current; /* [n_replicas] the newest job of each; borrowed */
-    struct sim_job *jobs;     /* all, owned */
+    struct rpc_call *calls;     /* all there ever were, owned */
+    struct sim_job **current;   /* [n_replicas] the newest job of each; borrowed */
+    struct sim_job *jobs;       /* all, owned */
+    struct sim_rescue *rescues; /* all, owned */
     struct sim_client *clients;
     uint32_t n_clients, n_clients_open, n_watchers;
     bool is_stopping, is_stopped;
@@ -169,6 +171,7 @@ void clients_free(struct sim *s);
 void clients_let_go(struct sim *s); /* those that never read hang up */
 void clients_note(struct sim *s);   /* which are open */
 void faults_begin(struct sim *s);
+void faults_free(struct sim *s);
 const char *fault_name(enum sim_fault fault);
 void fault_count(struct sim *s, enum sim_fault fault);
 /* After each event of the coordinator (cheap), and now and then (all of it). */

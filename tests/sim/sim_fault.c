@@ -43,7 +43,8 @@ void fault_count(struct sim *s, enum sim_fault fault)
 
 /* ---- to a job ---- */
 
-struct rescue { /* something that passes by itself */
+struct sim_rescue {          /* something that passes by itself */
+    struct sim_rescue *next; /* in sim->rescues */
     struct sim_job *job;
     struct sim_rank *rank;
     enum sim_fault fault;
@@ -51,7 +52,7 @@ struct rescue { /* something that passes by itself */
 
 static void rescue(void *arg)
 {
-    struct rescue *r = arg;
+    const struct sim_rescue *r = arg;
 
     if (r->fault == FAULT_STOP) {
         rank_hold(r->rank, false);
@@ -61,16 +62,16 @@ static void rescue(void *arg)
     } else if (r->fault == FAULT_CUT && wire_is_open(r->rank->call)) {
         wire_reset(r->rank->call); /* its keepalive: the coordinator is gone */
     }
-    free(r);
 }
 
 static void rescue_after(struct sim_job *job, struct sim_rank *rank, enum sim_fault fault,
                          uint64_t ns)
 {
-    struct rescue *r = malloc(sizeof(*r));
+    struct sim_rescue *r = malloc(sizeof(*r));
 
     ASSERT(r != NULL);
-    *r = (struct rescue){ job, rank, fault };
+    *r = (struct sim_rescue){ job->sim->rescues, job, rank, fault };
+    job->sim->rescues = r;
     sim_after(job->sim, ns, rescue, r);
 }
 
@@ -378,6 +379,14 @@ static void strike(void *arg)
         }
     } else {
         hurt_job(s, fault, job);
+    }
+}
+
+void faults_free(struct sim *s)
+{
+    for (struct sim_rescue *r; (r = s->rescues) != NULL;) {
+        s->rescues = r->next;
+        free(r);
     }
 }
 

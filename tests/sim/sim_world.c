@@ -323,6 +323,7 @@ bool sim_run(struct sim *s, uint64_t seed, uint32_t n_replicas, bool trace,
     coord_destroy(s->coord);
     s->coord = NULL;
     jobs_free(s);
+    faults_free(s);
     clients_free(s);
     sim_calls_free(s);
     sim_loop_destroy(s->loop);
