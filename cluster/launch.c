@@ -47,12 +47,12 @@ struct launch {
     bool is_adopted;      /* not our child */
     uint64_t start_ticks; /* with the pid, which process it is; adopted only */
     int code;
-    int end_sig;                    /* SIGTERM, or SIGINT where SIGTERM is held off */
-    uint32_t n_terms;               /* of them sent */
-    uint64_t end_at_ns;             /* first launch_end, 0 before */
-    uint64_t sweep_at_ns;           /* when SWEEP began */
-    int log_fd;                     /* owned; < 0: none */
-    off_t log_begin;                /* where this launch's output begins */
+    int end_sig;          /* SIGTERM; SIGINT where that is held off; 0: not known, so SIGINT */
+    uint32_t n_terms;     /* of them sent */
+    uint64_t end_at_ns;   /* first launch_end, 0 before */
+    uint64_t sweep_at_ns; /* when SWEEP began */
+    int log_fd;           /* owned; < 0: none */
+    off_t log_begin;      /* where this launch's output begins */
     char layout[LAUNCH_PATH_BYTES]; /* srun's list of hosts, a file of ours; "": none */
     char tail[TAIL_BYTES + 1];
 };
@@ -262,7 +262,7 @@ void launch_end(struct launch *l, uint64_t now_ns)
         (void)process_session_signal(l->pid, SIGKILL);
     } else if (l->n_terms == 0 || (l->n_terms == 1 && since_ns >= term_again_ns)) {
         l->n_terms++;
-        (void)kill(l->pid, l->end_sig);
+        (void)kill(l->pid, l->end_sig != 0 ? l->end_sig : SIGINT);
     }
 }
 
