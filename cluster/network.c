@@ -143,7 +143,7 @@ status network_find(const struct network *net, struct network_self *self_p, stru
 /* connect() of a datagram socket sends nothing; it chooses the route and with it our address. */
 static bool local_address(const struct addrinfo *to, char address_p[NETWORK_ADDRESS_BYTES])
 {
-    struct sockaddr_storage self;
+    struct sockaddr_storage self = { .ss_family = AF_UNSPEC };
     socklen_t len = sizeof(self);
     const int fd = socket(to->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     void *p = &self;

@@ -34,7 +34,7 @@ static void count(const struct allocation_wish *wish, struct allocation *x)
     x->slot_memory_bytes = UINT64_MAX;
     for (uint32_t i = 0; i < job->n_nodes; i++) {
         const struct slurm_node *n = &job->nodes[i];
-        const uint32_t slots = slots_of(x, n);
+        const uint32_t slots = MAX(slots_of(x, n), 1u);
         x->n_slots += slots;
         x->node_slots_min = MIN(x->node_slots_min, slots);
         x->threads = MIN(x->threads, n->cpus == 0 ? 0 : MAX(n->cpus / slots, 1u));
