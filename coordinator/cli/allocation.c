@@ -159,13 +159,48 @@ status allocation_open(const struct allocation_wish *wish, struct allocation *x,
     return st;
 }
 
-uint32_t allocation_replicas(const struct allocation *x, uint32_t n_ranks)
+uint32_t allocation_replicas(const struct allocation *x, uint32_t n_ranks, bool alone)
 {
-    if (x->job.n_nodes == 1) {
+    const struct slurm_job *job = &x->job;
+    const uint32_t hosts = (n_ranks + x->node_slots_min - 1) / x->node_slots_min;
+    uint32_t n = 0;
+
+    if (job->n_nodes == 1) {
         return MAX(x->n_slots / n_ranks, 1u);
     }
-    const uint32_t hosts = (n_ranks + x->node_slots_min - 1) / x->node_slots_min;
-    return MAX(x->job.n_nodes / hosts, 1u);
+    if (alone || hosts > 1) {
+        return MAX(job->n_nodes / hosts, 1u);
+    }
+    for (uint32_t i = 0; i < job->n_nodes; i++) {
+        n += slots_of(x, &job->nodes[i]) / n_ranks;
+    }
+    return MAX(n, 1u);
+}
+
+uint32_t allocation_slots_on(const struct allocation *x, const char *node)
+{
+    for (uint32_t i = 0; i < x->job.n_nodes; i++) {
+        if (strcmp(x->job.nodes[i].name, node) == 0) {
+            return slots_of(x, &x->job.nodes[i]);
+        }
+    }
+    return 0;
+}
+
+status allocation_slots_word(const struct allocation *x, const struct host_list *hosts,
+                             struct buf *out, struct err *err)
+{
+    status st = buf_append_str(out, "SLURM_TASKS_PER_NODE=");
+
+    for (uint32_t i = 0; st == ST_OK && i < x->job.n_nodes; i++) {
+        const struct slurm_node *node = &x->job.nodes[i];
+        uint32_t slots = slots_of(x, node); /* of a node that the hostfile leaves out: no matter */
+        for (uint32_t k = 0; k < hosts->n; k++) {
+            slots = strcmp(hosts->hosts[k].name, node->name) == 0 ? hosts->hosts[k].slots : slots;
+        }
+        st = buf_printf(out, "%s%u", i == 0 ? "" : ",", slots);
+    }
+    return st == ST_OK ? st : err_set(err, st, "no memory for the slots of a replica");
 }
 
 void allocation_say(const struct allocation *x)

@@ -7,6 +7,7 @@
 #ifndef COORDINATOR_CLI_ALLOCATION_H
 #define COORDINATOR_CLI_ALLOCATION_H
 
+#include "cluster/launch.h"
 #include "cluster/slurm.h"
 
 struct allocation_wish {
@@ -35,8 +36,15 @@ struct allocation {
  * writes the hostfile. ST_ERR_FORMAT, ST_ERR_LIMIT, ST_ERR_IO; ST_ERR_DEADLINE: the job ends within
  * wall_margin_s. */
 status allocation_open(const struct allocation_wish *wish, struct allocation *x, struct err *err);
-/* How many replicas of `n_ranks` ranks it holds, each with hosts of its own; at least 1. */
-uint32_t allocation_replicas(const struct allocation *x, uint32_t n_ranks);
+/* How many replicas of `n_ranks` ranks it holds; at least 1. Several on a node only where one fits a
+ * node, and not if `alone`. */
+uint32_t allocation_replicas(const struct allocation *x, uint32_t n_ranks, bool alone);
+/* "SLURM_TASKS_PER_NODE=...": for the mpirun of one replica, which may use what its hostfile says and
+ * nothing else. Appends to `out`. */
+status allocation_slots_word(const struct allocation *x, const struct host_list *hosts,
+                             struct buf *out, struct err *err);
+/* Slots of a node; 0: no node of the job. */
+uint32_t allocation_slots_on(const struct allocation *x, const char *node);
 /* When to begin to stop so that the job's end finds nothing running; 0: its end is not known. By
  * clock_real(). */
 uint64_t allocation_drain_at_ns(const struct allocation *x, uint32_t wall_margin_s);

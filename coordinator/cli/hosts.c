@@ -84,7 +84,8 @@ status hosts_open(const struct hosts_config *config, struct hosts **hosts_p, str
     h->mode = maps_by_itself(config->mpirun_args) ? HOSTS_DEALT
               : config->in_scheduler              ? HOSTS_WHOLE
                                                   : HOSTS_SLOTS;
-    h->config.alone = true; /* until all have a place: a lost host should cost one replica */
+    /* Until all have a place: a lost host should cost one replica. */
+    h->config.alone = config->alone || !config->shares || h->mode != HOSTS_SLOTS;
     (void)((st = host_list_read(config->hostfile, &h->list, err)) || (st = tables_make(h, err)));
     if (st == ST_OK) {
         racks_number(h);

@@ -26,6 +26,7 @@ struct hosts_config {
     uint32_t n_replicas, tp, pp;
     bool in_scheduler; /* the slots are a scheduler's */
     bool alone;        /* replicas share no host, even when one is lost */
+    bool shares;       /* they may share hosts from the start, where there are too few for all */
 };
 
 struct hosts; /* opaque */

@@ -38,11 +38,16 @@ static uint32_t threads_of(const struct jobs *j)
     return MAX(1u, cpu_count() / (j->n * j->setup->plan->n_ranks));
 }
 
-/* The replicas of a one-node job divide its cores, those of any host its devices. */
+/* Replicas on one node divide its cores where a scheduler has given them to us, and its devices. */
 static bool slots_of(const struct jobs *j, uint32_t replica, char word[40])
 {
     const uint32_t n_ranks = j->setup->plan->n_ranks;
+    const struct cpu_parts *share = j->jobs != NULL ? &j->jobs[replica].share : NULL;
 
+    if (share != NULL && share->total != 0) {
+        snprintf(word, 40, "%u:%u:%u", share->first, share->count, share->total);
+        return true;
+    }
     if (!j->setup->is_local || j->n <= 1 ||
         (!j->setup->job.is_used && j->setup->plan->device != PLAN_CUDA)) {
         return false;
@@ -125,7 +130,9 @@ void jobs_config(const struct jobs *j, uint32_t replica, const struct worker_wor
         .log_name = job != NULL ? job->log_name : NULL,
         .shm_dir = job != NULL && job->shm_dir[0] != '\0' ? job->shm_dir : NULL,
         .extra = j->args->mpirun_args,
-        .env = j->setup->job.is_used ? j->setup->job.env : NULL,
+        .env = !j->setup->job.is_used                    ? NULL
+               : job != NULL && job->slots_word.len != 0 ? job->env
+                                                         : j->setup->job.env,
         .network = j->args->network,
         .in_slurm = j->setup->job.is_used,
         .outlive = j->outlive,
@@ -149,18 +156,65 @@ status jobs_self_path(char *path, size_t bytes, struct err *err)
 status jobs_place(struct jobs *j, struct err *err)
 {
     const struct plan *plan = j->setup->plan;
+    /* A hostfile of the user's inside an allocation: mpirun's slots are SLURM's, not the file's. */
+    const bool foreign = !j->setup->job.is_used && getenv("SLURM_JOB_ID") != NULL;
     const struct hosts_config config = { .hostfile = j->args->hostfile,
                                          .mpirun_args = j->args->mpirun_args,
                                          .n_replicas = j->n,
                                          .tp = plan->tp,
                                          .pp = plan->pp,
-                                         .in_scheduler =
-                                             j->setup->job.is_used && j->args->kind != LAUNCH_SRUN,
+                                         .in_scheduler = foreign && j->args->kind != LAUNCH_SRUN,
+                                         .shares = j->setup->job.is_used,
                                          .alone = plan->device == PLAN_CUDA };
     if (j->args->hostfile == NULL || j->n == 0) {
         return ST_OK;
     }
     return hosts_open(&config, &j->hosts, err);
+}
+
+/* The first run of free slots of a node, as far as replicas that are wholly on it are known. */
+static uint32_t share_first(const struct jobs *j, uint32_t replica, const struct job *job)
+{
+    uint32_t first = 0;
+
+    for (uint32_t i = 0; i < j->n; i++) {
+        const struct job *other = &j->jobs[i];
+        if (i != replica && strcmp(other->node, job->node) == 0 &&
+            first < other->share.first + other->share.count &&
+            other->share.first < first + job->share.count) {
+            first = other->share.first + other->share.count;
+            i = UINT32_MAX; /* again from the first: it may meet one that was passed */
+        }
+    }
+    return first + job->share.count <= job->share.total ? first : 0;
+}
+
+/* Inside an allocation: what mpirun is told of its slots, and which of a node's are this replica's. */
+static status share_take(struct jobs *j, uint32_t replica, struct err *err)
+{
+    const struct allocation *alloc = &j->setup->job;
+    struct job *job = &j->jobs[replica];
+    struct host_list list = { .n = 0 };
+
+    if (!alloc->is_used) {
+        return ST_OK;
+    }
+    job->node[0] = '\0';
+    job->share = (struct cpu_parts){ 0, 0, 0 };
+    buf_reset(&job->slots_word);
+    status st = host_list_read(job->hostfile, &list, err);
+    if (st == ST_OK) {
+        st = allocation_slots_word(alloc, &list, &job->slots_word, err);
+    }
+    if (st == ST_OK && list.n == 1) {
+        snprintf(job->node, sizeof(job->node), "%s", list.hosts[0].name);
+        job->share.count = list.n_slots;
+        job->share.total = MAX(allocation_slots_on(alloc, job->node), list.n_slots);
+        job->share.first = share_first(j, replica, job);
+    }
+    job->env[0] = job->slots_word.data;
+    host_list_fini(&list);
+    return st;
 }
 
 /* What its mpirun reads. A lost replica may find its place on other hosts than before. */
@@ -181,7 +235,8 @@ static status hosts_take(struct jobs *j, uint32_t replica, bool again, struct er
     }
     coord_replica_hosts(j->coord, replica, hosts_text(j->hosts, replica));
     snprintf(job->hostfile, sizeof(job->hostfile), "%s/hosts-%u", j->dir->path, replica);
-    return hosts_write(j->hosts, replica, job->hostfile, err);
+    st = hosts_write(j->hosts, replica, job->hostfile, err);
+    return st == ST_OK ? share_take(j, replica, err) : st;
 }
 
 /* ---- start ---- */
@@ -248,10 +303,11 @@ static status job_start(struct jobs *j, uint32_t replica, uint32_t generation, s
     char program[4096];
     struct launch_config config;
     struct worker_words words;
-    status st = worker_words_make(j, replica, generation, &words, err);
+    status st = hosts_take(j, replica, generation > 1, err);
 
+    words.plan = (struct buf)BUF_INIT;
     if (st == ST_OK) {
-        st = hosts_take(j, replica, generation > 1, err);
+        st = worker_words_make(j, replica, generation, &words, err);
     }
     if (st == ST_OK) {
         st = jobs_self_path(program, sizeof(program), err);
@@ -324,6 +380,7 @@ status jobs_start(struct jobs *j, struct err *err)
         return err_set(err, ST_ERR_NOMEM, "no memory for %u jobs", j->n);
     }
     for (uint32_t i = 0; i < j->n; i++) {
+        j->jobs[i].slots_word = (struct buf)BUF_INIT;
         if (i == 0) {
             snprintf(j->jobs[i].log_name, sizeof(j->jobs[i].log_name), "mpirun.log");
         } else {
@@ -517,6 +574,7 @@ void jobs_fini(struct jobs *j)
 {
     for (uint32_t i = 0; j->jobs != NULL && i < j->n; i++) {
         release(&j->jobs[i]);
+        buf_fini(&j->jobs[i].slots_word);
         if (j->jobs[i].hostfile[0] != '\0') {
             unlink(j->jobs[i].hostfile);
         }

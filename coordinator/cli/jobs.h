@@ -10,6 +10,7 @@
 #ifndef COORDINATOR_CLI_JOBS_H
 #define COORDINATOR_CLI_JOBS_H
 
+#include "base/cpu.h"
 #include "cluster/launch.h"
 #include "coordinator/cli/hosts.h"
 #include "coordinator/cli/serve_args.h"
@@ -27,6 +28,10 @@ struct job {
     uint64_t start_at_ns;  /* START_AT; ENDING: what follows, CLOCK_NEVER: nothing */
     uint64_t ended_by_ns;  /* ENDING: when it was begun */
     char hostfile[RUN_DIR_PATH_BYTES + 32]; /* this replica's part; "": none */
+    struct buf slots_word;      /* inside SLURM: what its mpirun may use; empty: nothing to say */
+    const char *env[2];         /* that word */
+    char node[HOST_NAME_BYTES]; /* inside SLURM: all its ranks are there; "": on several */
+    struct cpu_parts share;     /* of that node's slots */
     char log_name[32];
     char shm_dir[64];    /* of the job that runs; "": none */
     uint32_t generation; /* of the job that runs, or ran last */

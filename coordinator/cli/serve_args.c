@@ -284,7 +284,7 @@ static status replicas_settle(struct serve_args *a, const struct serve_setup *s,
     const bool is_sized = a->plan.tp != 0 || a->plan.pp != 0 || a->plan.ranks != 0;
 
     if (s->job.is_used && !a->replicas_given && is_sized) {
-        a->replicas = allocation_replicas(&s->job, s->plan->n_ranks);
+        a->replicas = allocation_replicas(&s->job, s->plan->n_ranks, s->plan->device == PLAN_CUDA);
     }
     if (a->external_only || a->external_ranks != 0) {
         return ST_OK;
@@ -292,7 +292,7 @@ static status replicas_settle(struct serve_args *a, const struct serve_setup *s,
     if (a->hostfile == NULL) {
         return check_shares(a, s, err);
     }
-    if (s->n_hosts < a->replicas) {
+    if (s->n_hosts < a->replicas && (!s->job.is_used || s->plan->device == PLAN_CUDA)) {
         return err_set(err, ST_ERR_LIMIT, "%u replicas need a host each at least, %s %s has %u",
                        a->replicas, s->job.is_used ? "SLURM job" : "hostfile",
                        s->job.is_used ? s->job.job.id : a->hostfile, s->n_hosts);
