@@ -430,7 +430,9 @@ static void on_tick(void *arg)
         return;
     }
     if (s->drain_at_ns != 0 && now >= s->drain_at_ns) {
-        drain(s, allocation_wall_grace_s(s->args.wall_margin_s), " before the job's end");
+        /* What goes into the journal need not wait for its end. */
+        const uint32_t wall_s = allocation_wall_grace_s(s->args.wall_margin_s);
+        drain(s, s->args.handover ? MIN(wall_s, s->args.grace_s) : wall_s, " before the job's end");
         return;
     }
     jobs_tick(&s->jobs, now);
