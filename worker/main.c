@@ -260,7 +260,8 @@ int worker_run(const struct worker_args *args, const struct coll_mpi_world *worl
         return 0;
     }
     if (st == ST_ERR_CANCELLED && l.ctrl != NULL && ctrl_is_lost(l.ctrl, &err)) {
-        st = err.code; /* who told this rank to end, and why, says more */
+        /* Who told this rank to end, and why, says more. CANCELLED: the replica was given up. */
+        st = err.code == ST_ERR_CANCELLED ? ST_ERR_UNAVAILABLE : err.code;
     }
     trail_tell(status_name(st));
     log_error("rank", "%s: %s", status_name(st), err.text);
