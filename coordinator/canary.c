@@ -93,6 +93,14 @@ static void refuse(struct replica *r, const struct canary_known *known, uint32_t
     replica_sign(r, SIGN_OWN_FAULT, ST_ERR_MISMATCH, text);
 }
 
+static uint32_t bits_of(float x)
+{
+    uint32_t bits;
+
+    memcpy(&bits, &x, sizeof(bits));
+    return bits;
+}
+
 static bool compare(struct replica *r)
 {
     const struct canary *k = &r->canary;
@@ -111,7 +119,7 @@ static bool compare(struct replica *r)
     }
     for (uint32_t i = 0; i < CANARY_TOKENS; i++) {
         if (k->tokens[i] != known->tokens[i] ||
-            memcmp(&k->logprobs[i], &known->logprobs[i], sizeof(float)) != 0) {
+            bits_of(k->logprobs[i]) != bits_of(known->logprobs[i])) {
             refuse(r, known, i);
             return false;
         }

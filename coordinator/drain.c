@@ -158,7 +158,7 @@ static status check(const struct coord *c, const struct msg_drain *m, struct err
     }
     const struct replica *r = c->replicas[m->replica];
     const bool is_down = r->state == REPLICA_DRAINED || r->state == REPLICA_FAILED;
-    if (r->drain.is_on && !is_down) {
+    if (r->drain.is_on && (!is_down || r->drain.restart)) {
         return err_set(err, ST_ERR_EXISTS, "replica %u is being drained already", m->replica);
     }
     if (r->state != REPLICA_SERVING && !is_down) {

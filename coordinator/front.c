@@ -351,10 +351,11 @@ static status streams_open(struct coord *c, struct rpc_call *call, const struct 
         choices_share_profile(head, head->entry->profile);
         st = route_submit(c, f->entry, err);
     }
-    if (st < 0) {
+    if (st != ST_OK) {
         choices_undo(head);
         return st;
     }
+    ASSERT(head != NULL);
     if (head->entry->is_kept) {
         resume_keep(head);
     }

@@ -443,26 +443,28 @@ static status stream_restore(struct coord *c, const struct journal_stream *s, st
     const struct session_config config = { .stop = s->stops,
                                            .n_stop = s->n_stops,
                                            .arrived_ns = clock_of(c, s->arrived_us) };
-    struct journal_entry *e;
+    struct journal_entry *e = NULL;
     struct front_call *f = NULL;
     status st = stream_check(c, s, err);
 
     if (st == ST_OK) {
         st = journal_open(c->journal, s->request_id, s->submit.prompt, s->submit.n_prompt, &e, err);
     }
-    if (st < 0) {
+    if (st != ST_OK) {
         return st;
     }
+    ASSERT(e != NULL);
     e->attempt = s->attempt + 1; /* what the old coordinator's ranks still say does not count */
     e->is_kept = true;
     st = parameters_set(s, e);
     if (st == ST_OK) {
         st = front_restore(c, e, &config, &f, err);
     }
-    if (st < 0) {
+    if (st != ST_OK) {
         journal_close(c->journal, e);
         return st;
     }
+    ASSERT(f != NULL);
     f->left_ns = coord_now(c);
     link_kept(f);
     answer_replay(f, s);

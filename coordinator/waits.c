@@ -147,7 +147,11 @@ void waits_judge(struct wait_rank *ranks, uint32_t n, struct waits_verdict *v_p)
             best = &ranks[i];
         }
     }
-    const uint32_t i = (uint32_t)(best - ranks); /* without a ring there is a root */
+    if (best == NULL) { /* no ranks: without a ring there is a root */
+        *v_p = (struct waits_verdict){ WAITS_BUSY, 0, 0 };
+        return;
+    }
+    const uint32_t i = (uint32_t)(best - ranks);
     *v_p = (struct waits_verdict){ best->waited_ns != 0 ? WAITS_DEVICE : WAITS_BUSY, i, i };
 }
 

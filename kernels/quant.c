@@ -66,7 +66,7 @@ bool quant_rows(const struct kern_mat *mat, const struct kern_rows *rows, uint8_
                 float *scales, struct quant_bad *bad_p)
 {
     const size_t row_bytes = rows->ld * src_bytes(rows->type);
-    float x[KERN_GROUP];
+    float x[KERN_GROUP] = { 0 };
 
     for (uint32_t r = 0; r < rows->n_rows; r++) {
         const char *row = (const char *)rows->data + r * row_bytes;

@@ -54,6 +54,11 @@ def random_model(shape):
     return folder
 
 
+def kv_tokens(service):
+    """Positions whose K and V the replicas hold, for streams or for prompts that begin alike."""
+    return sum((r.kv_blocks_used + r.kv_blocks_cached) * r.kv_block_tokens for r in service.status().replicas)
+
+
 def figures(words, values, unit="ms"):
     if values:
         print(f"{words:<44} n {len(values):5}  p50 {chaos.quantile(values, 0.5):7.0f}  p99 {chaos.quantile(values, 0.99):7.0f}  "
@@ -66,16 +71,16 @@ def run(args):
     bounds = {"rank": args.bound, "mpirun": args.bound, "stop": args.hang_timeout + args.bound}
     named = {"rank": [], "mpirun": [], "stop": []}
     if args.prompt:
-        ids = chaos.gantry_pb2.TokenIds(ids=[rng.randrange(10, 4000) for _ in range(args.prompt)])
-        chaos.REQUESTS[:] = [dict(prompt_ids=ids, temperature=0.8, seed=i, max_tokens=args.answer, ignore_eos=True, logprobs=1)
-                             for i in range(args.streams)]
+        prompts = [[rng.randrange(10, 4000) for _ in range(args.prompt)] for _ in range(args.streams)]
+        chaos.REQUESTS[:] = [dict(prompt_ids=chaos.gantry_pb2.TokenIds(ids=ids), temperature=0.8, seed=i, max_tokens=args.answer,
+                                  ignore_eos=True, logprobs=1) for i, ids in enumerate(prompts)]
     wanted = chaos.undisturbed(model)
     options = ["--replicas", str(args.replicas), "--tp", str(args.tp), "--pp", str(args.pp), "--threads", "1", "--hang-timeout",
                str(args.hang_timeout), "--retries", "1000000", "--restarts", "1000000"]
     begun = time.monotonic()
     with chaos.Service(model, options) as service:
         with chaos.Crowd(service, wanted, args.streams) as crowd:
-            n = 0
+            n, most_kv = 0, 0
             while n < args.kills:
                 strike = choose(rng, args.replicas, args.both)
                 if args.settle:
@@ -85,6 +90,7 @@ def run(args):
                 time.sleep(rng.uniform(0, 0.5))
                 faults = [chaos.inject(service, kind, replica, rng) for kind, replica in strike]
                 for fault in faults:
+                    most_kv = max(most_kv, kv_tokens(service))
                     took = chaos.await_named(service, fault, bounds[fault.kind])
                     named[fault.kind].append(took * 1000)
                     n += 1
@@ -98,6 +104,7 @@ def run(args):
             pathlib.Path(args.log).write_text(service.log())
     print(f"\nseed {args.seed}, {args.replicas} replicas of tp {args.tp} x pp {args.pp}, {args.streams} streams, "
           f"{time.monotonic() - begun:.0f} s: {n} faults, {crowd.n_answers} answers, {crowd.n_tokens} tokens, 0 differ, 0 failed")
+    print(f"KV of at most {most_kv} positions was held, as seen at the faults")
     figures("rank killed -> named log line", named["rank"])
     figures("mpirun killed -> named log line", named["mpirun"])
     figures(f"rank stopped -> named (--hang-timeout {args.hang_timeout})", named["stop"])

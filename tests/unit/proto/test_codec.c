@@ -199,7 +199,7 @@ static const char *const profiles[] = { "cpu-bf16-v1", "cpu-f32-v1" };
 static const struct msg_chunk chunk_full = {
     .has_started = true,
     .has_finished = true,
-    .started = { "r-1", "cpu-bf16-v1", "00ff", "demo", 77, 5 },
+    .started = { "r-1", "cpu-bf16-v1", "00ff", "demo", 77, 5, 60 },
     .text = { "a\0\xE2\x82\xAC", 5 },
     .n_tokens = 3,
     .tokens = pieces,
@@ -270,7 +270,8 @@ static int samples_make(void **state UNUSED)
     sample_rank("no events", &(struct msg_rank){ MSG_EVENTS, .events = { .step = 8 } });
     sample_rank("fault",
                 &(struct msg_rank){ MSG_FAULT, .fault = { ST_ERR_NOMEM, 3, "no memory" } });
-    sample_coord("welcome", &(struct msg_coord){ MSG_WELCOME, .welcome = { "b1", 2, 3 } });
+    sample_coord("welcome",
+                 &(struct msg_coord){ MSG_WELCOME, .welcome = { "b1", 2, 3, 4, "/run/control" } });
     sample_coord("submit", &(struct msg_coord){ MSG_SUBMIT, .submit = { .stream = 5,
                                                                         .attempt = 1,
                                                                         .n_prompt = 4,
