@@ -3,6 +3,7 @@
 
     ./run bench chaos [--seed S] [--kills N] [--streams N] [--replicas R] [--tp N] [--pp N] [--settle] [--both P]
                       [--prompt N [--answer N]] [--hang-timeout S] [--log FILE] [--random-model SHAPE]
+                      [--hold POSITIONS]
 
 Kinds: SIGKILL to a rank of every replica at once (--both, a tenth; counted one by one), else to a random rank (67 %) or a random
 mpirun (17 %), or SIGSTOP to a random rank (16 %). A fault waits until its replica serves; the others may still be
@@ -85,12 +86,13 @@ def run(args):
                 strike = choose(rng, args.replicas, args.both)
                 if args.settle:
                     service.wait_for(lambda: service.status().state == "serving", 90, "every replica to serve")
+                service.wait_for(lambda: kv_tokens(service) >= args.hold, 600, f"{args.hold} positions of KV")
                 for _, replica in strike:
                     service.wait_for(lambda: has_work(service, replica), 60, f"replica {replica} to work")
                 time.sleep(rng.uniform(0, 0.5))
+                most_kv = max(most_kv, kv_tokens(service))
                 faults = [chaos.inject(service, kind, replica, rng) for kind, replica in strike]
                 for fault in faults:
-                    most_kv = max(most_kv, kv_tokens(service))
                     took = chaos.await_named(service, fault, bounds[fault.kind])
                     named[fault.kind].append(took * 1000)
                     n += 1
@@ -104,7 +106,7 @@ def run(args):
             pathlib.Path(args.log).write_text(service.log())
     print(f"\nseed {args.seed}, {args.replicas} replicas of tp {args.tp} x pp {args.pp}, {args.streams} streams, "
           f"{time.monotonic() - begun:.0f} s: {n} faults, {crowd.n_answers} answers, {crowd.n_tokens} tokens, 0 differ, 0 failed")
-    print(f"KV of at most {most_kv} positions was held, as seen at the faults")
+    print(f"KV of at most {most_kv} positions was held when a fault came")
     figures("rank killed -> named log line", named["rank"])
     figures("mpirun killed -> named log line", named["mpirun"])
     figures(f"rank stopped -> named (--hang-timeout {args.hang_timeout})", named["stop"])
@@ -126,6 +128,7 @@ def main():
     parser.add_argument("--prompt", type=int, help="instead of the mixed requests: sampled ones with a prompt of so many tokens")
     parser.add_argument("--answer", type=int, default=400, help="with --prompt: tokens of an answer")
     parser.add_argument("--random-model", metavar="SHAPE", help="instead of the demo model")
+    parser.add_argument("--hold", type=int, default=0, help="strike when the replicas hold KV of so many positions")
     parser.add_argument("--log", help="keep the service's log there")
     parser.add_argument("--bound", type=float, default=2, help="seconds until a fault must be named")
     run(parser.parse_args())
