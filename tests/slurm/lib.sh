@@ -64,7 +64,9 @@ finish() {
     local code=$? pid
     trap - EXIT
     for pid in $(jobs -p); do kill "$pid" 2> /dev/null || true; done
-    "$hosts/netns-down" > "$dir/down.log" 2>&1 || true
+    # After a failure jobs and their steps may still run: SLURM goes first, and what a dying step held is tried again.
+    "$hosts/slurm-down" > "$dir/down.log" 2>&1 || true
+    "$hosts/netns-down" >> "$dir/down.log" 2>&1 || { sleep 2; "$hosts/netns-down" >> "$dir/down.log" 2>&1 || true; }
     wait 2> /dev/null || true
     rm -rf "$dir"
     exit "$code"
