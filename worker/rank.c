@@ -297,65 +297,6 @@ status rank_finish_sends(struct rank *r, struct err *err)
     return st == ST_OK ? exec_drain(r->exec, err) : st;
 }
 
-struct step_head *rank_plan(const struct rank *r, uint32_t i)
-{
-    return (struct step_head *)(void *)((char *)r->plans + (size_t)i * r->plan_bytes_max);
-}
-
-status rank_settle_plan(struct rank *r, uint32_t i, struct err *err)
-{
-    struct coll_req *reqs = r->plan_reqs + (size_t)i * PLAN_REQS_MAX;
-
-    for (uint32_t k = 0; k < r->n_plan_reqs[i]; k++) {
-        const status st = r->coll->ops->wait(r->coll, reqs[k], err);
-        if (st != ST_OK) {
-            return st;
-        }
-    }
-    r->n_plan_reqs[i] = 0;
-    return ST_OK;
-}
-
-status rank_pass_plan(struct rank *r, uint32_t i, struct err *err)
-{
-    const struct step_head *plan = rank_plan(r, i);
-    struct coll_req *reqs = r->plan_reqs + (size_t)i * PLAN_REQS_MAX;
-
-    for (uint32_t bit = 1; r->rank + bit < r->plan->n_ranks; bit <<= 1) {
-        if (bit <= r->rank) {
-            continue;
-        }
-        const status st =
-            r->coll->ops->send_start(r->coll, NULL, r->rank + bit, RANK_TAG_PLAN, plan, plan->bytes,
-                                     &reqs[r->n_plan_reqs[i]], err);
-        if (st != ST_OK) {
-            return st;
-        }
-        r->n_plan_reqs[i]++;
-    }
-    if (plan->kind == STEP_RUN && r->coll->stage + 1 < r->plan->pp) {
-        const status st = r->coll->ops->send_start(
-            r->coll, NULL, r->rank + r->plan->tp, RANK_TAG_STAMP, &plan->digest,
-            sizeof(plan->digest), &reqs[r->n_plan_reqs[i]], err);
-        if (st != ST_OK) {
-            return st;
-        }
-        r->n_plan_reqs[i]++;
-    }
-    return ST_OK;
-}
-
-/* Who passes plans to this rank: its number without the highest bit. */
-static uint32_t plan_parent(uint32_t rank)
-{
-    uint32_t bit = 1;
-
-    while (bit * 2 <= rank) {
-        bit *= 2;
-    }
-    return rank - bit;
-}
-
 /* ---- one step ---- */
 
 static void note_times(struct rank *r)
@@ -409,6 +350,17 @@ static status recv_now(struct rank *r, struct kern_stream *stream, uint32_t from
     struct coll_req req;
     const status st = r->coll->ops->recv_start(r->coll, stream, from, tag, data, bytes, &req, err);
     return st == ST_OK ? r->coll->ops->wait(r->coll, req, err) : st;
+}
+
+/* Who passes plans to this rank: its number without the highest bit. */
+static uint32_t plan_parent(uint32_t rank)
+{
+    uint32_t bit = 1;
+
+    while (bit * 2 <= rank) {
+        bit *= 2;
+    }
+    return rank - bit;
 }
 
 /* Wait, without a deadline, for the next plan: an idle service may be silent for days. */

@@ -31,7 +31,8 @@ struct player {
     uint32_t rank;
     struct script *script;
     _Atomic bool *abort;
-    uint32_t n_plans; /* received, by a rank that gets a wrong one */
+    pthread_barrier_t *over; /* all ranks are */
+    uint32_t n_plans;        /* received, by a rank that gets a wrong one */
     struct rank_progress progress;
     struct err err;
     status st;
@@ -177,6 +178,11 @@ static status play(struct player *p)
                (st = rank_digest(rank, p->weights, NULL, &digest, &p->err)) ||
                (st = rank_run(rank, p->rank == 0 ? &io : NULL, &p->err)));
     }
+    if (st != ST_OK) {
+        *p->abort = true;
+    }
+    /* A failed rank's sends are still to be had by the others, from memory that destroying it frees. */
+    pthread_barrier_wait(p->over);
     rank_destroy(rank);
     if (coll != NULL) {
         coll->ops->destroy(coll);
@@ -190,9 +196,6 @@ static void *player_main(void *arg)
 
     cpu_float_env_set();
     p->st = play(p);
-    if (p->st != ST_OK) {
-        *p->abort = true;
-    }
     return NULL;
 }
 
@@ -274,10 +277,12 @@ static status play_all(const struct replica_config *config, const struct plan *p
     const struct coll_nccl_api *nccl = is_cuda(config->device) ? NULL : fake_nccl_api();
     struct coll_hub *hub = NULL;
     _Atomic bool abort = false;
+    pthread_barrier_t over;
     struct player *players = calloc(plan->n_ranks, sizeof(*players));
     pthread_t *threads = calloc(plan->n_ranks, sizeof(*threads));
     status st = coll_hub_create((struct coll_shape){ plan->tp, plan->pp }, &hub, err);
 
+    ASSERT(pthread_barrier_init(&over, NULL, plan->n_ranks) == 0);
     if (st == ST_OK) {
         st = choose_ops(players, plan->n_ranks, config, err);
     }
@@ -291,7 +296,8 @@ static status play_all(const struct replica_config *config, const struct plan *p
                                       .hub = hub,
                                       .rank = i,
                                       .script = script,
-                                      .abort = &abort };
+                                      .abort = &abort,
+                                      .over = &over };
         ASSERT(pthread_create(&threads[i], NULL, player_main, &players[i]) == 0);
     }
     for (uint32_t i = 0; st == ST_OK && i < plan->n_ranks; i++) {
@@ -316,6 +322,7 @@ static status play_all(const struct replica_config *config, const struct plan *p
         script->stats.gaps = counts.gaps;
         script->stats.peer_sums = counts.peer_sums;
     }
+    pthread_barrier_destroy(&over);
     coll_hub_destroy(hub);
     free(players);
     free(threads);
