@@ -1,6 +1,7 @@
 /* cluster/slurm.c - the environment of a job, read into rows; see slurm.h.
  *
  *   SLURM_JOB_ID, SLURM_JOB_NODELIST                  the job and its hosts
+ *   SLURM_ARRAY_JOB_ID, SLURM_ARRAY_TASK_ID           the element of an array
  *   SLURM_TASKS_PER_NODE "2(x3),1"                    tasks; without it one each
  *   SLURM_JOB_CPUS_PER_NODE "8(x4)"                   CPUs
  *   SLURM_MEM_PER_NODE, else _PER_CPU, else _PER_GPU  memory in MiB
@@ -237,7 +238,7 @@ status slurm_job_read(slurm_env_fn env, void *arg, struct slurm_job *job_p, stru
     const struct env e = { env, arg };
     struct slurm_job job = { .is_step = false };
     const char *id = value(&e, "SLURM_JOB_ID"), *step = value(&e, "SLURM_STEP_ID");
-    uint64_t id_number = 0, restarts = 0;
+    uint64_t id_number = 0, restarts = 0, array = 0, element = UINT64_MAX;
     status st = ST_OK;
 
     if (id == NULL || value(&e, "SLURM_JOB_NODELIST") == NULL) {
@@ -248,6 +249,8 @@ status slurm_job_read(slurm_env_fn env, void *arg, struct slurm_job *job_p, stru
     job.is_step = step != NULL;
     (void)(st || (st = number(&e, "SLURM_JOB_ID", UINT32_MAX, &id_number, err)) ||
            (st = number(&e, "SLURM_RESTART_COUNT", UINT32_MAX, &restarts, err)) ||
+           (st = number(&e, "SLURM_ARRAY_JOB_ID", UINT32_MAX, &array, err)) ||
+           (st = number(&e, "SLURM_ARRAY_TASK_ID", UINT32_MAX, &element, err)) ||
            (st = number(&e, "SLURM_JOB_END_TIME", INT64_MAX, &job.end_s, err)) ||
            (st = read_nodes(&e, &job, err)) || (st = read_counts(&e, &job, err)) ||
            (st = read_gpus(&e, &job, err)) || (st = read_memory(&e, &job, err)));
@@ -256,6 +259,11 @@ status slurm_job_read(slurm_env_fn env, void *arg, struct slurm_job *job_p, stru
         return st;
     }
     snprintf(job.id, sizeof(job.id), "%" PRIu64, id_number);
+    if (array != 0 && element != UINT64_MAX) {
+        snprintf(job.squeue_id, sizeof(job.squeue_id), "%" PRIu64 "_%" PRIu64, array, element);
+    } else {
+        snprintf(job.squeue_id, sizeof(job.squeue_id), "%s", job.id);
+    }
     job.n_restarts = (uint32_t)restarts;
     *job_p = job;
     return ST_OK;

@@ -3,7 +3,7 @@
  *   SLURM_JOB_NODELIST="n[1-4]"  SLURM_TASKS_PER_NODE="2(x3),1"  ...  ──►  struct slurm_job: a row per node
  *
  * slurm_job_read is a pure function of the environment that it is handed; slurm_time_left_parse,
- * slurm_states_parse and slurm_racks_parse are pure functions of what squeue, sinfo and scontrol print.
+ * slurm_kill_wait_parse and slurm_racks_parse are pure functions of what squeue and scontrol print.
  * All of it comes from outside: everything is bounded, and a refusal names the variable and the word.
  * Asking the commands themselves is slurm_ask.h. No thread, no clock, no SLURM library: a login node
  * without SLURM builds and runs the same program. */
@@ -44,9 +44,12 @@ struct slurm_node {
 
 struct slurm_job {
     char id[SLURM_ID_BYTES]; /* "123", of an array's element its own number */
-    uint32_t n_restarts;     /* SLURM_RESTART_COUNT */
-    uint64_t end_s;          /* seconds since 1970 when SLURM ends it; 0: not said */
-    bool is_step;            /* our process is one of a step's tasks, not the batch script's */
+    /* What squeue is asked for: of an array's element "120_3", since its own number may be the whole
+     * array's, and squeue then prints a line for every element. */
+    char squeue_id[2 * SLURM_ID_BYTES];
+    uint32_t n_restarts; /* SLURM_RESTART_COUNT */
+    uint64_t end_s;      /* seconds since 1970 when SLURM ends it; 0: not said */
+    bool is_step;        /* our process is one of a step's tasks, not the batch script's */
     uint32_t n_nodes;
     struct slurm_node *nodes; /* [n_nodes] owned */
 };
@@ -70,12 +73,6 @@ status slurm_time_left_parse(const char *text, uint64_t *seconds_p, struct err *
 
 /* `scontrol show config`: KillWait, the seconds between SIGTERM and SIGKILL. 0: no such line. */
 status slurm_kill_wait_parse(const char *text, uint64_t *seconds_p, struct err *err);
-
-/* `sinfo -h -N -o "%N %t"`, a line "n1 idle" per node (several where partitions overlap). is_up[i] of
- * names[i] becomes false where the state says that nothing can be started there (down, drained after a
- * failure, not responding: a "*" behind the word). A node without a line stays as it was. */
-status slurm_states_parse(const char *text, const struct hostlist *nodes, bool *is_up,
-                          struct err *err);
 
 /* `scontrol show topology`: the switch of level 0 into nodes[].rack. A node that no line holds keeps
  * what it had. */

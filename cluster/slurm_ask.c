@@ -30,7 +30,7 @@ static status ask(const char *const *argv, struct buf *text, struct err *note)
 
 void slurm_ask(struct slurm_job *job, uint64_t now_s, uint64_t *kill_wait_s_p, struct err *note)
 {
-    const char *const left[] = { "squeue", "-h", "-j", job->id, "-o", "%L", NULL };
+    const char *const left[] = { "squeue", "-h", "-j", job->squeue_id, "-o", "%L", NULL };
     const char *const config[] = { "scontrol", "show", "config", NULL };
     const char *const topology[] = { "scontrol", "show", "topology", NULL };
     struct buf text = BUF_INIT_MAX(TEXT_MAX);

@@ -115,51 +115,6 @@ status slurm_kill_wait_parse(const char *text, uint64_t *seconds_p, struct err *
     return ST_OK;
 }
 
-/* ---- sinfo: states ---- */
-
-/* The short words of sinfo, a flag behind them cut off. "*" says that the node does not answer. What is
- * drained or draining still carries the jobs that it has. */
-static bool is_up_word(struct word w)
-{
-    static const char *const down[] = { "down", "fail",   "failg", "unk",
-                                        "futr", "pow_dn", "boot",  "reboot" };
-
-    if (w.len > 0 && w.at[w.len - 1] == '*') {
-        return false;
-    }
-    while (w.len > 0 && strchr("~#!%$@^+-", w.at[w.len - 1]) != NULL) {
-        w.len--;
-    }
-    for (size_t i = 0; i < ARRAY_LEN(down); i++) {
-        if (word_is(w, down[i])) {
-            return false;
-        }
-    }
-    return true;
-}
-
-status slurm_states_parse(const char *text, const struct hostlist *nodes, bool *is_up,
-                          struct err *err)
-{
-    for (const char *at = text; *at != '\0'; at += *at == '\n') {
-        const char *end = line_end(at);
-        const struct word name = next_word(&at, end), state = next_word(&at, end);
-
-        if (name.len != 0 && state.len == 0) {
-            char shown[SLURM_SHOWN_BYTES];
-            return err_set(err, ST_ERR_FORMAT, "sinfo says \"%s\": not a node and its state",
-                           slurm_shown(name.at, name.len, shown));
-        }
-        for (uint32_t i = 0; name.len != 0 && i < nodes->n; i++) {
-            if (word_is(name, nodes->names[i])) {
-                is_up[i] = is_up_word(state);
-            }
-        }
-        at = end;
-    }
-    return ST_OK;
-}
-
 /* ---- scontrol show topology ---- */
 
 /* The value of KEY= in a line; len 0: not there. */

@@ -1,5 +1,5 @@
 /* tests/fuzz/fuzz_slurm.c - any bytes as what SLURM says: the environment of a job (lines NAME=VALUE),
- * a hostlist expression, the output of squeue, sinfo and scontrol. The first byte chooses. Whatever is
+ * a hostlist expression, the output of squeue and scontrol. The first byte chooses. Whatever is
  * accepted is within its bounds; a refusal is a sentence of printable characters (it goes into logs). */
 #include "cluster/slurm.h"
 
@@ -72,9 +72,6 @@ static void printed(char which, const char *text)
 {
     struct slurm_node nodes[3] = { { .name = "n1" }, { .name = "n2" }, { .name = "gpu[x" } };
     struct slurm_job job = { .n_nodes = 3, .nodes = nodes };
-    char names[2][SLURM_NAME_BYTES] = { "n1", "n2" };
-    const struct hostlist list = { 2, names };
-    bool is_up[2] = { true, true };
     uint64_t seconds = 0;
     struct err err = ERR_INIT;
     status st;
@@ -82,8 +79,6 @@ static void printed(char which, const char *text)
     if (which == 't') {
         st = slurm_time_left_parse(text, &seconds, &err);
         ASSERT(st != ST_OK || seconds < (uint64_t)1 << 48);
-    } else if (which == 's') {
-        st = slurm_states_parse(text, &list, is_up, &err);
     } else if (which == 'w') {
         st = slurm_kill_wait_parse(text, &seconds, &err);
         ASSERT(st != ST_OK || seconds <= 65533);

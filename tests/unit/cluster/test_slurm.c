@@ -120,6 +120,7 @@ static void test_slurm_job__is_a_row_per_node(void **state)
                           "SLURM_RESTART_COUNT=1", "SLURM_JOB_END_TIME=1795300000"),
                      ST_OK);
     assert_string_equal(job.id, "12");
+    assert_string_equal(job.squeue_id, "12");
     assert_int_equal(job.n_nodes, 4);
     assert_int_equal(job.n_restarts, 1);
     assert_int_equal(job.end_s, 1795300000);
@@ -152,6 +153,19 @@ static void test_slurm_job__memory_comes_by_node_cpu_or_gpu(void **state)
         ST_OK);
     assert_int_equal(job.nodes[0].gpus, 3);
     assert_int_equal(job.nodes[0].memory_bytes, (uint64_t)30 << 20);
+    slurm_job_fini(&job);
+}
+
+static void test_slurm_job__an_elements_number_is_not_asked_for(void **state)
+{
+    struct slurm_job job;
+
+    (void)state;
+    assert_int_equal(
+        READ(&job, NULL, "SLURM_JOB_NODELIST=n1", "SLURM_ARRAY_JOB_ID=12", "SLURM_ARRAY_TASK_ID=0"),
+        ST_OK);
+    assert_string_equal(job.id, "12");
+    assert_string_equal(job.squeue_id, "12_0");
     slurm_job_fini(&job);
 }
 
@@ -253,26 +267,6 @@ static void test_slurm_print__kill_wait(void **state)
     assert_int_equal(s, 0);
 }
 
-static void test_slurm_print__states(void **state)
-{
-    char names[4][SLURM_NAME_BYTES] = { "n1", "n2", "n3", "n4" };
-    const struct hostlist nodes = { 4, names };
-    bool up[4] = { true, true, true, true };
-
-    (void)state;
-    assert_int_equal(
-        slurm_states_parse("n1 alloc\nn2 down*\nn3 idle*\nother down\nn1 mix-\n", &nodes, up, NULL),
-        ST_OK);
-    assert_true(up[0]);
-    assert_false(up[1]);
-    assert_false(up[2]);
-    assert_true(up[3]);
-    assert_int_equal(slurm_states_parse("n2 idle\nn3 drng\nn4 boot\n", &nodes, up, NULL), ST_OK);
-    assert_true(up[1] && up[2]);
-    assert_false(up[3]);
-    assert_int_equal(slurm_states_parse("n1\n", &nodes, up, NULL), ST_ERR_FORMAT);
-}
-
 static void test_slurm_print__racks(void **state)
 {
     struct slurm_node nodes[3] = { { .name = "n1" }, { .name = "n3" }, { .name = "z" } };
@@ -300,11 +294,11 @@ int main(void)
         cmocka_unit_test(test_hostlist__is_bounded),
         cmocka_unit_test(test_slurm_job__is_a_row_per_node),
         cmocka_unit_test(test_slurm_job__memory_comes_by_node_cpu_or_gpu),
+        cmocka_unit_test(test_slurm_job__an_elements_number_is_not_asked_for),
         cmocka_unit_test(test_slurm_job__inside_a_step_tasks_are_not_the_jobs),
         cmocka_unit_test(test_slurm_job__refusals_name_the_variable),
         cmocka_unit_test(test_slurm_print__time_left),
         cmocka_unit_test(test_slurm_print__kill_wait),
-        cmocka_unit_test(test_slurm_print__states),
         cmocka_unit_test(test_slurm_print__racks),
     };
 
