@@ -15,7 +15,7 @@ leftovers() {
     for dir in /proc/[0-9]*; do
         comm=$(cat "$dir/comm" 2> /dev/null) || continue
         case $comm in
-            gantry* | mpirun | mpiexec | orted | prted | prterun | srun) ;;
+            gantry* | mpirun | mpiexec | orted | prted | prterun | srun | slurm* | munged) ;;
             *) continue ;;
         esac
         # A zombie has ended; its parent, perhaps the test itself, only has not looked yet.

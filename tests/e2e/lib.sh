@@ -5,7 +5,8 @@
 # Every process that a script starts carries GANTRY_E2E=<its folder> in its environment, mpirun and
 # ranks included; that is how tests/common/no_leftovers.sh knows them. At the end the script's own
 # processes are ended by pid, and the folder goes. The first failed claim ends the script.
-set -euo pipefail
+# shellcheck source=tests/common/claims.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../common/claims.sh"
 
 : "${GANTRY:?path of the program}"
 : "${GANTRY_SOURCE_DIR:=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)}"
@@ -29,41 +30,6 @@ started=() # pids that this script started and that may still run
 
 # ---- claims ----
 
-claims=0
-ok() {
-    claims=$((claims + 1))
-    echo "ok    $*"
-}
-
-# fail CLAIM [FILE...]: the ends of the files are shown.
-fail() {
-    local claim=$1 file
-    shift
-    echo "FAIL  $claim"
-    for file in "$@"; do
-        if [ -s "$file" ]; then
-            echo "      $(basename "$file"):"
-            tail -n 25 "$file" | sed 's/^/      | /'
-        fi
-    done
-    exit 1
-}
-
-# A program under a sanitizer is slower: every wait and bound is so many times as long.
-slow=${GANTRY_SLOW:-1}
-
-now_ms() { echo $(($(date +%s%N) / 1000000)); }
-
-# within SECONDS COMMAND...: true as soon as the command is. SECONDS of a program at its own speed.
-within() {
-    local end=$(($(now_ms) + $1 * 1000 * slow))
-    shift
-    until "$@"; do
-        if [ "$(now_ms)" -ge "$end" ]; then return 1; fi
-        sleep 0.05
-    done
-}
-
 # expect CLAIM CODE WORDS COMMAND...: the exit code, within 20 s (times $slow), and every word (parted by '|') in the
 # output of both streams.
 expect() {
@@ -81,17 +47,6 @@ expect() {
 }
 
 # ---- processes ----
-
-alive() { kill -0 "$1" 2> /dev/null && ! grep -q '^State:[[:space:]]*Z' "/proc/$1/status" 2> /dev/null; }
-gone() { ! alive "$1"; }
-all_alive() {
-    local pid
-    for pid in "$@"; do alive "$pid" || return 1; done
-}
-all_gone() {
-    local pid
-    for pid in "$@"; do gone "$pid" || return 1; done
-}
 
 # ends PID SECONDS: collects a child of this script; its exit code is in $code.
 ends() {
@@ -164,6 +119,7 @@ has_text() { [ -s "$dir/$1.text" ]; }
 finish() {
     local pid status=$?
     trap - EXIT
+    trap '' INT TERM # a second signal must not leave half of it
     for pid in "${started[@]+"${started[@]}"}"; do kill -TERM "$pid" 2> /dev/null || true; done
     for pid in "${started[@]+"${started[@]}"}"; do
         within 15 gone "$pid" || kill -KILL "$pid" 2> /dev/null || true
@@ -173,12 +129,10 @@ finish() {
     exit "$status"
 }
 trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
 
 # The last line of every script.
 all_well() {
     nothing_left
     ok "no process is left behind"
-    echo "$claims claims hold, ${SECONDS} s"
+    claims_hold
 }

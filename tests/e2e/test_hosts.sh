@@ -1,88 +1,41 @@
 #!/usr/bin/env bash
 # tests/e2e/test_hosts.sh - one service over several hosts: network namespaces, TCP between them, mpirun's remote launch.
 #
-# Three hosts, a stage on each; the text must be the one that a single rank gives, the client is on a host of its own, the
-# token is demanded, and the ranks' traffic really crosses the links. Needs root and the scripts in GANTRY_SHARED_DIR/hosts.
-set -euo pipefail
-hosts=$GANTRY_SHARED_DIR/hosts
-[ -x "$hosts/netns-up" ] || { echo "skipped: no $hosts"; exit 77; }
-[ "$(id -u)" = 0 ] || { echo "skipped: network namespaces need root"; exit 77; }
-dir=$(mktemp -d "${TMPDIR:-/tmp}/gantry-hosts-XXXXXX")
-export GX_PREFIX=gh GX_NET=10.78.0 GX_STATE=$dir/gx
-pid=
-
-cleanup() {
-    if [ -n "$pid" ]; then
-        kill -INT "$pid" 2> /dev/null || true
-        wait "$pid" 2> /dev/null || true
-    fi
-    "$hosts/netns-down" > /dev/null 2>&1 || true
-    rm -rf "$dir"
-}
-trap cleanup EXIT
-
-if ! "$hosts/netns-up" 3 > "$dir/up.log" 2>&1; then
-    echo "skipped: no network namespaces here: $(tail -1 "$dir/up.log")"
-    exit 77
-fi
-# shellcheck disable=SC1091
-. "$GX_STATE/mpi.env"
-model=$GANTRY_SOURCE_DIR/model/demo
-ask=(--temperature 0.8 --seed 5 --max-tokens 60 "The whale")
-
-start() { # HOST options...
-    local host=$1
-    shift
-    rm -rf "$dir/run"
-    "$hosts/netns-rsh" -E "$host" "$GANTRY" serve "$model" --run-dir "$dir/run" "$@" > "$dir/serve.log" 2>&1 &
-    pid=$!
-    for _ in $(seq 1200); do
-        if grep -q '^ready:' "$dir/serve.log"; then return 0; fi
-        kill -0 "$pid" 2> /dev/null || break
-        sleep 0.05
-    done
-    cat "$dir/serve.log"
-    exit 1
-}
-
-stop() {
-    # The signal goes to gantry itself, not to the helper that entered the namespace.
-    kill -INT "$(sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' "$dir/run/endpoint.json" | head -1)"
-    wait "$pid" || { cat "$dir/serve.log"; exit 1; }
-    pid=
-}
+# Three hosts, a stage on each; the tokens must be those that a single rank gives, the client is on a host of its own, the token is
+# demanded, and the ranks' traffic really crosses the links.
+# shellcheck source=tests/common/hosts.sh
+. "$(dirname "$0")/../common/hosts.sh"
+n_tokens=60
 
 sent() { # bytes that left a host
-    "$hosts/netns-rsh" -E "$1" cat /proc/net/dev | awk '/:/ && !/lo:/ { sub(/.*:/, ""); n += $9 } END { print n }'
+    on "$(host "$1")" cat /proc/net/dev | awk '/:/ && !/lo:/ { sub(/.*:/, ""); n += $9 } END { print n }'
 }
+abroad() { on "$(host 3)" "$GANTRY" "$1" --connect "$head:$port" "${@:2}"; }
 
-start gh1 --listen 127.0.0.1:50271 --tp 1 --pp 1
-wanted=$("$hosts/netns-rsh" -E gh1 "$GANTRY" generate --connect 127.0.0.1:50271 "${ask[@]}")
-stop
-[ -n "$wanted" ] || { echo "no text from one rank"; exit 1; }
+hosts_up 3
+wanted 5
 
-printf 'gh1 slots=1\ngh2 slots=1\ngh3 slots=1\n' > "$dir/hostfile"
-before=$(sent gh2)
-start gh1 --listen 0.0.0.0:50271 --hostfile "$dir/hostfile" --tp 1 --pp 3
-got=$("$hosts/netns-rsh" -E gh3 "$GANTRY" generate --connect gh1:50271 --token-file "$dir/run/token" "${ask[@]}")
-[ "$got" = "$wanted" ] || { printf 'over three hosts: %s\non one: %s\n' "$got" "$wanted"; exit 1; }
-echo "same text over three hosts"
+slots 1=1 2=1 3=1
+before=$(sent 2)
+access=(--token-file "$dir/run/token")
+serve --listen "0.0.0.0:$port" --hostfile "$dir/hostfile" --tp 1 --pp 3
+abroad generate "${access[@]}" "The whale" --temperature 0.9 --seed 5 --max-tokens "$n_tokens" --ignore-eos --logprobs 2 --json > "$dir/abroad.5"
+same abroad 5
+ok "the same tokens over three hosts"
 
-moved=$(($(sent gh2) - before))
+moved=$(($(sent 2) - before))
 # 60 steps of one row of 256 floats leave the middle stage, at least.
-[ "$moved" -gt 61440 ] || { echo "only $moved bytes left gh2"; exit 1; }
-echo "$moved bytes left the middle stage's host"
+[ "$moved" -gt 61440 ] || fail "only $moved bytes left the middle stage's host"
+ok "$moved bytes left the middle stage's host"
 
-"$hosts/netns-rsh" -E gh3 "$GANTRY" status --connect gh1:50271 --token-file "$dir/run/token" > "$dir/status"
-for host in gh1 gh2 gh3; do
-    grep -q " $host " "$dir/status" || { echo "no rank on $host:"; cat "$dir/status"; exit 1; }
+abroad status "${access[@]}" > "$dir/status"
+for i in 1 2 3; do
+    grep -q " $(host "$i") " "$dir/status" || fail "a rank runs on host $i" "$dir/status"
 done
 code=0
-"$hosts/netns-rsh" -E gh3 "$GANTRY" generate --connect gh1:50271 "${ask[@]}" > /dev/null 2> "$dir/refused" || code=$?
-[ "$code" = 7 ] || { echo "without a token: exit $code, wanted 7: $(cat "$dir/refused")"; exit 1; }
-echo "without the token: refused"
+abroad generate "The whale" > /dev/null 2> "$dir/refused" || code=$?
+[ "$code" -eq 7 ] || fail "without a token: exit code $code, wanted 7" "$dir/refused"
+ok "without the token: refused"
 stop
-trap - EXIT
-"$hosts/netns-down" > /dev/null
-bash "$GANTRY_SOURCE_DIR/tests/common/no_leftovers.sh" "$dir/run"
-rm -rf "$dir"
+ok "it ends in order"
+all_well

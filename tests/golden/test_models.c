@@ -6,6 +6,7 @@
  * Each model runs cut in two slices where it can be, so that a mistake in cutting shows here too.
  */
 #include "common/fixture.h"
+#include "golden/record.h"
 #include "replica/replica.h"
 
 #include "base/cpu.h"
@@ -58,8 +59,6 @@ static const struct model_case models_to_fp8[] = {
     { "stories260k", "models/stories260k", NULL, 0.11, 8, 1 },
 };
 
-static const double share_f32 = 1e-3;
-
 struct run {
     const struct model_case *model;
     struct replica_config config;
@@ -67,30 +66,10 @@ struct run {
     json_t *record;
 };
 
-static const json_t *need(const json_t *object, const char *key)
-{
-    const json_t *value = json_object_get(object, key);
-    if (value == NULL) {
-        fail_msg("the record has no %s", key);
-    }
-    return value;
-}
-
-static uint32_t read_ids(const json_t *array, uint32_t *ids)
-{
-    const size_t n = json_array_size(array);
-
-    assert_true(n > 0 && n <= TOKENS_MAX);
-    for (size_t i = 0; i < n; i++) {
-        ids[i] = (uint32_t)json_integer_value(json_array_get(array, i));
-    }
-    return (uint32_t)n;
-}
-
 static double golden_logprob(const json_t *row, uint32_t id, double *found_p)
 {
-    const json_t *top = need(row, "top");
-    const double lse = json_number_value(need(row, "lse"));
+    const json_t *top = record_need(row, "top");
+    const double lse = json_number_value(record_need(row, "lse"));
 
     for (size_t i = 0; i < json_array_size(top); i++) {
         const json_t *pair = json_array_get(top, i);
@@ -106,7 +85,7 @@ static double golden_logprob(const json_t *row, uint32_t id, double *found_p)
 static void check_row(const struct run *run, const char *name, const json_t *row,
                       const struct replica_stream *q)
 {
-    const double tolerance = run->share * json_number_value(need(row, "rms"));
+    const double tolerance = run->share * json_number_value(record_need(row, "rms"));
 
     assert_int_equal(q->n_top, ARRAY_LEN(q->top));
     for (uint32_t i = 0; i < q->n_top; i++) {
@@ -117,31 +96,9 @@ static void check_row(const struct run *run, const char *name, const json_t *row
             fail_msg("%s, %s, %s, position %d: id %u has log-probability %.6f, recorded %s %.6f, "
                      "tolerance %.6f",
                      run->model->name, plan_fmt_name(run->config.fmt), name,
-                     (int)json_integer_value(need(row, "pos")), q->top[i].id, got,
+                     (int)json_integer_value(record_need(row, "pos")), q->top[i].id, got,
                      found != 0 ? "is" : "has it not among 32,", want, tolerance);
         }
-    }
-}
-
-static void check_greedy(const struct run *run, const char *name, const json_t *want, double rms,
-                         const struct replica_stream *q)
-{
-    const json_t *ids = need(want, "ids"), *gaps = need(want, "gaps");
-    const json_t *logprobs = need(want, "logprobs");
-    const double tolerance = run->share * rms;
-
-    for (size_t i = 0; i < json_array_size(ids); i++) {
-        const uint32_t id = (uint32_t)json_integer_value(json_array_get(ids, i));
-        const double gap = json_number_value(json_array_get(gaps, i));
-        const double logprob = json_number_value(json_array_get(logprobs, i));
-        if (q->tokens[i] != id && gap > 2 * tolerance) {
-            fail_msg("%s, %s: token %zu is %u, recorded %u with a gap of %.6f", run->model->name,
-                     name, i, q->tokens[i], id, gap);
-        }
-        if (q->tokens[i] != id) {
-            return; /* another text from here on */
-        }
-        assert_true(fabs((double)q->logprobs[i] - logprob) <= tolerance);
     }
 }
 
@@ -166,17 +123,18 @@ static void check_case(const struct run *run, const json_t *c)
     static float logprobs[ROWS_MAX + 1][TOKENS_MAX];
     struct replica_stream streams[ROWS_MAX + 1];
     uint32_t prompt[TOKENS_MAX];
-    const char *name = json_string_value(need(c, "name"));
-    const json_t *rows = need(c, "logits"), *greedy = need(c, "greedy");
-    const uint32_t n_prompt = read_ids(need(c, "prompt"), prompt);
+    char what[128];
+    const char *name = json_string_value(record_need(c, "name"));
+    const json_t *rows = record_need(c, "logits"), *greedy = record_need(c, "greedy");
+    const uint32_t n_prompt = record_ids(record_need(c, "prompt"), TOKENS_MAX, prompt);
     const uint32_t n_rows = (uint32_t)json_array_size(rows);
-    const uint32_t n_greedy = (uint32_t)json_array_size(need(greedy, "ids"));
+    const uint32_t n_greedy = (uint32_t)json_array_size(record_need(greedy, "ids"));
     struct err err = ERR_INIT;
 
     assert_true(n_rows > 0 && n_rows <= ROWS_MAX);
     for (uint32_t i = 0; i < n_rows; i++) {
         const json_t *row = json_array_get(rows, i);
-        const uint32_t n = (uint32_t)json_integer_value(need(row, "pos")) + 1;
+        const uint32_t n = (uint32_t)json_integer_value(record_need(row, "pos")) + 1;
         assert_true(n <= n_prompt);
         set_stream(&streams[i], prompt, n, 1, tokens[i], logprobs[i]);
     }
@@ -189,13 +147,15 @@ static void check_case(const struct run *run, const json_t *c)
         check_row(run, name, json_array_get(rows, i), &streams[i]);
     }
     const json_t *last = json_array_get(rows, n_rows - 1);
-    check_greedy(run, name, greedy, json_number_value(need(last, "rms")), &streams[n_rows]);
+    const double tolerance = run->share * json_number_value(record_need(last, "rms"));
+    snprintf(what, sizeof(what), "%s, %s", run->model->name, name);
+    record_greedy(what, greedy, (struct record_bounds){ 2 * tolerance, tolerance },
+                  streams[n_rows].tokens, streams[n_rows].logprobs);
 }
 
 static void check_model(const struct model_case *m, enum kern_fmt fmt, const char *weights)
 {
-    char dir[FIXTURE_PATH_BYTES], record[FIXTURE_PATH_BYTES], rel[128];
-    json_error_t why;
+    char dir[FIXTURE_PATH_BYTES], rel[128];
 
     snprintf(rel, sizeof(rel), "tests/golden/data/%s.%s.json", m->name, weights);
     if (!(m->dir_tree != NULL ? fixture_source(m->dir_tree, dir)
@@ -204,13 +164,7 @@ static void check_model(const struct model_case *m, enum kern_fmt fmt, const cha
         print_message("skipped: no %s here\n", m->dir_shared);
         return;
     }
-    if (!fixture_source(rel, record)) {
-        fail_msg("no %s", rel);
-    }
-    json_t *root = json_load_file(record, 0, &why);
-    if (root == NULL) {
-        fail_msg("%s: %s", record, why.text);
-    }
+    json_t *root = record_load(rel);
     const struct run run = { .model = m,
                              .config = { .model = dir,
                                          .fmt = fmt,
@@ -218,9 +172,9 @@ static void check_model(const struct model_case *m, enum kern_fmt fmt, const cha
                                          .pp = m->pp,
                                          .n_threads = 1,
                                          .cpu_flags = cpu_flags() },
-                             .share = fmt == KERN_F32 ? share_f32 : m->share_bf16,
+                             .share = fmt == KERN_F32 ? record_share_f32 : m->share_bf16,
                              .record = root };
-    const json_t *cases = need(root, "cases");
+    const json_t *cases = record_need(root, "cases");
     assert_true(json_array_size(cases) > 0);
     for (size_t i = 0; i < json_array_size(cases); i++) {
         check_case(&run, json_array_get(cases, i));

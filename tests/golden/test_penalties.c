@@ -5,12 +5,12 @@
  * tokens must be equal up to the first step whose two best adjusted logits are closer than the
  * tolerance; log-probabilities are the model's own, before penalties. */
 #include "common/fixture.h"
+#include "golden/record.h"
 #include "replica/replica.h"
 
 #include "base/cpu.h"
 
 #include <jansson.h>
-#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -23,34 +23,12 @@
 
 enum { CASES_MAX = 16, IDS_MAX = 64, BIASES_MAX = 4 };
 
-static const double share_f32 = 1e-3; /* of the rms of the logits, as in test_models.c */
-
 struct golden_case {
     const json_t *json;
     uint32_t prompt[IDS_MAX], want[IDS_MAX], got[IDS_MAX];
     float logprobs[IDS_MAX];
     struct msg_bias biases[BIASES_MAX];
 };
-
-static const json_t *need(const json_t *object, const char *key)
-{
-    const json_t *value = json_object_get(object, key);
-    if (value == NULL) {
-        fail_msg("the record has no %s", key);
-    }
-    return value;
-}
-
-static uint32_t read_ids(const json_t *array, uint32_t *ids)
-{
-    const size_t n = json_array_size(array);
-
-    assert_true(n > 0 && n <= IDS_MAX);
-    for (size_t i = 0; i < n; i++) {
-        ids[i] = (uint32_t)json_integer_value(json_array_get(array, i));
-    }
-    return (uint32_t)n;
-}
 
 static float penalty(const json_t *penalties, const char *key, float absent)
 {
@@ -60,20 +38,22 @@ static float penalty(const json_t *penalties, const char *key, float absent)
 
 static void set_stream(struct replica_stream *q, struct golden_case *c, const json_t *json)
 {
-    const json_t *p = need(json, "penalties"), *biases = json_object_get(p, "biases");
+    const json_t *p = record_need(json, "penalties"), *biases = json_object_get(p, "biases");
 
     c->json = json;
     memset(q, 0, sizeof(*q));
-    q->submit = (struct msg_submit){ .n_prompt = read_ids(need(json, "prompt"), c->prompt),
-                                     .prompt = c->prompt,
-                                     .max_tokens = read_ids(need(json, "ids"), c->want),
-                                     .top_p = 1.0f,
-                                     .want_logprobs = true,
-                                     .repetition_penalty = penalty(p, "repetition", 1.0f),
-                                     .presence_penalty = penalty(p, "presence", 0.0f),
-                                     .frequency_penalty = penalty(p, "frequency", 0.0f),
-                                     .n_biases = (uint32_t)json_array_size(biases),
-                                     .biases = c->biases };
+    q->submit =
+        (struct msg_submit){ .n_prompt =
+                                 record_ids(record_need(json, "prompt"), IDS_MAX, c->prompt),
+                             .prompt = c->prompt,
+                             .max_tokens = record_ids(record_need(json, "ids"), IDS_MAX, c->want),
+                             .top_p = 1.0f,
+                             .want_logprobs = true,
+                             .repetition_penalty = penalty(p, "repetition", 1.0f),
+                             .presence_penalty = penalty(p, "presence", 0.0f),
+                             .frequency_penalty = penalty(p, "frequency", 0.0f),
+                             .n_biases = (uint32_t)json_array_size(biases),
+                             .biases = c->biases };
     assert_true(q->submit.n_biases <= BIASES_MAX);
     for (uint32_t i = 0; i < q->submit.n_biases; i++) {
         const json_t *pair = json_array_get(biases, i);
@@ -88,40 +68,29 @@ static void set_stream(struct replica_stream *q, struct golden_case *c, const js
 static uint32_t check_case(const char *model, uint32_t i_case, const struct golden_case *c,
                            const struct replica_stream *q)
 {
-    const double tolerance = share_f32 * json_number_value(need(c->json, "rms"));
+    const double tolerance = record_share_f32 * json_number_value(record_need(c->json, "rms"));
     const double grown = tolerance * (double)MAX(q->submit.repetition_penalty, 1.0f);
+    char what[128];
 
     assert_int_equal(q->reason, FINISH_LENGTH);
-    for (uint32_t i = 0; i < q->n_tokens; i++) {
-        const double gap = json_number_value(json_array_get(need(c->json, "gaps"), i));
-        const double logprob = json_number_value(json_array_get(need(c->json, "logprobs"), i));
-        if (c->got[i] != c->want[i] && gap > 2 * grown) {
-            fail_msg("%s, case %u: token %u is %u, recorded %u with a gap of %.6f", model, i_case,
-                     i, c->got[i], c->want[i], gap);
-        }
-        if (c->got[i] != c->want[i]) {
-            return i; /* another text from here on */
-        }
-        if (!(fabs((double)c->logprobs[i] - logprob) <= tolerance)) {
-            fail_msg("%s, case %u: token %u has log-probability %.6f, recorded %.6f", model, i_case,
-                     i, (double)c->logprobs[i], logprob);
-        }
-    }
-    return q->n_tokens;
+    assert_int_equal(q->n_tokens, json_array_size(record_need(c->json, "ids")));
+    snprintf(what, sizeof(what), "%s, case %u", model, i_case);
+    return record_greedy(what, c->json, (struct record_bounds){ 2 * grown, tolerance }, c->got,
+                         c->logprobs);
 }
 
 static void check_model(const json_t *model)
 {
     static struct golden_case cases[CASES_MAX];
     struct replica_stream streams[CASES_MAX];
-    const char *name = json_string_value(need(model, "name"));
-    const json_t *list = need(model, "cases");
+    const char *name = json_string_value(record_need(model, "name"));
+    const json_t *list = record_need(model, "cases");
     const uint32_t n = (uint32_t)json_array_size(list);
     uint32_t n_equal = 0, n_tokens = 0;
     char dir[FIXTURE_PATH_BYTES];
     struct err err = ERR_INIT;
 
-    if (!fixture_source(json_string_value(need(model, "dir")), dir)) {
+    if (!fixture_source(json_string_value(record_need(model, "dir")), dir)) {
         fail_msg("no %s", name);
     }
     assert_true(n > 0 && n <= CASES_MAX);
@@ -144,15 +113,8 @@ static void check_model(const json_t *model)
 
 static void test_penalties__greedy_answers_are_the_recorded_ones(void **state UNUSED)
 {
-    char path[FIXTURE_PATH_BYTES];
-    json_error_t why;
-
-    assert_true(fixture_source("tests/golden/data/penalties.json", path));
-    json_t *root = json_load_file(path, 0, &why);
-    if (root == NULL) {
-        fail_msg("%s: %s", path, why.text);
-    }
-    const json_t *models = need(root, "models");
+    json_t *root = record_load("tests/golden/data/penalties.json");
+    const json_t *models = record_need(root, "models");
     assert_true(json_array_size(models) > 0);
     for (size_t i = 0; i < json_array_size(models); i++) {
         check_model(json_array_get(models, i));

@@ -7,7 +7,7 @@ target_link_libraries(gpu.check_ops PRIVATE kernels)
 
 if(TARGET gantry_cuda)
   add_test(NAME gpu.check_ops COMMAND gpu.check_ops ${CMAKE_BINARY_DIR}/gantry_cuda.so 1)
-  set_tests_properties(gpu.check_ops PROPERTIES LABELS gpu TIMEOUT 300 SKIP_RETURN_CODE 77)
+  set_tests_properties(gpu.check_ops PROPERTIES LABELS gpu TIMEOUT 300 SKIP_RETURN_CODE 77 RESOURCE_LOCK device)
 endif()
 
 # Fibers with stacks of their own: x86-64, and no sanitizer in the kernels' half.

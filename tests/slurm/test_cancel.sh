@@ -10,9 +10,7 @@ wanted 1 2 3 4
 
 submit -N4 --ntasks-per-node=1 -- --tp 2 --pp 1 --replicas 2 --grace 50
 serves
-for seed in 1 2 3 4; do ask cancel "$seed"; done
-within 20 begun cancel 1 2 3 4 || fail "streams begin"
-streams_run || fail "streams run when the job is cancelled"
+disturbed cancel 1 2 3 4
 on_head scancel "$job"
 is_stopping() { grep -q '^stopping:' "$dir/job.log"; }
 within 5 is_stopping || fail "the service stops"

@@ -10,10 +10,9 @@ kill_wait 30
 wanted 1 2 3 4
 script=$GANTRY_SOURCE_DIR/cluster/deploy/gantry.sbatch
 export GANTRY GANTRY_MODEL=$model GANTRY_DIR=$dir/run GANTRY_LISTEN=127.0.0.1:$port GANTRY_GO_ON=1
-rm -rf "$dir/run" "$dir/job.log"
 
-job=$(on_head sbatch --parsable -t 1 -N2 --ntasks-per-node=1 -o "$dir/job.log" "$script" --tp 1 --pp 2 --wall-margin 45 --grace 0 \
-    --journal "$dir/journal" --on-term handover --resume-window 120)
+queue -t 1 -N2 --ntasks-per-node=1 "$script" --tp 1 --pp 2 --wall-margin 45 --grace 0 \
+    --journal "$dir/journal" --on-term handover --resume-window 120
 serves
 # Streams without a pause until the end of the time: each round compares, the last one is cut in two (unless the end falls between
 # two rounds; the last line says which).

@@ -17,15 +17,12 @@ shipped() { # SBATCH-OPTIONS... -- SERVE-OPTIONS...
         shift
     done
     shift
-    rm -rf "$dir/run" "$dir/job.log"
-    job=$(on_head sbatch --parsable -o "$dir/job.log" "${options[@]}" "$script" "$@")
+    queue "${options[@]}" "$script" "$@"
 }
 
 shipped -N2 -t 10 -- --tp 1 --pp 2 --grace 50
 serves
-for seed in 1 2; do ask usr1 "$seed"; done
-within 20 begun usr1 1 2 || fail "streams begin"
-streams_run || fail "streams run when the job is told to stop"
+disturbed usr1 1 2
 on_head scancel --batch --signal=USR1 "$job"
 answers_well usr1
 same usr1 1 2

@@ -31,9 +31,7 @@ done
 before=$(masks "$(host 2)")
 ok "2 nodes of 4 tasks: 4 replicas of tp 2, two on a node, replica:cores $(masks "$(host 1)" | tr '\n' ' ')and ${before//$'\n'/ }"
 
-for seed in 1 2 3 4; do ask shared "$seed"; done
-within 20 begun shared 1 2 3 4 || fail "streams begin"
-streams_run || fail "streams run when a rank is killed"
+disturbed shared 1 2 3 4
 kill -KILL "$(replica_pids "${before%%:*}" "$(host 2)" | head -n 1)"
 answers_well shared
 same shared 1 2 3 4
