@@ -36,6 +36,7 @@ take_network() {
     for ((i = 0; i < 256; i++)); do
         n=$((($$ + i) % 256))
         export GX_PREFIX=gt${n}n GX_NET=10.79.$n # interfaces have 15 characters
+        # shellcheck disable=SC2034
         second_net=10.80.$n # for a script that gives its hosts another cable
         if why=$(ip netns add "${GX_PREFIX}sw" 2>&1); then
             ip netns exec "${GX_PREFIX}sw" sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1 2> /dev/null || true
