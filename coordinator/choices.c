@@ -11,7 +11,10 @@
  * Where replicas of several numeric profiles serve, all go under that of the first one placed, which is
  * the one that `started` names.
  *
- * Choice 0's entry holds the request id, so it stays in the journal until the others are over. */
+ * Choice 0's entry holds the request id, so it stays in the journal until the others are over.
+ *
+ * Answers that may be resumed (resume.c) have one list entry for all of them, choice 0's; they fail
+ * together too, with or without a client. */
 #include "coordinator/coord_impl.h"
 
 #include <stdio.h>
@@ -48,9 +51,13 @@ void choices_share_profile(struct front_call *head, const char *profile)
     }
 }
 
-/* The others have nobody to answer to. Their entries are closed when the call is done. */
+/* The others have nobody to answer to. Their entries are closed when the call is done. Those that may
+ * be resumed go on, unless the answer itself has failed (resume_settle). */
 static void stop_others(struct front_call *failed)
 {
+    if (failed->head->entry != NULL && failed->head->entry->is_kept) {
+        return;
+    }
     for (struct front_call *f = failed->head; f != NULL; f = f->next_choice) {
         if (f != failed && f->entry != NULL && session_state(f->session) == SESSION_RUNNING) {
             route_cancel(f->coord, f->entry);

@@ -4,6 +4,7 @@
  *   front.c    Generate, GenerateStream, GetModel: requests in, sessions out
  *   choices.c  several answers to one call: their ends, and the whole answer
  *   resume.c   answers that outlive their client's connection
+ *   resume_disk.c  and their coordinator
  *   health.c   grpc.health.v1: Check, Watch
  *   table.c    the slots of the replicas
  *   join.c     replicas that someone else has started
@@ -66,10 +67,10 @@ struct front_call {
     bool is_ended;                         /* of the head: the call has been told its end */
     struct buf reply;                      /* owned: a whole answer that waits for the others */
     /* resume.c, where entry->is_kept */
-    struct front_call *next_kept, **link_kept; /* link_kept NULL: not in the list */
-    uint64_t left_ns;                          /* since when nobody reads; 0: somebody does */
-    uint64_t over_ns;                          /* when its answer was complete; 0: it is not */
-    bool is_place_written;                     /* the journal on disk has its first profile */
+    struct front_call *next_kept, **link_kept; /* of the head; link_kept NULL: not in the list */
+    uint64_t left_ns;      /* of the head: since when nobody reads; 0: somebody does */
+    uint64_t over_ns;      /* when its answer was complete; 0: it is not */
+    bool is_place_written; /* the journal on disk has its first profile */
     uint32_t n_profiles_written;
 };
 
@@ -289,6 +290,8 @@ void front_settle(struct front_call *f, bool cancel);
 /* A stream of another coordinator's, without a client. `config`: stop strings, arrival. */
 status front_restore(struct coord *c, struct journal_entry *e, const struct session_config *config,
                      struct front_call **f_p, struct err *err);
+/* A request that comes to nothing: as if it had never been. NULL is fine. */
+void front_undo(struct front_call *head);
 void front_close(struct front_call *f); /* its entry goes; its request id is free again */
 void front_bury(struct front_call *f);  /* freed when no callback is under way */
 bool front_is_running(const struct journal_entry *e); /* its answer is not complete */
@@ -296,25 +299,33 @@ void front_fail(struct journal_entry *e, status st, const char *text);
 void front_flush_dirty(struct coord *c);
 void front_fail_all(struct coord *c, status st, const char *text);
 
-/* resume.c */
+/* resume.c; what is kept is a request, known by its choice 0 */
 bool resume_applies(const struct coord *c, const struct msg_generate *m);
 /* A new request wants this id: an old answer of that name goes, if nobody reads it. */
 void resume_make_way(struct coord *c, const char *request_id);
-void resume_keep(struct front_call *f);
+void resume_keep(struct front_call *head);
+void resume_link(struct front_call *head);
+bool resume_is_over(const struct front_call *head); /* all of its answers are complete */
 void resume_request(struct coord *c, struct rpc_call *call, const struct msg_generate *m,
                     bool is_unary);
-void resume_left(struct front_call *f, bool is_late); /* its call is over */
-void resume_placed(struct front_call *f);             /* its entry knows its first profile */
+void resume_left(struct front_call *head, bool is_late); /* its call is over */
+void resume_settle(struct front_call *f);
+uint32_t resume_count(const struct coord *c); /* requests whose complete answers are kept */
+void resume_tick(struct coord *c);
+void resume_fini(struct coord *c);
+
+/* resume_disk.c */
+void resume_write(struct front_call *head); /* it is in the journal on disk from here on */
+void resume_write_end(const struct front_call *f);
+/* Its entry knows its first profile, and its client is about to hear of it: that must not be
+ * forgotten. */
+void resume_placed(struct front_call *head);
 /* Its session has taken this token, if n_before was fewer. */
 void resume_token(struct front_call *f, const struct msg_token *t, uint32_t n_before);
 /* The streams of another coordinator's journal; then the journal goes on with this one's. */
 status resume_restore(struct coord *c, struct err *err);
 /* What is on disk stays for another coordinator, whatever becomes of the streams here. */
 void resume_freeze(struct coord *c);
-void resume_settle(struct front_call *f);
-uint32_t resume_count(const struct coord *c); /* complete answers that are kept */
-void resume_tick(struct coord *c);
-void resume_fini(struct coord *c);
 
 /* health.c */
 void health_check(void *arg, struct rpc_call *call, const void *data, size_t len);

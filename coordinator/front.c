@@ -268,6 +268,7 @@ static status call_open(struct coord *c, struct rpc_call *call, struct journal_e
     config.weights_digest = c->digest_hex;
     config.model = c->desc->name;
     config.is_kept = e->is_kept;
+    config.n_choices = MAX(o->n_choices, 1u);
     config.window_s = e->is_kept ? (uint32_t)(c->config.resume_ns / NS_PER_S) : 0;
     if (call != NULL) {
         config.sink = front_sink(f);
@@ -295,7 +296,11 @@ static status choices_open(struct coord *c, struct rpc_call *call, const struct 
                            struct err *err)
 {
     const struct session_config config = {
-        .stop = m->stop, .n_stop = m->n_stop, .is_unary = is_unary, .arrived_ns = coord_now(c)
+        .stop = m->stop,
+        .n_stop = m->n_stop,
+        .is_unary = is_unary,
+        .n_choices = choices_wanted(m),
+        .arrived_ns = coord_now(c),
     };
     struct journal_entry *first = NULL;
     status st = entry_open(c, m, p, &first, err);
@@ -326,8 +331,7 @@ static status choices_open(struct coord *c, struct rpc_call *call, const struct 
     return st;
 }
 
-/* A request that comes to nothing: as if it had never been. */
-static void choices_undo(struct front_call *head)
+void front_undo(struct front_call *head)
 {
     for (struct front_call *f = head, *next; f != NULL; f = next) {
         next = f->next_choice;
@@ -352,7 +356,7 @@ static status streams_open(struct coord *c, struct rpc_call *call, const struct 
         st = route_submit(c, f->entry, err);
     }
     if (st != ST_OK) {
-        choices_undo(head);
+        front_undo(head);
         return st;
     }
     ASSERT(head != NULL);
@@ -566,7 +570,6 @@ void front_done(void *arg, struct rpc_call *call, bool cancelled)
     }
     coord_enter(c);
     if (head->entry != NULL && head->entry->is_kept) {
-        head->call = NULL;
         /* Its client's clock may tell us of the deadline a little before ours does. */
         const uint64_t about_now = coord_now(c) + LATE_MS * NS_PER_MS;
         resume_left(head, rpc_call_deadline_ns(call) <= about_now);

@@ -155,6 +155,7 @@ status journal_open_choice(struct journal *j, const struct journal_entry *first,
     e->n_emitted_max = 0;
     e->biases = NULL;
     e->owner = NULL;
+    e->n_profiles = 0;
     if (journal_set_biases(e, first->biases, first->n_biases) < 0) {
         goto fail;
     }
@@ -198,7 +199,7 @@ static void entry_unlink(struct journal *j, struct journal_entry *entry)
 /* A walk that stands on it goes on from it: its chain pointer stays. */
 void journal_retire(struct journal *j, struct journal_entry *entry)
 {
-    ASSERT(!entry->is_retired && !entry->is_closed && entry->choice == 0);
+    ASSERT(!entry->is_retired && !entry->is_closed);
     j->n--;
     stream_unlink(j, entry);
     entry->is_retired = true;
@@ -315,7 +316,7 @@ void journal_each(struct journal *j, void (*fn)(void *arg, struct journal_entry 
     j->n_walks++;
     for (uint32_t i = 0; i <= j->mask; i++) {
         for (struct journal_entry *e = j->by_stream[i]; e != NULL; e = e->next_stream) {
-            if (!e->is_closed) {
+            if (!e->is_closed && !e->is_retired) { /* by what was done to the one before it */
                 fn(arg, e);
             }
         }

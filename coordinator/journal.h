@@ -80,7 +80,7 @@ status journal_open_choice(struct journal *j, const struct journal_entry *first,
                            struct journal_entry **entry_p, struct err *err);
 void journal_close(struct journal *j, struct journal_entry *entry);
 /* The answer is complete and may still be asked for: it counts as open no more, and only
- * journal_find_request finds it. */
+ * journal_find_request finds it (choice 0 alone). */
 void journal_retire(struct journal *j, struct journal_entry *entry);
 /* Numbers of streams go up from here; never back. */
 void journal_number_from(struct journal *j, uint64_t stream);

@@ -200,6 +200,9 @@ static status opening_put(struct buf *b, const struct journal_opening *o)
            (st = field_put(b, JOURNAL_TAG_FLAGS, &flags, sizeof(flags))) ||
            (st = field_put(b, JOURNAL_TAG_DIGEST, o->weights_digest, strlen(o->weights_digest))) ||
            (st = submit_put(b, e)));
+    if (st == ST_OK && o->n_choices > 1) {
+        st = field_put(b, JOURNAL_TAG_CHOICES, &o->n_choices, sizeof(o->n_choices));
+    }
     for (uint32_t i = 0; st == ST_OK && i < o->n_stops; i++) {
         st = field_put(b, JOURNAL_TAG_STOP, o->stops[i].data, o->stops[i].len);
     }

@@ -9,12 +9,13 @@
  *   record  = sum u64 │ bytes u32 │ kind u32 │ payload, padded to 8
  *
  *   kind    payload (little-endian)
- *   OPEN    stream u64, attempt u32, 0 u32, then fields: tag u16, 0 u16, bytes u32, data padded to 8
+ *   OPEN    stream u64, attempt u32, 0 u32, then fields: tag u16, 0 u16, bytes u32, data padded to 8;
+ *           the n answers to one request are streams `stream` .. `stream` + n - 1, opened by one record
  *   TOKENS  wall us u64, then groups: stream u64, first index u32, n u16, flags u16, then n times
  *           id u32 [, logprob f32, n_top u32, n_top times id u32, logprob f32]
  *   END     stream u64, code i32, reason u32, cached u32, 0 u32, queued us u64, first token us u64,
  *           ended us u64, text
- *   DROP    stream u64: nobody can ask for it any more
+ *   DROP    stream u64: nobody can ask for that request any more
  *   PROFILE stream u64, flags u32 (1: it was placed there first, 2: it got tokens from there), 0 u32,
  *           the profile's name
  *
@@ -51,7 +52,8 @@ struct journal_stream {
     const char *profiles[MSG_PROFILES_MAX]; /* that tokens came from */
     bool exact;
     uint64_t arrived_us, first_token_us, ended_us; /* wall time; 0: not yet */
-    struct msg_submit submit;                      /* without emitted tokens */
+    struct msg_submit submit;                      /* without emitted tokens; .choice counts */
+    uint32_t n_choices;                            /* of its request */
     uint32_t n_stops;
     struct msg_str stops[STOP_STRINGS_MAX];
     uint32_t n_tokens, n_tokens_max;
@@ -121,9 +123,11 @@ struct journal_opening {
     const struct journal_entry *entry;
     const struct msg_str *stops;
     uint32_t n_stops;
+    uint32_t n_choices;
     const char *weights_digest;
     uint64_t arrived_us;
 };
+/* A request: choice 0's entry stands for all, whose numbers follow its own. */
 void journal_disk_stream(struct journal_disk *d, const struct journal_opening *o);
 /* The next token of a stream; n_top of its candidates are kept. */
 void journal_disk_token(struct journal_disk *d, const struct msg_token *t, bool has_logprobs,
@@ -162,7 +166,8 @@ enum journal_tag {
     JOURNAL_TAG_STOP,   /* once for each */
     JOURNAL_TAG_SUBMIT, /* a packed CoordMessage */
     JOURNAL_TAG_DIGEST,
-    JOURNAL_TAG_FLAGS /* u32: JOURNAL_EXACT */
+    JOURNAL_TAG_FLAGS,                         /* u32: JOURNAL_EXACT */
+    JOURNAL_TAG_CHOICES = JOURNAL_TAG_MUST | 1 /* u32, where there are several */
 };
 enum { JOURNAL_EXACT = 1 };
 enum { JOURNAL_FLAG_LOGPROBS = 1, JOURNAL_GROUP_MAX = 4096 };

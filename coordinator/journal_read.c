@@ -128,10 +128,10 @@ static status submit_field(const struct reader *r, const struct cursor *data,
     if (st < 0 || m.kind != MSG_SUBMIT) {
         return bad(r, "parameters: %s", st < 0 ? err.text : "not a Submit");
     }
-    if (m.submit.n_prompt == 0 || m.submit.n_emitted != 0 ||
+    if (m.submit.n_prompt == 0 || m.submit.n_emitted != 0 || m.submit.choice != 0 ||
         m.submit.n_stop_ids > JOURNAL_STOP_IDS_MAX) {
-        return bad(r, "parameters: %u prompt ids, %u emitted, %u stop ids", m.submit.n_prompt,
-                   m.submit.n_emitted, m.submit.n_stop_ids);
+        return bad(r, "parameters: %u prompt ids, %u emitted, choice %u, %u stop ids",
+                   m.submit.n_prompt, m.submit.n_emitted, m.submit.choice, m.submit.n_stop_ids);
     }
     s->submit = m.submit;
     return ST_OK;
@@ -152,6 +152,17 @@ static status stop_field(const struct reader *r, const struct cursor *data,
     return st;
 }
 
+static status choices_field(const struct reader *r, struct cursor data, struct journal_stream *s)
+{
+    uint32_t n = 0;
+
+    if (data.left != sizeof(n) || !take(&data, &n, sizeof(n)) || n < 2 || n > MSG_CHOICES_MAX) {
+        return bad(r, "%u choices (2 .. %d)", n, (int)MSG_CHOICES_MAX);
+    }
+    s->n_choices = n;
+    return ST_OK;
+}
+
 static status field_read(const struct reader *r, uint16_t tag, struct cursor data,
                          struct journal_stream *s)
 {
@@ -163,6 +174,8 @@ static status field_read(const struct reader *r, uint16_t tag, struct cursor dat
         return data.left == 4 ? ST_OK : bad(r, "flags of %zu bytes", data.left);
     case JOURNAL_TAG_DIGEST:
         return text_field(r, &data, HASH_HEX_BYTES - 1, &s->weights_digest);
+    case JOURNAL_TAG_CHOICES:
+        return choices_field(r, data, s);
     case JOURNAL_TAG_STOP:
         return stop_field(r, &data, s);
     case JOURNAL_TAG_SUBMIT:
@@ -199,33 +212,46 @@ static status fields_read(const struct reader *r, struct cursor *c, struct journ
     return ST_OK;
 }
 
-static status open_read(const struct reader *r, struct cursor *c)
+/* One of a request's streams, which `first` describes. */
+static status choice_add(const struct reader *r, const struct journal_stream *first,
+                         uint32_t choice)
 {
-    struct journal_stream *s = calloc(1, sizeof(*s));
-    uint32_t zero = 0;
-    status st = ST_OK;
+    struct journal_stream **at = slot(r->image, first->stream + choice);
 
+    if (*at != NULL || r->image->n_streams == STREAMS_MAX) {
+        return bad(r, "stream %" PRIu64 " is opened again", first->stream + choice);
+    }
+    struct journal_stream *s = malloc(sizeof(*s));
     if (s == NULL) {
         return no_memory(r);
     }
-    s->profile = s->weights_digest = "";
-    if (!take(c, &s->stream, 8) || !take(c, &s->attempt, 4) || !take(c, &zero, 4)) {
-        st = bad(r, "a stream of %zu bytes", c->left);
-    }
-    if (st == ST_OK) {
-        st = fields_read(r, c, s);
-    }
-    struct journal_stream **at = slot(r->image, s->stream);
-    if (st == ST_OK && (*at != NULL || r->image->n_streams == STREAMS_MAX)) {
-        st = bad(r, "stream %" PRIu64 " is opened again", s->stream);
-    }
-    if (st < 0) {
-        stream_free(s);
-        return st;
-    }
+    *s = *first;
+    s->stream += choice;
+    s->submit.choice = choice;
     *at = s;
     r->image->n_streams++;
     return ST_OK;
+}
+
+static status open_read(const struct reader *r, struct cursor *c)
+{
+    struct journal_stream s;
+    uint32_t zero = 0;
+
+    memset(&s, 0, sizeof(s));
+    s.profile = s.weights_digest = "";
+    s.n_choices = 1;
+    if (!take(c, &s.stream, 8) || !take(c, &s.attempt, 4) || !take(c, &zero, 4)) {
+        return bad(r, "a stream of %zu bytes", c->left);
+    }
+    status st = fields_read(r, c, &s);
+    if (st == ST_OK && s.stream > UINT64_MAX - s.n_choices) {
+        st = bad(r, "%u choices from stream %" PRIu64 " on", s.n_choices, s.stream);
+    }
+    for (uint32_t i = 0; st == ST_OK && i < s.n_choices; i++) {
+        st = choice_add(r, &s, i);
+    }
+    return st;
 }
 
 /* ---- TOKENS ---- */
@@ -380,8 +406,15 @@ static status drop_read(const struct reader *r, struct cursor *c)
     if (!take(c, &stream, 8) || c->left != 0) {
         return bad(r, "a record of %zu bytes", c->left + 8);
     }
-    struct journal_stream **at = slot(r->image, stream), *s = *at;
-    if (s != NULL) {
+    const struct journal_stream *first = *slot(r->image, stream);
+    const uint32_t n = first != NULL ? first->n_choices : 0;
+    if (first != NULL && first->submit.choice != 0) {
+        return bad(r, "stream %" PRIu64 " is dropped, and is choice %u of a request", stream,
+                   first->submit.choice);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        struct journal_stream **at = slot(r->image, stream + i), *s = *at;
+        ASSERT(s != NULL); /* they come and go together */
         *at = s->next;
         stream_free(s);
         r->image->n_streams--;

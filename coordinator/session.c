@@ -248,7 +248,8 @@ static status chunk_make(struct session *s, bool has_started, uint32_t to, struc
                                            .model = s->config.model,
                                            .seed = s->entry->seed,
                                            .prompt_tokens = s->entry->n_prompt,
-                                           .resume_window_s = s->config.window_s };
+                                           .resume_window_s = s->config.window_s,
+                                           .n = s->config.n_choices };
     }
     c->choice = s->entry->choice;
     c->has_finished = is_last;
@@ -365,14 +366,25 @@ bool session_start(struct session *s)
     return s->config.is_unary || is_over || !s->has_reader ? false : send_pending(s);
 }
 
-/* The answer is complete and this client has asked for more than there is of it. */
+/* The answer is complete and has fewer tokens than its client says that it has. */
+static status far_set(const struct session *s, uint32_t from, struct err *err)
+{
+    const uint32_t end = record_end(&s->record), choice = s->entry->choice;
+
+    if (s->config.n_choices > 1) {
+        return err_set(err, ST_ERR_ARG,
+                       "resume_from_choices[%u] is %u and that choice has ended after %u tokens",
+                       choice, from, end);
+    }
+    return err_set(err, ST_ERR_ARG, "resume_from is %u and the answer has ended after %u tokens",
+                   from, end);
+}
+
 static void refuse_far(struct session *s)
 {
-    char text[120];
+    struct err err = ERR_INIT;
 
-    snprintf(text, sizeof(text), "resume_from is %u and the answer has ended after %u tokens",
-             s->i_next, record_end(&s->record));
-    (void)reader_fail(s, ST_ERR_ARG, text);
+    (void)reader_fail(s, far_set(s, s->i_next, &err), err.text);
 }
 
 bool session_flush(struct session *s)
@@ -401,31 +413,30 @@ bool session_flush(struct session *s)
     return send_pending(s);
 }
 
-status session_attach(struct session *s, const struct session_reader *reader, struct err *err)
+status session_resumable(const struct session *s, uint32_t from, struct err *err)
 {
-    const uint32_t end = record_end(&s->record);
-
-    ASSERT(s->config.is_kept && !s->has_reader);
+    ASSERT(s->config.is_kept);
     if (s->fail_code < 0) {
         return err_set(err, s->fail_code, "%s",
                        s->fail_text != NULL ? s->fail_text : status_name(s->fail_code));
     }
-    if (s->state != SESSION_RUNNING && reader->from > end) {
-        return err_set(err, ST_ERR_ARG,
-                       "resume_from is %u and the answer has ended after %u tokens", reader->from,
-                       end);
-    }
+    return s->state != SESSION_RUNNING && from > record_end(&s->record) ? far_set(s, from, err)
+                                                                        : ST_OK;
+}
+
+void session_attach(struct session *s, const struct session_reader *reader)
+{
+    ASSERT(!s->has_reader && session_resumable(s, reader->from, NULL) == ST_OK);
     s->state = s->state == SESSION_OVER ? SESSION_ENDING : s->state;
     s->config.sink = reader->sink;
     s->config.is_unary = reader->is_unary;
     s->i_next = reader->from;
     s->has_reader = true;
     s->may_start = s->entry->profile[0] != '\0';
-    s->has_started = false;
+    s->has_started = s->entry->choice != 0;
     s->is_blocked = false;
     const bool cancel = session_flush(s);
     ASSERT(!cancel); /* no failure of a reader ends a kept answer */
-    return ST_OK;
 }
 
 bool session_writable(struct session *s)

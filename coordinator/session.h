@@ -55,8 +55,9 @@ struct session_config {
     uint32_t n_stop;
     const char *weights_digest, *model;
     bool is_unary;
-    bool is_kept;      /* may be resumed, */
-    uint32_t window_s; /* so long after its client is gone */
+    bool is_kept;       /* may be resumed, */
+    uint32_t window_s;  /* so long after its client is gone */
+    uint32_t n_choices; /* of its request, this one counted */
     uint64_t arrived_ns;
     struct session_sink sink; /* is_kept: send may be NULL, then nobody is there yet */
 };
@@ -85,13 +86,15 @@ void session_abandon(struct session *s);
 void session_detach(struct session *s);
 /* Another client takes it, from token `from` of the answer on: `started` and what is there are sent
  * at once. A client may be ahead of what is known (tokens that were sent and then lost are computed
- * again): it waits. ST_ERR_ARG: the answer is complete and has fewer tokens. */
+ * again): it waits. */
 struct session_reader {
     struct session_sink sink;
     bool is_unary; /* the whole answer in one message: `from` is 0 */
     uint32_t from;
 };
-status session_attach(struct session *s, const struct session_reader *reader, struct err *err);
+void session_attach(struct session *s, const struct session_reader *reader); /* resumable only */
+/* ST_ERR_ARG: the answer is complete and has fewer tokens. An answer that has failed: its failure. */
+status session_resumable(const struct session *s, uint32_t from, struct err *err);
 
 enum session_state session_state(const struct session *s);
 /* The answer has an end, good or bad. */

@@ -89,6 +89,7 @@ static void started_fill(const struct msg_started *m, Gantry__V1__Started *s)
     s->weights_digest = pb_text(m->weights_digest);
     s->prompt_tokens = m->prompt_tokens;
     s->resume_window_s = m->resume_window_s;
+    s->n = m->n;
     s->model = pb_text(m->model);
 }
 
@@ -255,7 +256,8 @@ status msg_chunk_unpack(const void *data, size_t len, struct arena *arena, struc
                                           .model = c->started->model,
                                           .seed = c->started->seed,
                                           .prompt_tokens = c->started->prompt_tokens,
-                                          .resume_window_s = c->started->resume_window_s };
+                                          .resume_window_s = c->started->resume_window_s,
+                                          .n = c->started->n };
     }
     m.choice = c->choice;
     m.text = (struct msg_str){ c->text, pb_str_len(desc, "text", c->text) };

@@ -70,10 +70,14 @@ static status lists_fill(const struct msg_generate *m, struct arena *arena,
     r->prompt = arena_copy_str(arena, m->prompt.data, m->prompt.len);
     r->stop = arena_alloc(arena, m->n_stop * sizeof(*r->stop));
     r->stop_ids = arena_copy(arena, m->stop_ids, m->n_stop_ids * sizeof(uint32_t));
+    r->resume_from_choices =
+        arena_copy(arena, m->resume_from_choices, m->n_resume_from_choices * sizeof(uint32_t));
     r->logit_bias = (void *)pb_objects(arena, m->n_biases, sizeof(Gantry__V1__LogitBias));
-    if (r->prompt == NULL || r->stop == NULL || r->stop_ids == NULL || r->logit_bias == NULL) {
+    if (r->prompt == NULL || r->stop == NULL || r->stop_ids == NULL || r->logit_bias == NULL ||
+        r->resume_from_choices == NULL) {
         return ST_ERR_NOMEM;
     }
+    r->n_resume_from_choices = m->n_resume_from_choices;
     r->n_logit_bias = m->n_biases;
     for (uint32_t i = 0; i < m->n_biases; i++) {
         gantry__v1__logit_bias__init(r->logit_bias[i]);
@@ -191,6 +195,8 @@ status msg_generate_unpack(const void *data, size_t len, struct arena *arena,
     m.stop = stop;
     m.n_stop_ids = (uint32_t)r->n_stop_ids;
     m.stop_ids = r->stop_ids;
+    m.n_resume_from_choices = (uint32_t)r->n_resume_from_choices;
+    m.resume_from_choices = r->resume_from_choices;
     st = biases_read(r, arena, &m, err);
     if (st == ST_OK) {
         *m_p = m;
@@ -349,6 +355,22 @@ status resume_check(const struct msg_generate *m, struct err *err)
     }
     if (!m->resume && m->resume_from != 0) {
         return err_set(err, ST_ERR_ARG, "resume_from is %u and resume is not set", m->resume_from);
+    }
+    if (!m->resume && m->n_resume_from_choices != 0) {
+        return err_set(err, ST_ERR_ARG, "resume_from_choices has %u numbers and resume is not set",
+                       m->n_resume_from_choices);
+    }
+    if (m->resume_from != 0 && m->n_resume_from_choices != 0) {
+        return err_set(
+            err, ST_ERR_ARG,
+            "resume_from (%u) and resume_from_choices (%u numbers) are both set; send one "
+            "of them",
+            m->resume_from, m->n_resume_from_choices);
+    }
+    if (m->n_resume_from_choices > MSG_CHOICES_MAX) {
+        return err_set(err, ST_ERR_ARG,
+                       "resume_from_choices has %u numbers; at most %d are allowed",
+                       m->n_resume_from_choices, (int)MSG_CHOICES_MAX);
     }
     return request_id_check(m, err);
 }

@@ -259,7 +259,9 @@ struct msg_generate {
     const char *request_id; /* "" if absent */
     bool exact;
     bool resume;
-    uint32_t resume_from; /* with resume: the first token wanted */
+    uint32_t resume_from; /* with resume: the first token wanted; */
+    uint32_t n_resume_from_choices;
+    const uint32_t *resume_from_choices; /* or of each choice */
 };
 
 struct msg_piece { /* a token as clients see it */
@@ -279,6 +281,7 @@ struct msg_started {
     uint64_t seed;
     uint32_t prompt_tokens;
     uint32_t resume_window_s; /* 0: the answer ends with its call */
+    uint32_t n;               /* choices */
 };
 
 struct msg_finished {

@@ -37,18 +37,21 @@ struct run {
     char profiles[MSG_PROFILES_MAX * (MSG_PROFILE_BYTES + 2)]; /* but these, if there are several */
     uint32_t completion_tokens;                                /* of all choices */
 
-    /* With several choices their texts come mixed: each is held until those before it are out. */
-    struct buf texts[MSG_CHOICES_MAX];
-    bool is_over[MSG_CHOICES_MAX];
+    uint32_t n_choices; /* of this request; of one that is resumed the service says it */
+    struct choice {
+        uint32_t n_tokens;   /* that have come, and */
+        uint64_t text_bytes; /* how much text with them */
+        bool is_over;
+        struct buf text; /* of several they come mixed: held until those before it are out */
+    } choices[MSG_CHOICES_MAX];
     uint32_t n_printed;
 
     /* When the connection breaks and the service keeps the answer. */
     char made_id[48];
     bool is_kept, has_started;
-    bool is_forgotten;   /* interrupted, and the service is being told */
-    uint32_t n_tokens;   /* that have come, and */
-    uint64_t text_bytes; /* how much text with them */
-    uint64_t until_ns;   /* it may be tried again until then; 0: nothing is broken */
+    bool is_forgotten; /* interrupted, and the service is being told */
+    uint32_t from[MSG_CHOICES_MAX];
+    uint64_t until_ns; /* it may be tried again until then; 0: nothing is broken */
     uint64_t deadline_ns;
     struct rpc_timer again;
 
@@ -284,6 +287,7 @@ static status request_make(struct run *r, struct err *err)
     }
     r->request.stop = r->stop_strings;
     r->request.n_stop = r->stops.n;
+    r->n_choices = r->request.has_n ? MIN(r->request.n, (uint32_t)MSG_CHOICES_MAX) : 1;
     if (st == ST_OK && r->request.request_id == NULL) {
         st = id_draw(r, err);
     }
@@ -292,26 +296,37 @@ static status request_make(struct run *r, struct err *err)
 
 /* ---- output ---- */
 
+static void started_take(struct run *r, struct msg_chunk *chunk)
+{
+    r->is_kept = chunk->started.resume_window_s != 0;
+    if (r->request.resume && !r->has_started) {
+        r->n_choices = MIN(MAX(chunk->started.n, 1u), (uint32_t)MSG_CHOICES_MAX);
+    }
+    chunk->has_started = !r->has_started; /* it has been told */
+    r->has_started = true;
+}
+
 /* What is resumed must begin where we are: else something would be said twice, or never. */
 static status place_check(struct run *r, struct msg_chunk *chunk, struct err *err)
 {
-    if (r->request.has_n && r->request.n > 1) {
-        return ST_OK; /* several answers are never resumed */
+    if (chunk->has_started) {
+        started_take(r, chunk);
     }
-    if (chunk->token_offset != r->n_tokens || chunk->text_offset != r->text_bytes) {
+    if (chunk->choice >= r->n_choices) {
+        return err_set(err, ST_ERR_PROTO, "the service sent choice %u of %u", chunk->choice,
+                       r->n_choices);
+    }
+    struct choice *c = &r->choices[chunk->choice];
+    if (chunk->token_offset != c->n_tokens || chunk->text_offset != c->text_bytes) {
         return err_set(err, ST_ERR_PROTO,
                        "the service goes on at token %u, byte %" PRIu64
-                       " of the answer; token %u, byte %" PRIu64 " are due",
-                       chunk->token_offset, chunk->text_offset, r->n_tokens, r->text_bytes);
+                       " of choice %u; token %u, byte %" PRIu64 " are due",
+                       chunk->token_offset, chunk->text_offset, chunk->choice, c->n_tokens,
+                       c->text_bytes);
     }
-    r->n_tokens += chunk->n_tokens;
-    r->text_bytes += chunk->text.len;
+    c->n_tokens += chunk->n_tokens;
+    c->text_bytes += chunk->text.len;
     r->until_ns = 0;
-    if (chunk->has_started) {
-        r->is_kept = chunk->started.resume_window_s != 0;
-        chunk->has_started = !r->has_started; /* it has been told */
-        r->has_started = true;
-    }
     return ST_OK;
 }
 
@@ -327,10 +342,10 @@ static void print_text(struct run *r, const char *text, size_t len)
 /* Choices that are whole, in order, each under a line that names it. */
 static void print_whole(struct run *r)
 {
-    while (r->n_printed < r->request.n && r->is_over[r->n_printed]) {
-        const struct buf *text = &r->texts[r->n_printed];
+    while (r->n_printed < r->n_choices && r->choices[r->n_printed].is_over) {
+        const struct buf *text = &r->choices[r->n_printed].text;
         printf("%s--- choice %u of %u ---\n", r->wrote && !r->ends_with_newline ? "\n" : "",
-               r->n_printed, r->request.n);
+               r->n_printed, r->n_choices);
         r->wrote = true;
         r->ends_with_newline = true;
         print_text(r, text->data, text->len);
@@ -340,22 +355,26 @@ static void print_whole(struct run *r)
 
 static status hold_text(struct run *r, const struct msg_chunk *c, struct err *err)
 {
-    const bool is_one_of = r->request.has_n && r->request.n > 1;
-
-    if (!is_one_of) {
+    if (r->n_choices == 1) {
         print_text(r, c->text.data, c->text.len);
         return ST_OK;
     }
-    if (c->choice >= MSG_CHOICES_MAX || c->choice >= r->request.n) {
-        return err_set(err, ST_ERR_PROTO, "the service sent choice %u of %u", c->choice,
-                       r->request.n);
+    if (buf_append(&r->choices[c->choice].text, c->text.data, c->text.len) < 0) {
+        return err_set(err, ST_ERR_NOMEM, "no memory for %u answers", r->n_choices);
     }
-    if (buf_append(&r->texts[c->choice], c->text.data, c->text.len) < 0) {
-        return err_set(err, ST_ERR_NOMEM, "no memory for %u answers", r->request.n);
-    }
-    r->is_over[c->choice] = c->has_finished;
     print_whole(r);
     return ST_OK;
+}
+
+static void end_take(struct run *r, const struct msg_chunk *chunk)
+{
+    r->choices[chunk->choice].is_over = true;
+    r->finished = chunk->finished;
+    for (uint32_t i = 0, at = 0; i < chunk->finished.n_profiles; i++) {
+        at += (uint32_t)snprintf(r->profiles + at, sizeof(r->profiles) - at, "%s%.63s",
+                                 i == 0 ? "" : ", ", chunk->finished.profiles[i]);
+    }
+    r->completion_tokens += chunk->finished.completion_tokens;
 }
 
 static void on_message(void *arg, struct rpc_call *call, const void *data, size_t len)
@@ -373,13 +392,13 @@ static void on_message(void *arg, struct rpc_call *call, const void *data, size_
     if (st == ST_OK) {
         st = place_check(r, &chunk, &err);
     }
+    if (st == ST_OK &&
+        r->choices[chunk.choice].is_over) { /* its end comes again when it is resumed */
+        arena_fini(&arena);
+        return;
+    }
     if (st == ST_OK && chunk.has_finished) {
-        r->finished = chunk.finished;
-        for (uint32_t i = 0, at = 0; i < chunk.finished.n_profiles; i++) {
-            at += (uint32_t)snprintf(r->profiles + at, sizeof(r->profiles) - at, "%s%.63s",
-                                     i == 0 ? "" : ", ", chunk.finished.profiles[i]);
-        }
-        r->completion_tokens += chunk.finished.completion_tokens;
+        end_take(r, &chunk);
     }
     if (st == ST_OK && r->json) {
         generate_print_json(&chunk);
@@ -499,10 +518,16 @@ static void try_again(void *arg)
     struct run *r = arg;
     struct err err = ERR_INIT;
 
-    r->request = (struct msg_generate){ .request_id = r->request.request_id,
-                                        .prompt = { "", 0 },
-                                        .resume = true,
-                                        .resume_from = r->n_tokens };
+    for (uint32_t i = 0; i < r->n_choices; i++) {
+        r->from[i] = r->choices[i].n_tokens;
+    }
+    r->request =
+        (struct msg_generate){ .request_id = r->request.request_id,
+                               .prompt = { "", 0 },
+                               .resume = true,
+                               .resume_from = r->n_choices == 1 ? r->from[0] : 0,
+                               .n_resume_from_choices = r->n_choices == 1 ? 0 : r->n_choices,
+                               .resume_from_choices = r->from };
     const status st = call_start(r, &err);
     if (st < 0) {
         r->st = st;
@@ -555,7 +580,7 @@ int cli_generate(int argc, char **argv)
     r.retry_s = 60;
     r.prompt = (struct buf)BUF_INIT_MAX(MSG_PROMPT_BYTES_MAX + 1);
     for (uint32_t i = 0; i < MSG_CHOICES_MAX; i++) {
-        r.texts[i] = (struct buf)BUF_INIT;
+        r.choices[i].text = (struct buf)BUF_INIT;
     }
     status st = parse(&r, argc, argv, &err);
     if (st == ST_END) {
@@ -587,7 +612,7 @@ int cli_generate(int argc, char **argv)
     }
     buf_fini(&r.prompt);
     for (uint32_t i = 0; i < MSG_CHOICES_MAX; i++) {
-        buf_fini(&r.texts[i]);
+        buf_fini(&r.choices[i].text);
     }
     free(r.ids);
     if (st < 0) {

@@ -1,9 +1,12 @@
-"""Streams that must not notice: what tests/e2e/test_failover.py and tests/bench/chaos.py share.
+"""Streams that must not notice: what tests/e2e/test_failover.py, test_resume.py and tests/bench/chaos.py share.
 
 A Service is a `gantry serve`, its status, and its log as (time, text). A Crowd is a set of clients that ask the same mixed
 requests (greedy, sampled, filtered, with stop strings, penalties, log-probabilities, several choices) over and over and compare
 every answer, token by token and log-probability by log-probability (as floats: equal bits), with the answer of an undisturbed service. Faults
 are signals to processes of the service, chosen by a seed.
+
+A DurableService has a journal: its coordinator may be killed and started again. An Answer is a client's, who goes on with it by request
+id and place, in each of its choices, until it is whole, at whatever coordinator there is.
 """
 import calendar
 import json
@@ -64,16 +67,19 @@ class Service:
         self.command = [GANTRY, "serve", str(model), "--listen", "127.0.0.1:0", "--run-dir", str(self.run_dir), "--log-level",
                         "info", *options]
 
-    def __enter__(self):
+    def launch(self):
         environment = dict(os.environ, XDG_CACHE_HOME=self.dir.name, TMPDIR=self.dir.name, GANTRY_CHAOS=self.dir.name)
         environment.pop("OMPI_MCA_btl_vader_backing_directory", None)
-        self.commands = ""  # of every mpirun that was seen
-        with open(self.log_path, "wb") as log:
+        with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
+
+    def __enter__(self):
+        self.commands = ""  # of every mpirun that was seen
+        self.launch()
         try:
             self.wait_for(lambda: (self.run_dir / "endpoint.json").exists(), START_S, "an endpoint")
             self.target = f"127.0.0.1:{json.loads((self.run_dir / 'endpoint.json').read_text())['port']}"
-            self.channel = grpc.insecure_channel(self.target)
+            self.channel = grpc.insecure_channel(self.target, [("grpc.max_reconnect_backoff_ms", 500)])
             self.cluster = gantry_pb2_grpc.ClusterStub(self.channel)
             self.wait_for(lambda: self.status().state == "serving", START_S, "all replicas to serve")
         except BaseException:
@@ -133,6 +139,122 @@ class Service:
     def is_free(self):
         status = self.status()
         return status.streams == 0 and all(r.kv_blocks_used == 0 and r.running == 0 for r in status.replicas)
+
+
+class DurableService(Service):
+    """With a journal; its coordinator can be killed and started again."""
+
+    def __init__(self, model, options):
+        super().__init__(model, options)
+        self.journal = pathlib.Path(self.dir.name) / "journal"
+        self.command += ["--journal", str(self.journal)]
+        self.started_at = 0
+
+    def pids(self):
+        return [[k.pid for k in r.ranks] for r in self.status().replicas]
+
+    def state(self):
+        try:
+            return self.status().state
+        except Failed:  # the connection is the old coordinator's
+            return "none"
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def start(self, states=("serving",)):
+        self.started_at = time.time()
+        self.launch()
+        self.wait_for(lambda: self.state() in states, START_S, "the service to serve again")
+
+
+class Answer:
+    """What a client has of its n choices, over as many connections as it takes."""
+
+    def __init__(self, service, request, request_id, patience_s=120, arrivals=None):
+        self.service, self.request, self.request_id, self.patience_s = service, request, request_id, patience_s
+        self.n = request.get("n", 1)
+        self.tokens, self.text, self.ends = [[] for _ in range(self.n)], [b""] * self.n, [None] * self.n
+        self.call, self.channel, self.is_told, self.n_resumed, self.is_sent = None, None, threading.Event(), 0, False
+        self.arrivals, self.last_at = arrivals, 0
+        self.gaps = []  # (last token of a connection, first token of the next): when they came
+
+    def is_whole(self):
+        return all(end is not None for end in self.ends)
+
+    def take(self, chunk):
+        k = chunk.choice
+        where = f"{self.request_id}, choice {k}"
+        if chunk.token_offset != len(self.tokens[k]):
+            raise Failed(f"{where}: token {chunk.token_offset} came for {len(self.tokens[k])}")
+        if chunk.text_offset != len(self.text[k]):
+            raise Failed(f"{where}: byte {chunk.text_offset} came for {len(self.text[k])}")
+        self.text[k] += chunk.text.encode()
+        now = time.time()
+        for t in chunk.tokens:
+            if self.arrivals is not None and self.n == 1:
+                self.arrivals[len(self.tokens[k])] = now
+            self.tokens[k].append((t.id, t.logprob if t.HasField("logprob") else None,
+                                   tuple((top.id, top.logprob, top.piece) for top in t.top)))
+        if chunk.tokens and self.is_first and self.last_at:
+            self.gaps.append((self.last_at, now))
+        if chunk.tokens:
+            self.is_first, self.last_at = False, now
+        if chunk.HasField("finished"):
+            if self.ends[k] is not None and self.ends[k] != (chunk.finished.reason, chunk.finished.stop):
+                raise Failed(f"{where}: it ends again, otherwise")
+            self.ends[k] = chunk.finished.reason, chunk.finished.stop
+
+    def ask(self):
+        if not self.is_told.is_set():
+            return gantry_pb2.GenerateRequest(request_id=self.request_id, **self.request)
+        self.n_resumed += 1
+        if self.n == 1:
+            return gantry_pb2.GenerateRequest(request_id=self.request_id, resume=True, resume_from=len(self.tokens[0]))
+        return gantry_pb2.GenerateRequest(request_id=self.request_id, resume=True, resume_from_choices=[len(t) for t in self.tokens])
+
+    def once(self):
+        """One connection's worth of it."""
+        self.is_first = True
+        self.channel = grpc.insecure_channel(self.service.target, [("grpc.use_local_subchannel_pool", 1)])
+        try:
+            self.call = gantry_pb2_grpc.GenerationStub(self.channel).GenerateStream(self.ask(), timeout=self.patience_s)
+            for chunk in self.call:
+                if chunk.HasField("started"):
+                    if chunk.started.resume_window_s == 0 or chunk.started.n != self.n:
+                        raise Failed(f"{self.request_id}: started says {chunk.started}")
+                    self.is_told.set()
+                self.take(chunk)
+        finally:
+            self.channel.close()
+
+    def run(self):
+        """Until it is whole; Failed."""
+        until = time.monotonic() + self.patience_s
+        while not self.is_whole():
+            try:
+                self.once()
+                if not self.is_whole():
+                    raise Failed(f"{self.request_id}: the call ended well and the answer is not whole")
+            except grpc.RpcError as error:
+                code = error.code()
+                if code == grpc.StatusCode.ALREADY_EXISTS and self.is_sent:
+                    self.is_told.set()  # it was accepted, and the word of that was lost
+                elif code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED) or time.monotonic() > until:
+                    raise Failed(f"{self.request_id}: {code.name}: {error.details()}") from error
+                time.sleep(0.1)
+            except ValueError:  # its channel was closed under it, before the call
+                time.sleep(0.1)
+            self.is_sent = True
+
+    def cut(self):
+        """Its connection breaks, if it has one."""
+        if self.channel is not None and not self.is_whole():
+            self.channel.close()
+
+    def answers(self):
+        return [[self.text[k].decode(), self.tokens[k], *self.ends[k]] for k in range(self.n)]
 
 
 def ask(stub, request, request_id, arrivals=None):

@@ -2,11 +2,12 @@
 """A coordinator that dies is a pause: with --journal its ranks wait, the next one takes them over, and every client goes on at the
 token where it was, with exactly the tokens, log-probabilities and text that it would have had.
 
-Ten streams of mixed sampling are under way when the coordinator is killed; another is started with the same journal. The clients
-resume at their offsets; what they have in the end is compared with an undisturbed service's. The ranks must be the same processes. Then the
+Thirteen requests of mixed sampling, some for two or three answers, are under way when the coordinator is killed; another is started
+with the same journal. The clients resume at their offsets; what they have in the end is compared with an undisturbed service's. The ranks must be the same processes. Then the
 coordinator and a rank die together; a client's connection breaks alone; answers are resumed by others, by nobody, too late, and
 too far; `gantry generate` must print the bytes of an undisturbed run across all of it. At the end nothing is left.
 """
+import json
 import os
 import pathlib
 import random
@@ -28,40 +29,19 @@ CODE = grpc.StatusCode
 
 MODEL = SOURCE / "model" / "demo"
 PATIENCE_S = 120
-# Those of the shared list with one answer: several are not resumed. They last until somebody kills the coordinator.
-REQUESTS = [r for r in chaos.REQUESTS if "n" not in r]
-REQUESTS = [dict(r, max_tokens=960 - 5 * i - (len(r["prompt"]) // 3)) if "stop" not in r else r for i, r in enumerate(REQUESTS)]
+# They last until somebody kills the coordinator.
+REQUESTS = [r if "stop" in r else dict(r, max_tokens=(960 - 5 * i - len(r["prompt"]) // 3) // r.get("n", 1))
+            for i, r in enumerate(chaos.REQUESTS)]
 REQUESTS += [dict(prompt="The king", temperature=0.8, seed=11, max_tokens=900, ignore_eos=True, logprobs=5),
              dict(prompt="A letter", temperature=0, max_tokens=900, ignore_eos=True)]
+LONG = len(REQUESTS) - 1
+THREE = dict(prompt="The captain", n=3, temperature=1, seed=21, max_tokens=400, ignore_eos=True, logprobs=2)
+REQUESTS.append(THREE)
 
 
-class Service(chaos.Service):
-    """With a journal; its coordinator can be killed and started again."""
-
+class Service(chaos.DurableService):
     def __init__(self, options):
         super().__init__(MODEL, options)
-        self.journal = pathlib.Path(self.dir.name) / "journal"
-        self.command += ["--journal", str(self.journal)]
-
-    def pids(self):
-        return [[k.pid for k in r.ranks] for r in self.status().replicas]
-
-    def serves(self):
-        try:
-            return self.status().state == "serving"
-        except chaos.Failed:  # the connection is the old coordinator's
-            return False
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-
-    def start(self):
-        environment = dict(os.environ, XDG_CACHE_HOME=self.dir.name, TMPDIR=self.dir.name, GANTRY_CHAOS=self.dir.name)
-        environment.pop("OMPI_MCA_btl_vader_backing_directory", None)
-        with open(self.log_path, "ab") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
-        self.wait_for(self.serves, chaos.START_S, "the service to serve again")
 
 
 class Reader(threading.Thread):
@@ -69,56 +49,22 @@ class Reader(threading.Thread):
 
     def __init__(self, service, request, request_id):
         super().__init__(daemon=True)
-        self.service, self.request, self.request_id = service, request, request_id
-        self.tokens, self.text, self.end, self.error, self.n_resumed = [], b"", None, None, 0
-        self.call, self.channel, self.is_told = None, None, threading.Event()
+        self.answer = chaos.Answer(service, request, request_id, PATIENCE_S)
+        self.error = None
 
-    def take(self, chunk):
-        assert chunk.token_offset == len(self.tokens), f"{self.request_id}: token {chunk.token_offset} for {len(self.tokens)}"
-        assert chunk.text_offset == len(self.text), f"{self.request_id}: byte {chunk.text_offset} for {len(self.text)}"
-        self.text += chunk.text.encode()
-        for t in chunk.tokens:
-            self.tokens.append((t.id, t.logprob if t.HasField("logprob") else None,
-                                tuple((top.id, top.logprob, top.piece) for top in t.top)))
-        if chunk.HasField("finished"):
-            self.end = chunk.finished
-
-    def once(self):
-        self.channel = grpc.insecure_channel(self.service.target, [("grpc.use_local_subchannel_pool", 1)])
-        stub = rpc.GenerationStub(self.channel)
-        if self.is_told.is_set():
-            self.n_resumed += 1
-            request = pb.GenerateRequest(request_id=self.request_id, resume=True, resume_from=len(self.tokens))
-        else:
-            request = pb.GenerateRequest(request_id=self.request_id, **self.request)
-        self.call = stub.GenerateStream(request, timeout=PATIENCE_S)
-        for chunk in self.call:
-            if chunk.HasField("started"):
-                assert chunk.started.resume_window_s > 0
-                self.is_told.set()
-            self.take(chunk)
-        self.channel.close()
+    def n_tokens(self):
+        return sum(map(len, self.answer.tokens))
 
     def run(self):
-        until = time.monotonic() + PATIENCE_S
-        while self.end is None and self.error is None:
-            try:
-                self.once()
-            except grpc.RpcError as error:
-                self.channel.close()
-                if error.code() not in (CODE.UNAVAILABLE, CODE.CANCELLED) or time.monotonic() > until:
-                    self.error = f"{error.code().name}: {error.details()}"
-                time.sleep(0.1)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the test must say so
-                self.error = repr(error)
-
-    def answer(self):
-        return [self.text.decode(), self.tokens, self.end.reason, self.end.stop]
+        try:
+            self.answer.run()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the test must say so
+            self.error = repr(error)
 
 
 def ask(service, i, request_id):
     stub = rpc.GenerationStub(grpc.insecure_channel(service.target))
-    return chaos.ask(stub, REQUESTS[i], request_id)[0]
+    return chaos.ask(stub, REQUESTS[i], request_id)
 
 
 def crowd(service, name):
@@ -126,7 +72,7 @@ def crowd(service, name):
     for r in readers:
         r.start()
     for r in readers:
-        r.is_told.wait(30)
+        r.answer.is_told.wait(30)
     return readers
 
 
@@ -134,12 +80,13 @@ def finish(readers, wanted, what):
     for r in readers:
         r.join(PATIENCE_S)
     for i, r in enumerate(readers):
-        if r.error or r.end is None:
-            raise chaos.Failed(f"{what}: {r.request_id}: {r.error or 'no end'}")
-        if r.answer() != wanted[i]:
-            at = next((k for k, (a, b) in enumerate(zip(r.tokens, wanted[i][1])) if a != b), "the end")
-            raise chaos.Failed(f"{what}: {r.request_id} differs at token {at} ({len(r.tokens)} of {len(wanted[i][1])})")
-    n = sum(r.n_resumed > 0 for r in readers)
+        if r.error or not r.answer.is_whole():
+            raise chaos.Failed(f"{what}: {r.answer.request_id}: {r.error or 'no end'}")
+        for k, (have, want) in enumerate(zip(r.answer.answers(), wanted[i])):
+            if have != want:
+                at = next((k for k, (a, b) in enumerate(zip(have[1], want[1])) if a != b), "the end")
+                raise chaos.Failed(f"{what}: {r.answer.request_id}, choice {k} differs at token {at} ({len(have[1])} of {len(want[1])})")
+    n = sum(r.answer.n_resumed > 0 for r in readers)
     print(f"  {what}: {len(readers)} answers equal, {n} of them resumed", flush=True)
     return n
 
@@ -151,7 +98,7 @@ def check(ok, claim, seen=""):
 
 def under_way(readers, rng, service):
     """Most of them have some tokens and none of the long ones is over."""
-    service.wait_for(lambda: sum(len(r.tokens) > 20 for r in readers) >= 8, 30, "streams to be under way")
+    service.wait_for(lambda: sum(r.n_tokens() > 20 for r in readers) >= 10, 30, "streams to be under way")
     time.sleep(rng.uniform(0, 0.1))
 
 
@@ -187,8 +134,7 @@ def connections(service, wanted):
     for _ in range(2):
         time.sleep(0.1)
         for r in readers:
-            if r.end is None and r.channel is not None:
-                r.channel.close()
+            r.answer.cut()
     finish(readers, wanted, "connections cut")
 
     def resume(request_id, at=0, unary=False):
@@ -196,23 +142,32 @@ def connections(service, wanted):
         return stub.Generate(request, timeout=30) if unary else list(stub.GenerateStream(request, timeout=30))
 
     whole = resume("cut-0", unary=True)
-    check((whole.text, [t.id for t in whole.tokens]) == (wanted[0][0], [t[0] for t in wanted[0][1]]), "unary gives all of it")
+    check((whole.text, [t.id for t in whole.tokens]) == (wanted[0][0][0], [t[0] for t in wanted[0][0][1]]), "unary gives all of it")
     chunks = resume("cut-1", 100)
     ids = [t.id for c in chunks for t in c.tokens]
-    check(ids == [t[0] for t in wanted[1][1]][100:], "a complete answer from token 100 on", len(ids))
-    check(wanted[1][0].encode()[chunks[0].text_offset:].decode() == "".join(c.text for c in chunks), "and its text")
-    chunks = resume("cut-1", len(wanted[1][1]))
+    check(ids == [t[0] for t in wanted[1][0][1]][100:], "a complete answer from token 100 on", len(ids))
+    check(wanted[1][0][0].encode()[chunks[0].text_offset:].decode() == "".join(c.text for c in chunks), "and its text")
+    chunks = resume("cut-1", len(wanted[1][0][1]))
     check(len(chunks) == 1 and chunks[0].HasField("finished") and not chunks[0].tokens, "all tokens are had: the end alone")
-    for arguments, code, word in ((("cut-1", 5000), CODE.INVALID_ARGUMENT, "resume_from"), (("nobody",), CODE.NOT_FOUND, "nobody")):
+    three = f"cut-{REQUESTS.index(THREE)}"
+    whole = resume(three, unary=True)
+    answers = [(whole.text, whole.tokens)] + [(c.text, c.tokens) for c in whole.choices]
+    check([(text, [t.id for t in tokens]) for text, tokens in answers]
+          == [(text, [t[0] for t in tokens]) for text, tokens, _, _ in wanted[REQUESTS.index(THREE)]], "unary gives all choices")
+    command = [chaos.GANTRY, "generate", "--resume", "--request-id", three, "--connect", service.target]
+    texts = "\n".join(f"--- choice {k} of 3 ---\n{text}" for k, (text, _) in enumerate(answers))
+    check(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout.decode() == texts, "--resume prints all choices")
+    for arguments, code, word in ((("cut-1", 5000), CODE.INVALID_ARGUMENT, "resume_from"), (("nobody",), CODE.NOT_FOUND, "nobody"),
+                                  ((three, 3), CODE.INVALID_ARGUMENT, "resume_from_choices")):
         try:
             resume(*arguments)
             raise chaos.Failed(f"resume {arguments} was answered")
         except grpc.RpcError as error:
             check(error.code() == code and word in error.details(), f"resume {arguments}", error)
-    first = stub.GenerateStream(pb.GenerateRequest(request_id="two", **REQUESTS[9]), timeout=60)
+    first = stub.GenerateStream(pb.GenerateRequest(request_id="two", **REQUESTS[LONG]), timeout=60)
     next(first)
     second = resume("two")
-    check([t.id for c in second for t in c.tokens] == [t[0] for t in wanted[9][1]], "who resumes reads all")
+    check([t.id for c in second for t in c.tokens] == [t[0] for t in wanted[LONG][0][1]], "who resumes reads all")
     try:
         for _ in first:
             pass
@@ -222,10 +177,23 @@ def connections(service, wanted):
     check(ask(service, 5, "cut-5") == wanted[5], "an id whose answer is complete may be used again")
 
 
-def generate(service):
-    """Our own client, across a killed coordinator: the bytes of an undisturbed run."""
+def said(output, is_json):
+    """What a run of `gantry generate` said: its bytes, or the text, ids and number of ends of each choice."""
+    if not is_json:
+        return output
+    choices = {}
+    for line in output.splitlines():
+        m = json.loads(line)
+        one = choices.setdefault(m["choice"], ["", [], 0])
+        choices[m["choice"]] = [one[0] + m["text"], one[1] + [t["id"] for t in m["tokens"]], one[2] + ("finished" in m)]
+    return choices
+
+
+def generate(service, *more):
+    """Our own client, across a killed coordinator: what an undisturbed run says."""
     command = [chaos.GANTRY, "generate", "It was a bright morning", "--connect", service.target, "--temperature", "0.9", "--seed", "77",
-               "--ignore-eos", "--max-tokens", "950"]
+               "--ignore-eos", *more]
+    is_json = "--json" in more
     wanted = subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as client:
         head = client.stdout.read(200)
@@ -233,8 +201,8 @@ def generate(service):
         service.start()
         rest, error = client.communicate(timeout=PATIENCE_S)
     check(client.returncode == 0, "gantry generate ends well", error)
-    check(head + rest == wanted, "gantry generate prints the bytes of an undisturbed run", (len(head + rest), len(wanted)))
-    print("  gantry generate: equal bytes", flush=True)
+    check(said(head + rest, is_json) == said(wanted, is_json), "gantry generate says the same", (len(head + rest), len(wanted)))
+    print("  gantry generate: equal", flush=True)
 
 
 def interrupted(service):
@@ -252,7 +220,7 @@ def lost_patience():
     """Nobody comes back: the stream ends after the window; nobody starts another coordinator: so do the ranks."""
     with Service(["--tp", "2", "--threads", "1", "--resume-window", "1", "--orphan-grace", "2"]) as service:
         stub = rpc.GenerationStub(service.channel)
-        call = stub.GenerateStream(pb.GenerateRequest(request_id="gone", **REQUESTS[9]), timeout=60)
+        call = stub.GenerateStream(pb.GenerateRequest(request_id="gone", **REQUESTS[LONG]), timeout=60)
         next(call)
         call.cancel()
         service.wait_for(service.is_free, 20, "the stream to be given up")
@@ -271,7 +239,7 @@ def handover(wanted):
     """SIGTERM with --on-term handover: the streams stay for the next service."""
     with Service(["--tp", "2", "--threads", "1", "--on-term", "handover", "--grace", "0"]) as service:
         readers = crowd(service, "hand")
-        service.wait_for(lambda: sum(len(r.tokens) > 20 for r in readers) >= 8, 30, "streams to be under way")
+        service.wait_for(lambda: sum(r.n_tokens() > 20 for r in readers) >= 10, 30, "streams to be under way")
         pids = service.pids()[0]
         service.process.terminate()
         check(service.process.wait(60) == 0, "an orderly end", service.process.returncode)
@@ -290,7 +258,8 @@ def main():
         killed(service, wanted, rng)
         killed_with_rank(service, wanted, rng)
         connections(service, wanted)
-        generate(service)
+        generate(service, "--max-tokens", "950")
+        generate(service, "--max-tokens", "500", "--n", "2", "--json")
         interrupted(service)
         service.wait_for(service.is_free, 20, "all KV blocks to be free")
     check(not list(service.journal.glob("journal-*")) if service.journal.exists() else True, "an orderly end empties the journal")

@@ -77,7 +77,7 @@ static void snapshot(void *arg)
         if (e == NULL) {
             continue;
         }
-        journal_disk_stream(w->d, &(struct journal_opening){ e, &stop, 1, "dig", 77 });
+        journal_disk_stream(w->d, &(struct journal_opening){ e, &stop, 1, 1, "dig", 77 });
         for (uint32_t k = 0; k < e->n_emitted; k++) {
             const struct msg_token t = { .stream = e->stream, .index = k, .token = e->emitted[k] };
             journal_disk_token(w->d, &t, false, 0);
@@ -159,7 +159,7 @@ static struct journal_entry *add(struct world *w, const char *id, bool logprobs)
     assert_int_equal(journal_set_biases(e, &(struct msg_bias){ 4, -1.5f }, 1), ST_OK);
     w->entries[w->n_entries++] = e;
     const struct msg_str stop = { "END", 3 };
-    journal_disk_stream(w->d, &(struct journal_opening){ e, &stop, 1, "dig", 77 });
+    journal_disk_stream(w->d, &(struct journal_opening){ e, &stop, 1, 1, "dig", 77 });
     return e;
 }
 
@@ -282,6 +282,53 @@ static void test_journal_disk__what_is_written_is_read(void **state UNUSED)
     assert_string_equal(s->end.text, "too much");
     assert_true(s->ended_us == 2000 && s->first_token_us == 1000);
     assert_null(stream_of(w, "c"));
+    world_free(w);
+}
+
+/* Streams of one request: opened by one record, numbered in a row, gone together. */
+static void test_journal_disk__several_answers_are_one_request(void **state UNUSED)
+{
+    struct world *w = world_make(0);
+    struct journal_entry *other = add(w, "other", false);
+    static const uint32_t n_tokens[] = { 0, 1, 5 };
+    struct journal_entry *all[3];
+    struct err err = ERR_INIT;
+
+    assert_int_equal(journal_open(w->journal, "many", prompt, 3, &all[0], &err), ST_OK);
+    all[0]->max_tokens = 9;
+    for (uint32_t i = 1; i < 3; i++) {
+        assert_int_equal(journal_open_choice(w->journal, all[0], i, &all[i], &err), ST_OK);
+    }
+    journal_disk_stream(w->d, &(struct journal_opening){ all[0], NULL, 0, 3, "dig", 77 });
+    say(w, all[2], 4);
+    say(w, all[1], 1);
+    say(w, other, 1);
+    say(w, all[2], 1);
+    const struct journal_ending end = {
+        { .stream = all[1]->stream, .reason = FINISH_STOP, .text = "" }, 1000, 2000
+    };
+    journal_disk_end(w->d, &end);
+    journal_disk_flush(w->d);
+    again(w);
+    struct journal_stream **list = NULL;
+    assert_int_equal(w->image.n_streams, 4);
+    assert_int_equal(journal_image_list(&w->image, &list, NULL), ST_OK);
+    for (uint32_t i = 0; i < 3; i++) {
+        const struct journal_stream *s = list[i + 1];
+        assert_string_equal(s->request_id, "many");
+        assert_int_equal(s->submit.choice, i);
+        assert_int_equal(s->n_choices, 3);
+        assert_int_equal(s->n_tokens, n_tokens[i]);
+        assert_int_equal(s->has_end, i == 1);
+        assert_int_equal(s->submit.prompt[2], 70000);
+    }
+    free(list);
+    journal_disk_begin(w->d, snapshot, w); /* "other" alone */
+    journal_disk_stream(w->d, &(struct journal_opening){ all[0], NULL, 0, 3, "dig", 77 });
+    journal_disk_drop(w->d, all[0]->stream);
+    again(w);
+    assert_int_equal(w->image.n_streams, 1);
+    assert_null(stream_of(w, "many"));
     world_free(w);
 }
 
@@ -494,6 +541,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_journal_disk__what_is_written_is_read),
+        cmocka_unit_test(test_journal_disk__several_answers_are_one_request),
         cmocka_unit_test(test_journal_disk__cut_anywhere_it_holds_a_prefix),
         cmocka_unit_test(test_journal_disk__zeros_behind_a_cut_are_a_cut),
         cmocka_unit_test(test_journal_disk__damage_is_named),

@@ -193,6 +193,10 @@ static const struct msg_generate generate_full = {
     .ignore_eos = true,
     .request_id = "r-1",
     .exact = true,
+    .resume = true,
+    .resume_from = 7,
+    .n_resume_from_choices = 4,
+    .resume_from_choices = ids,
 };
 static const char *const profiles[] = { "cpu-bf16-v1", "cpu-f32-v1" };
 
@@ -373,7 +377,8 @@ static void test_codec__generate_keeps_every_field(void **state UNUSED)
     assert_int_equal(m.n_stop_ids, 4);
     assert_true(m.stop_ids[3] == 4000000000u && m.ignore_eos);
     assert_string_equal(m.request_id, "r-1");
-    assert_true(m.exact);
+    assert_true(m.exact && m.resume && m.resume_from == 7);
+    assert_true(m.n_resume_from_choices == 4 && m.resume_from_choices[3] == 4000000000u);
     assert_true(m.has_presence_penalty && m.presence_penalty == 0.f);
     assert_true(m.has_frequency_penalty && m.frequency_penalty == -2.f);
     assert_true(m.has_repetition_penalty && m.repetition_penalty == 1.5f);
@@ -660,6 +665,21 @@ static void test_check__refusals_name_field_value_and_range(void **state UNUSED)
     check(REQ(.n_stop = 1, .stop = &empty), "stop[0] has 0 bytes");
     check(REQ(.n_stop_ids = 65, .stop_ids = edge), "stop_ids has 65");
     check(REQ(.n_stop_ids = 2, .stop_ids = edge), "stop_ids[1] is 512");
+    check(REQ(.resume = true), "resume needs the request_id");
+    check(REQ(.resume_from = 3), "resume_from is 3 and resume is not set");
+    check(REQ(.n_resume_from_choices = 2, .resume_from_choices = edge),
+          "resume_from_choices has 2 numbers and resume is not set");
+    check(&(struct msg_generate){ .request_id = "a",
+                                  .resume = true,
+                                  .resume_from = 1,
+                                  .n_resume_from_choices = 2,
+                                  .resume_from_choices = edge },
+          "resume_from (1) and resume_from_choices (2 numbers) are both set");
+    check(&(struct msg_generate){ .request_id = "a",
+                                  .resume = true,
+                                  .n_resume_from_choices = 17,
+                                  .resume_from_choices = edge },
+          "resume_from_choices has 17 numbers; at most 16");
     check(&(struct msg_generate){ .request_id = "two words" }, "byte 0x20 at 3");
 }
 
