@@ -667,19 +667,13 @@ static void test_check__refusals_name_field_value_and_range(void **state UNUSED)
     check(REQ(.n_stop_ids = 2, .stop_ids = edge), "stop_ids[1] is 512");
     check(REQ(.resume = true), "resume needs the request_id");
     check(REQ(.resume_from = 3), "resume_from is 3 and resume is not set");
-    check(REQ(.n_resume_from_choices = 2, .resume_from_choices = edge),
-          "resume_from_choices has 2 numbers and resume is not set");
-    check(&(struct msg_generate){ .request_id = "a",
-                                  .resume = true,
-                                  .resume_from = 1,
-                                  .n_resume_from_choices = 2,
-                                  .resume_from_choices = edge },
-          "resume_from (1) and resume_from_choices (2 numbers) are both set");
-    check(&(struct msg_generate){ .request_id = "a",
-                                  .resume = true,
-                                  .n_resume_from_choices = 17,
-                                  .resume_from_choices = edge },
-          "resume_from_choices has 17 numbers; at most 16");
+    check(REQ(.n_resume_from_choices = 2), "resume_from_choices has 2 numbers and resume is not");
+    struct msg_generate again = *REQ(.resume = true, .resume_from = 1, .n_resume_from_choices = 2);
+    again.request_id = "a";
+    check(&again, "resume_from (1) and resume_from_choices (2 numbers) are both set");
+    again.resume_from = 0;
+    again.n_resume_from_choices = 17;
+    check(&again, "resume_from_choices has 17 numbers; at most 16");
     check(&(struct msg_generate){ .request_id = "two words" }, "byte 0x20 at 3");
 }
 
