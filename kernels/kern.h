@@ -331,6 +331,16 @@ struct kern_ops {
                       uint32_t n_rows, const struct kern_scan_row *rows,
                       struct kern_adjusts adjusts, void *flat);
 
+    /* ---- two ops in one launch, the same operations; NULL on CPU: call them one by one ---- */
+
+    /* add(x, x, b), then rmsnorm(y, x). */
+    void (*add_rmsnorm)(struct kern_stream *s, void *y, enum kern_fmt fmt, float *x, const float *b,
+                        const float *w, uint32_t n_rows, uint32_t dim, float eps);
+    /* rope, then kv_store. */
+    void (*rope_store)(struct kern_stream *s, const struct kern_kv *kv, float *qkv,
+                       const struct kern_qkv *g, const struct kern_rope *rope,
+                       const struct kern_rows_map *map);
+
     /* ---- one step behind the other on a device; NULL on CPU ---- */
 
     /* mark: all that is queued so far is `mark` (< KERN_MARKS), which forgets what it was before; not

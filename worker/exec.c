@@ -136,14 +136,36 @@ status exec_reduce(struct exec *e, float *y, size_t n, struct err *err)
     return st;
 }
 
-/* x[T,C] += o(attention(...)) */
+static void exec_tick(const struct exec *e)
+{
+    if (e->ticks != NULL) {
+        atomic_fetch_add_explicit(e->ticks, 1, memory_order_relaxed);
+    }
+}
+
+/* x[T,C] += partial[T,C]; then normed <- x by the norm of what comes next (NULL: nothing does). */
+static void add_norm(struct exec *e, float *x, const float *norm)
+{
+    const struct kern_ops *k = e->ops;
+    const uint32_t t = e->shape.n_rows, c = e->desc->dim;
+
+    if (norm != NULL && k->add_rmsnorm != NULL) {
+        k->add_rmsnorm(e->stream, e->normed, e->fmt, x, e->partial, norm, t, c, e->desc->norm_eps);
+        return;
+    }
+    k->add(e->stream, x, x, e->partial, (size_t)t * c);
+    if (norm != NULL) {
+        k->rmsnorm(e->stream, e->normed, e->fmt, x, norm, t, c, e->desc->norm_eps);
+    }
+}
+
+/* x[T,C] += o(attention(...)); its norm stands in `normed`, and so does the ffn's afterwards. */
 static status attention(struct exec *e, const struct shard_layer *l, float *x, struct err *err)
 {
     const struct kern_ops *k = e->ops;
     const struct kern_qkv *g = &e->qkv_shape;
     const uint32_t t = e->shape.n_rows, c = e->desc->dim;
 
-    k->rmsnorm(e->stream, e->normed, e->fmt, x, l->attn_norm, t, c, e->desc->norm_eps);
     k->gemm(e->stream, e->qkv, e->normed, &l->qkv,
             t); /* W[(H+2K)D,C] x normed[T,C] -> qkv[T,(H+2K)D] */
     if (l->qkv_bias != NULL) {
@@ -152,8 +174,12 @@ static status attention(struct exec *e, const struct shard_layer *l, float *x, s
     if (l->q_norm != NULL) {
         k->qk_norm(e->stream, e->qkv, g, l->q_norm, l->k_norm, t, e->desc->norm_eps);
     }
-    k->rope(e->stream, e->qkv, g, &e->shard->rope, &e->map);
-    k->kv_store(e->stream, &l->kv, e->qkv, g, &e->map);
+    if (k->rope_store != NULL) {
+        k->rope_store(e->stream, &l->kv, e->qkv, g, &e->shard->rope, &e->map);
+    } else {
+        k->rope(e->stream, e->qkv, g, &e->shard->rope, &e->map);
+        k->kv_store(e->stream, &l->kv, e->qkv, g, &e->map);
+    }
     k->attention(e->stream, e->att, &l->kv, e->qkv, g, &e->map);
     k->gemm(e->stream, e->partial, e->att, &l->o, t); /* W[C,HD] x att[T,HD] -> partial[T,C] */
     const status st = exec_reduce(e, e->partial, (size_t)t * c, err);
@@ -163,17 +189,17 @@ static status attention(struct exec *e, const struct shard_layer *l, float *x, s
     if (l->o_bias != NULL) {
         k->add_bias(e->stream, e->partial, l->o_bias, t, c);
     }
-    k->add(e->stream, x, x, e->partial, (size_t)t * c);
+    add_norm(e, x, l->ffn_norm);
     return ST_OK;
 }
 
-/* x[T,C] += down(silu(gate) * up) */
-static status ffn(struct exec *e, const struct shard_layer *l, float *x, struct err *err)
+/* x[T,C] += down(silu(gate) * up); then `next_norm` of x, unless it is NULL. */
+static status ffn(struct exec *e, const struct shard_layer *l, const float *next_norm, float *x,
+                  struct err *err)
 {
     const struct kern_ops *k = e->ops;
     const uint32_t t = e->shape.n_rows, c = e->desc->dim, f = range_len(e->part->ffn_cols);
 
-    k->rmsnorm(e->stream, e->normed, e->fmt, x, l->ffn_norm, t, c, e->desc->norm_eps);
     k->gemm(e->stream, e->gate_up, e->normed, &l->gate_up,
             t); /* W[2F,C] x normed[T,C] -> gate_up[T,2F] */
     if (l->gate_up_bias != NULL) {
@@ -188,8 +214,27 @@ static status ffn(struct exec *e, const struct shard_layer *l, float *x, struct 
     if (l->down_bias != NULL) {
         k->add_bias(e->stream, e->partial, l->down_bias, t, c);
     }
-    k->add(e->stream, x, x, e->partial, (size_t)t * c);
+    add_norm(e, x, next_norm);
     return ST_OK;
+}
+
+/* The layers of this stage. Each norm is taken with the sum before it. */
+static status layers(struct exec *e, float *x, struct err *err)
+{
+    const struct shard_layer *all = e->shard->layers;
+    const uint32_t n = range_len(e->part->layers);
+    status st = ST_OK;
+
+    e->ops->rmsnorm(e->stream, e->normed, e->fmt, x, all[0].attn_norm, e->shape.n_rows,
+                    e->desc->dim, e->desc->norm_eps);
+    for (uint32_t i = 0; st == ST_OK && i < n; i++) {
+        st = attention(e, &all[i], x, err);
+        exec_tick(e);
+        if (st == ST_OK) {
+            st = ffn(e, &all[i], i + 1 < n ? all[i + 1].attn_norm : NULL, x, err);
+        }
+    }
+    return st;
 }
 
 /* ---- a step ---- */
@@ -197,13 +242,6 @@ static status ffn(struct exec *e, const struct shard_layer *l, float *x, struct 
 void exec_count(struct exec *e, _Atomic uint64_t *ticks)
 {
     e->ticks = ticks;
-}
-
-static void exec_tick(const struct exec *e)
-{
-    if (e->ticks != NULL) {
-        atomic_fetch_add_explicit(e->ticks, 1, memory_order_relaxed);
-    }
 }
 
 status exec_queue(struct exec *e, float *x, struct err *err)
@@ -215,12 +253,8 @@ status exec_queue(struct exec *e, float *x, struct err *err)
         e->ops->embed(e->stream, x, &e->shard->embed, e->at.tokens, e->shape.n_rows);
         st = exec_reduce(e, x, (size_t)e->shape.n_rows * e->desc->dim, err);
     }
-    for (uint32_t i = 0; st == ST_OK && i < range_len(e->part->layers); i++) {
-        st = attention(e, &e->shard->layers[i], x, err);
-        exec_tick(e);
-        if (st == ST_OK) {
-            st = ffn(e, &e->shard->layers[i], x, err);
-        }
+    if (st == ST_OK) {
+        st = layers(e, x, err);
     }
     if (st == ST_OK && e->part->has_head && e->shape.n_samples != 0) {
         st = exec_sample_queue(e, x, err);

@@ -103,13 +103,17 @@ static status record(struct exec *e, struct entry *at, float *x, struct err *err
 {
     status st = e->ops->graph_begin(e->stream, err);
 
-    if (st == ST_OK) {
-        st = exec_queue(e, x, err);
+    if (st != ST_OK) {
+        return st;
     }
-    if (st == ST_OK) {
-        st = e->ops->graph_end(e->stream, &at->graph, err);
+    st = exec_queue(e, x, err);
+    if (st != ST_OK) { /* ended all the same: nothing else may be asked of a stream that records */
+        struct kern_graph *half = NULL;
+        (void)e->ops->graph_end(e->stream, &half, NULL);
+        e->ops->graph_destroy(e->stream, half);
+        return st;
     }
-    return st;
+    return e->ops->graph_end(e->stream, &at->graph, err);
 }
 
 status exec_graph_run(struct exec *e, float *x, struct err *err)

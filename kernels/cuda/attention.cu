@@ -66,6 +66,16 @@ __device__ static inline void take_span(struct state<DT> *all, const struct stat
     }
 }
 
+/* The row that this block's tile would begin with, n_rows or more if there is none. Blocks of late rows
+ * come first: they have the most to read. Of several sequences only the device knows where tiles
+ * begin, so there is a block per row; of one sequence there is a block per tile. */
+__device__ static inline uint32_t first_row(const struct attn &a, uint32_t rows)
+{
+    const uint32_t b = gridDim.x - 1 - blockIdx.x;
+
+    return a.map.n_seqs != 1 || b == 0 ? b : b * rows - a.map.pos[0] % rows;
+}
+
 template <int DT>
 __global__ static void __launch_bounds__(WARPS * 32, 2)
     attention_prompt_kernel(const __grid_constant__ struct attn a)
@@ -75,16 +85,21 @@ __global__ static void __launch_bounds__(WARPS * 32, 2)
     const struct heads h = heads_of(a, blockIdx.y);
 
     begin_op();
-    const uint32_t n_block = tile_of(a, blockIdx.x, rows * WARPS);
+    const uint32_t first = first_row(a, rows * WARPS);
+
+    if (first >= a.map.n_rows) {
+        return;
+    }
+    const uint32_t n_block = tile_of(a, first, rows * WARPS);
     /* The block's rows begin where its tile does, or at a sequence's first position in the step:
      * warps are cut at absolute positions too. */
-    const uint32_t p0 = a.map.pos[blockIdx.x], in = p0 % (rows * WARPS);
+    const uint32_t p0 = a.map.pos[first], in = p0 % (rows * WARPS);
     const uint32_t lo = max(warp * rows, in), hi = min((warp + 1) * rows, in + n_block);
 
     if (n_block == 0 || lo >= hi || h.begin == h.end) {
         return;
     }
-    const uint32_t row0 = blockIdx.x + lo - in, n_heads = h.end - h.begin;
+    const uint32_t row0 = first + lo - in, n_heads = h.end - h.begin;
     const uint32_t n_queries = (hi - lo) * n_heads, last = a.map.pos[row0] + hi - lo - 1;
     const float *q[2];
     uint32_t pos[2];
@@ -134,11 +149,18 @@ __global__ static void __launch_bounds__(WARPS * 32, 2)
 
 template <int DT> static void run(struct kern_stream *s, struct attn &a)
 {
+    const uint32_t parts = a.g.n_kv_heads * a.n_chunks;
+    const uint32_t tile = CU_QUERIES / a.head_chunk * WARPS; /* rows */
+    const bool is_one = a.map.n_seqs == 1;
+
     if (a.map.n_rows != a.map.n_seqs) { /* some sequence has several rows */
         cu_launch(s, "attention", attention_prompt_kernel<DT>,
-                  dim3(a.map.n_rows, a.g.n_kv_heads * a.n_chunks), WARPS * 32, 0, a);
+                  dim3(is_one ? (a.map.n_rows - 1) / tile + 2 : a.map.n_rows, parts), WARPS * 32, 0,
+                  a);
     }
-    cu_attention_decode<DT>(s, a);
+    if (!is_one || a.map.n_rows == 1) { /* some row may be alone */
+        cu_attention_decode<DT>(s, a);
+    }
 }
 
 static void attention(struct kern_stream *s, void *out, const struct kern_kv *kv, const float *qkv,

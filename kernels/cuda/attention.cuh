@@ -33,6 +33,7 @@ struct attn {
     uint32_t n_chunks;   /* such chunks per kv head */
     float *states;       /* split decode: [row][kv head and chunk][span][head_chunk][D + 2] */
     uint32_t n_spans;    /* split decode: of the longest sequence there can be */
+    bool is_few; /* decode: so few blocks that their loads do not fill the memory's queues */
 };
 
 /* Local query heads [begin, end) of chunk `part` = kv head * n_chunks + chunk. */

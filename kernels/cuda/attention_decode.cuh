@@ -57,35 +57,47 @@ __device__ static inline void put_states(const struct attn &a, float *to, uint32
 }
 
 /* Merge the states of `n_spans` spans of `n` queries, `stride` floats apart, into all[query][D + 2].
- * The first of them is the state if `first`. A warp per query at a time. */
+ * The first of them is the state if `first`. A warp per query at a time, its state in registers, so
+ * that the spans ahead are loaded while one is merged. */
 __device__ static inline void merge_states(const struct attn &a, float *all, const float *spans,
                                            size_t stride, uint32_t n_spans, uint32_t n, bool first)
 {
-    const uint32_t lane = threadIdx.x % 32;
+    constexpr uint32_t PARTS = CU_DIM_MAX / 32; /* dims of a lane */
+    const uint32_t lane = threadIdx.x % 32, dim = a.g.head_dim;
 
     for (uint32_t q = threadIdx.x / 32; q < n; q += blockDim.x / 32) {
         float *to = all + q * state_floats(a);
+        const float *from = spans + q * state_floats(a);
+        const float *begin = first ? from : to;
+        float m = begin[0], l = begin[1], o[PARTS];
 
-        for (uint32_t i = 0; i < n_spans; i++) {
-            const float *from = spans + i * stride + q * state_floats(a);
-            float m = to[0], l = to[1], fa = 0.0f, fb = 1.0f;
-            const bool take = first && i == 0;
+#pragma unroll
+        for (uint32_t i = 0; i < PARTS; i++) {
+            o[i] = lane + i * 32 < dim ? begin[2 + lane + i * 32] : 0.0f;
+        }
+#pragma unroll 4
+        for (uint32_t span = first ? 1 : 0; span < n_spans; span++) {
+            const float *next = from + span * stride;
+            float fa, fb;
 
-            if (take) {
-                m = from[0];
-                l = from[1];
-            } else {
-                merge_factors(&m, &l, from[0], from[1], &fa, &fb);
+            merge_factors(&m, &l, next[0], next[1], &fa, &fb);
+#pragma unroll
+            for (uint32_t i = 0; i < PARTS; i++) {
+                if (lane + i * 32 < dim) {
+                    o[i] = fmaf(o[i], fa, next[2 + lane + i * 32] * fb);
+                }
             }
-            for (uint32_t d = lane; d < a.g.head_dim; d += 32) {
-                to[2 + d] = take ? from[2 + d] : fmaf(to[2 + d], fa, from[2 + d] * fb);
+        }
+        __syncwarp(); /* all lanes have read what was there */
+        if (lane == 0) {
+            to[0] = m;
+            to[1] = l;
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < PARTS; i++) {
+            if (lane + i * 32 < dim) {
+                to[2 + lane + i * 32] = o[i];
             }
-            __syncwarp(); /* all lanes have read m and l */
-            if (lane == 0) {
-                to[0] = m;
-                to[1] = l;
-            }
-            __syncwarp();
         }
     }
 }
@@ -99,6 +111,21 @@ __device__ static inline void put_out(const struct attn &a, const float *all, ui
         const float *q = all + i / dim * state_floats(a);
 
         a.out[((size_t)row * a.g.n_heads + h.begin) * dim + i] = finish(q[2 + i % dim], q[1]);
+    }
+}
+
+/* Ask for all of a span's K and V at once: lanes 2i and 2i + 1 for K and V of its block i. Where warps
+ * are few, what one of them has under way is what the memory gives. */
+__device__ static inline void prefetch_span(const struct attn &a, uint32_t row, uint32_t kv_head,
+                                            uint32_t begin, uint32_t last)
+{
+    const uint32_t lane = threadIdx.x % 32, at = begin + lane / 2 * KERN_KV_BLOCK;
+
+    if (lane / 2 < CU_SPAN / KERN_KV_BLOCK && at <= last) {
+        const size_t base = cu_kv_base(&a.kv, block_of(a, row, at / KERN_KV_BLOCK), kv_head);
+        const void *data = lane % 2 == 0 ? a.kv.k : a.kv.v;
+
+        prefetch_l2((const uint16_t *)data + base, KERN_KV_BLOCK * a.g.head_dim * 2);
     }
 }
 
@@ -138,6 +165,9 @@ __global__ static void __launch_bounds__(DECODE_WARPS * 32, DT > 4 ? 1 : 2)
             const uint32_t begin = (at + warp) * CU_SPAN;
             struct state<DT> st;
 
+            if (a.is_few) {
+                prefetch_span(a, row, h.kv, begin, last);
+            }
             run_span<DT>(a, row, h.kv, q_lo, q_hi, pos, begin, min(begin + CU_SPAN, last + 1),
                          last + 1, &st);
             if (SPLIT) {
@@ -184,6 +214,7 @@ template <int DT> static void cu_attention_decode(struct kern_stream *s, struct 
 
     a.n_spans = div_up((size_t)a.map.table_stride * KERN_KV_BLOCK, CU_SPAN);
     a.states = (float *)s->scratch;
+    a.is_few = blocks < s->n_sm;
     if (blocks < 2 * s->n_sm && a.n_spans > DECODE_WARPS &&
         blocks * a.n_spans * stride <= SCRATCH_BYTES) {
         const uint32_t most = div_up(a.n_spans, DECODE_WARPS), want = div_up(4 * s->n_sm, blocks);

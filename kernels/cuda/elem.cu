@@ -160,32 +160,120 @@ __device__ static float sum_256(float acc, float warps[8])
     return (a + c) + (b + d);
 }
 
-/* One block per row. Accumulator t takes elements 4t .. 4t+3 of every 1,024. */
+/* Elements 4i .. 4i+3 of a row, i = threadIdx.x + 256 j. A thread keeps KEEP such in registers (rows of
+ * up to 8,192 elements): all are asked for before the first is used, and none is read twice. */
+enum { KEEP = 8 };
+
+__device__ static float4 plus(const float4 &p, const float4 &q)
+{
+    return make_float4(p.x + q.x, p.y + q.y, p.z + q.z, p.w + q.w);
+}
+
+__device__ static float squares(const float4 &v, float acc)
+{
+    return fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, fmaf(v.x, v.x, acc))));
+}
+
+__device__ static void store_normed(uint16_t *y, const float4 &v, float inv, const float4 &w)
+{
+    *(uint2 *)y = make_uint2(pack_bf16((v.x * inv) * w.x, (v.y * inv) * w.y),
+                             pack_bf16((v.z * inv) * w.z, (v.w * inv) * w.w));
+}
+
+/* One block per row. Accumulator t takes elements 4t .. 4t+3 of every 1,024. The row is x, or x + b,
+ * which then becomes x. w is asked for before the op ahead is over: it does not change. */
+template <bool ADD>
 __global__ static void __launch_bounds__(THREADS)
-    rmsnorm_bf16_kernel(uint16_t *y, const float *x, const float *w, uint32_t dim, float eps)
+    rmsnorm_kept_kernel(uint16_t *y, float *x, const float *b, const float *w, uint32_t dim,
+                        float eps)
 {
     __shared__ float warps[8];
-    const float *row = x + (size_t)blockIdx.x * dim;
-    uint16_t *out = y + (size_t)blockIdx.x * dim;
+    float4 *const row = (float4 *)(x + (size_t)blockIdx.x * dim);
+    const float4 *const more = ADD ? (const float4 *)(b + (size_t)blockIdx.x * dim) : nullptr;
+    uint16_t *const out = y + (size_t)blockIdx.x * dim;
+    const uint32_t n = dim / 4;
+    float4 v[KEEP], wv[KEEP];
     float acc = 0.0f;
 
-    begin_op();
-    for (uint32_t i = threadIdx.x * 4; i < dim; i += THREADS * 4) {
-        if (dim % 4 == 0) {
-            const float4 v = *(const float4 *)(row + i);
+    let_next_start();
+#pragma unroll
+    for (uint32_t j = 0; j < KEEP; j++) {
+        const uint32_t i = threadIdx.x + j * THREADS;
 
-            acc = fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, fmaf(v.x, v.x, acc))));
-        } else {
-            for (uint32_t e = i; e < i + 4 && e < dim; e++) {
-                acc = fmaf(row[e], row[e], acc);
+        if (i < n) {
+            wv[j] = ((const float4 *)w)[i];
+        }
+    }
+    wait_for_previous();
+#pragma unroll
+    for (uint32_t j = 0; j < KEEP; j++) {
+        const uint32_t i = threadIdx.x + j * THREADS;
+
+        if (i < n) {
+            v[j] = row[i];
+            if constexpr (ADD) {
+                v[j] = plus(v[j], more[i]);
+            }
+        }
+    }
+#pragma unroll
+    for (uint32_t j = 0; j < KEEP; j++) {
+        const uint32_t i = threadIdx.x + j * THREADS;
+
+        if (i < n) {
+            acc = squares(v[j], acc);
+            if constexpr (ADD) {
+                row[i] = v[j];
             }
         }
     }
     const float inv = 1.0f / sqrtf(sum_256(acc, warps) / (float)dim + eps);
 
+#pragma unroll
+    for (uint32_t j = 0; j < KEEP; j++) {
+        const uint32_t i = threadIdx.x + j * THREADS;
+
+        if (i < n) {
+            store_normed(out + 4 * i, v[j], inv, wv[j]);
+        }
+    }
+}
+
+/* The same for rows of any length. */
+template <bool ADD>
+__global__ static void __launch_bounds__(THREADS)
+    rmsnorm_any_kernel(uint16_t *y, float *x, const float *b, const float *w, uint32_t dim,
+                       float eps)
+{
+    __shared__ float warps[8];
+    float *const row = x + (size_t)blockIdx.x * dim;
+    uint16_t *const out = y + (size_t)blockIdx.x * dim;
+    float acc = 0.0f;
+
+    begin_op();
+    for (uint32_t i = threadIdx.x * 4; i < dim; i += THREADS * 4) {
+        for (uint32_t e = i; e < i + 4 && e < dim; e++) {
+            if constexpr (ADD) {
+                row[e] = row[e] + b[(size_t)blockIdx.x * dim + e];
+            }
+            acc = fmaf(row[e], row[e], acc);
+        }
+    }
+    const float inv = 1.0f / sqrtf(sum_256(acc, warps) / (float)dim + eps); /* a barrier is in it */
+
     for (uint32_t i = threadIdx.x; i < dim; i += THREADS) {
         out[i] = bf16_from_f32((row[i] * inv) * w[i]);
     }
+}
+
+template <bool ADD>
+static void rmsnorm_bf16(struct kern_stream *s, void *y, float *x, const float *b, const float *w,
+                         uint32_t n_rows, uint32_t dim, float eps)
+{
+    const bool kept = dim % 4 == 0 && dim <= THREADS * 4 * KEEP;
+
+    cu_launch(s, "rmsnorm", kept ? rmsnorm_kept_kernel<ADD> : rmsnorm_any_kernel<ADD>, dim3(n_rows),
+              THREADS, 0, (uint16_t *)y, x, b, w, dim, eps);
 }
 
 /* 1 / rms of x[dim] by the 16 accumulators of the CPU: lane l < 16 is accumulator l. A whole warp
@@ -227,11 +315,22 @@ static void rmsnorm(struct kern_stream *s, void *y, enum kern_fmt fmt, const flo
                     const float *w, uint32_t n_rows, uint32_t dim, float eps)
 {
     if (fmt == KERN_BF16) {
-        cu_launch(s, "rmsnorm", rmsnorm_bf16_kernel, dim3(n_rows), THREADS, 0, (uint16_t *)y, x, w,
-                  dim, eps);
+        /* Without a second row nothing is written to x. */
+        rmsnorm_bf16<false>(s, y, const_cast<float *>(x), nullptr, w, n_rows, dim, eps);
     } else {
         cu_launch(s, "rmsnorm", rmsnorm_f32_kernel, dim3(div_up(n_rows, 8)), THREADS, 0, (float *)y,
                   x, w, n_rows, dim, eps);
+    }
+}
+
+static void add_rmsnorm(struct kern_stream *s, void *y, enum kern_fmt fmt, float *x, const float *b,
+                        const float *w, uint32_t n_rows, uint32_t dim, float eps)
+{
+    if (fmt == KERN_BF16) {
+        rmsnorm_bf16<true>(s, y, x, b, w, n_rows, dim, eps);
+    } else {
+        add(s, x, x, b, (size_t)n_rows * dim);
+        rmsnorm(s, y, fmt, x, w, n_rows, dim, eps);
     }
 }
 
@@ -321,6 +420,55 @@ static void kv_store(struct kern_stream *s, const struct kern_kv *kv, const floa
               THREADS, 0, *kv, qkv, *g, *map);
 }
 
+/* rope and kv_store at once: a thread rotates one pair of q or k, and stores a pair of k or v. */
+__global__ static void rope_store_kernel(struct kern_kv kv, float *qkv, struct kern_qkv g,
+                                         struct kern_rope rope, struct kern_rows_map map)
+{
+    const uint32_t half = g.head_dim / 2, i = column(), d = i % half, h = i / half;
+    const uint32_t first_v = g.n_heads + g.n_kv_heads, n_all = first_v + g.n_kv_heads;
+
+    begin_op();
+    for (uint32_t t = blockIdx.y; h < n_all && t < map.n_rows; t += gridDim.y) {
+        const uint32_t pos = map.pos[t], slot = pos % KERN_KV_BLOCK;
+        float *x = qkv + ((size_t)t * n_all + h) * g.head_dim + d;
+        float x1 = x[0], x2 = x[half];
+
+        if (h < first_v) {
+            const size_t at = (size_t)pos * half + d;
+            const float c = rope.cos[at], s = rope.sin[at], y1 = fmaf(x1, c, -(x2 * s));
+
+            x2 = fmaf(x2, c, x1 * s);
+            x1 = y1;
+            x[0] = x1;
+            x[half] = x2;
+        }
+        if (h >= g.n_heads) {
+            const uint32_t kv_head = (h - g.n_heads) % g.n_kv_heads;
+            const uint32_t block =
+                map.tables[(size_t)map.seq[t] * map.table_stride + pos / KERN_KV_BLOCK];
+            const size_t base = cu_kv_base(&kv, block, kv_head);
+
+            if (h < first_v) {
+                store_fmt(kv.k, kv.fmt, base + cu_k_at(&kv, d, slot), x1);
+                store_fmt(kv.k, kv.fmt, base + cu_k_at(&kv, d + half, slot), x2);
+            } else {
+                store_fmt(kv.v, kv.fmt, base + cu_v_at(&kv, d, slot), x1);
+                store_fmt(kv.v, kv.fmt, base + cu_v_at(&kv, d + half, slot), x2);
+            }
+        }
+    }
+}
+
+static void rope_store(struct kern_stream *s, const struct kern_kv *kv, float *qkv,
+                       const struct kern_qkv *g, const struct kern_rope *rope,
+                       const struct kern_rows_map *map)
+{
+    const uint32_t width = (g->n_heads + 2 * g->n_kv_heads) * (g->head_dim / 2);
+
+    cu_launch(s, "rope", rope_store_kernel, rows_of(map->n_rows, width), THREADS, 0, *kv, qkv, *g,
+              *rope, *map);
+}
+
 void cu_ops_elem(struct kern_ops *ops)
 {
     ops->embed = embed;
@@ -329,7 +477,9 @@ void cu_ops_elem(struct kern_ops *ops)
     ops->add_bias = add_bias;
     ops->silu_mul = silu_mul;
     ops->rmsnorm = rmsnorm;
+    ops->add_rmsnorm = add_rmsnorm;
     ops->qk_norm = qk_norm;
     ops->rope = rope;
     ops->kv_store = kv_store;
+    ops->rope_store = rope_store;
 }

@@ -14,7 +14,8 @@
  * converted once by each warp that shares its outputs), sums a group and scales it into the piece.
  *
  * Assumes nothing about n_rows. Bytes: W once per ROWS rows, x once per 128 outputs, mostly from the
- * second-level cache. Shared memory read per tile and step of 32: 24 KiB for 1 Mflop at 128 rows. */
+ * second-level cache. Shared memory at 128 rows, per tile and step of 32 (1 Mflop): 48 KiB read by
+ * the warps, 16 KiB written by the copies. */
 #include "kernels/cuda/product.cuh"
 
 enum { OUTS = 128, RUNS = OUTS / CU_RUN, THREADS = 256, WARPS = 8, GROUP_ROWS = 16 };
@@ -308,10 +309,10 @@ __global__ static void fold_kernel(const __grid_constant__ struct product p)
 
 /* ---- choosing ---- */
 
-/* One group for all, or a leaf (the only leaf: a segment) each where tiles alone would leave
- * multiprocessors idle and the sums fit in scratch. */
+/* One group for all, or a leaf (the only leaf: a segment) each where tiles are fewer than `fill`, and
+ * the sums fit in scratch. */
 static void group_pieces(const struct kern_stream *s, const struct product &p, uint32_t n_tiles,
-                         struct groups *groups)
+                         uint32_t fill, struct groups *groups)
 {
     const bool by_leaf = p.n_leaves > 1;
     uint32_t n = 0;
@@ -323,8 +324,7 @@ static void group_pieces(const struct kern_stream *s, const struct product &p, u
     }
     groups->first[n] = (uint8_t)p.n_pieces;
     groups->n = n;
-    if (n <= 1 || n_tiles >= 2 * s->n_sm ||
-        (size_t)n * p.n_rows * p.n * sizeof(float) > SCRATCH_BYTES) {
+    if (n <= 1 || n_tiles >= fill || (size_t)n * p.n_rows * p.n * sizeof(float) > SCRATCH_BYTES) {
         *groups = {};
         groups->n = 1;
         groups->first[1] = (uint8_t)p.n_pieces;
@@ -352,7 +352,11 @@ template <class S> static void run(struct kern_stream *s, struct product &p)
     const size_t smem = (size_t)S::STAGES * S::STEP_BYTES;
     struct groups groups = {};
 
-    group_pieces(s, p, n_row_tiles * n_out_tiles, &groups);
+    /* Up to 64 rows the bound is memory. A block of bf16 has 40 KiB of W under way, which is what a
+     * multiprocessor needs: a block and a bit for each is enough, and groups cost their sums. */
+    const uint32_t fill = S::ROWS > 64 || S::FP8 ? 2 * s->n_sm : s->n_sm + div_up(s->n_sm, 4);
+
+    group_pieces(s, p, n_row_tiles * n_out_tiles, fill, &groups);
     p.sums = (float *)s->scratch;
     cu_launch(s, "gemm", p.aligned ? gemm_tile_kernel<S, true> : gemm_tile_kernel<S, false>,
               dim3(n_row_tiles * n_out_tiles, groups.n), THREADS, smem, p, groups, n_row_tiles,

@@ -61,6 +61,17 @@ __device__ static inline uint4 load_once(const void *p)
     return v;
 }
 
+/* Bring `bytes` (a multiple of 16, as the address) to the second-level cache. A hint. */
+__device__ static inline void prefetch_l2(const void *p, uint32_t bytes)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
+#else
+    (void)p;
+    (void)bytes;
+#endif
+}
+
 /* Start the copy of 16 bytes, or of zeros. */
 __device__ static inline void copy_16(smem_at smem, const void *src, bool valid)
 {

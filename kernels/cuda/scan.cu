@@ -54,8 +54,7 @@ __device__ static struct request request_of(const struct scan_args &a, uint32_t 
         r.params.n_cand = line.n_raw != 0 ? p.n_cand : 0;
     } else if (line.n_raw != 0) {
         r.params = flat_raw_params(line.n_raw);
-        r.flat_offset +=
-            flat_parts(p.temperature != 0.0f, p.n_cand, line.n_raw, a.n_ids).raw;
+        r.flat_offset += flat_parts(p.temperature != 0.0f, p.n_cand, line.n_raw, a.n_ids).raw;
     }
     return r;
 }
@@ -444,7 +443,8 @@ static void scan_rows(struct kern_stream *s, float *logits, uint32_t id0, uint32
 {
     const uint32_t n_blocks = div_up(n_ids, KERN_VOCAB_BLOCK);
     const size_t per_row = n_blocks * sizeof(struct block_scan) + sizeof(struct kern_scan_row);
-    const uint32_t most = (uint32_t)((SCRATCH_BYTES - 2 * KERN_ALIGN) / per_row);
+    const size_t room = (SCRATCH_BYTES - 2 * KERN_ALIGN) / per_row;
+    const uint32_t most = (uint32_t)(room < 65535 ? room : 65535); /* rows are a grid's y */
 
     for (uint32_t done = 0; n_ids != 0 && done < n_rows; done += most) {
         const uint32_t n = n_rows - done < most ? n_rows - done : most;

@@ -5,7 +5,7 @@
  * Ceilings: a large copy on the device (bytes read plus bytes written), and a bf16 product of 8192^3
  * on random data through cuBLASLt. Then the products of Llama-3.1-8B and of one rank of Llama-3.1-70B
  * at tp=4, each beside cuBLASLt's free order at the same size, and in fp8; then whole steps, recorded:
- * decode at batch 1 and 64, a prompt of 8,192, in bf16 and in fp8. Weights are random and in rotation, so that none is found in the
+ * decode at batch 1 and 64, a prompt of 8,192, in bf16 and in fp8, and each op of a layer alone. Weights are random and in rotation, so that none is found in the
  * second-level cache. Times are by device events, medians. One table comes last.
  *
  * "limit" of a step is the larger of bytes that must be read (weights, K and V of the context) over
@@ -37,7 +37,7 @@ static std::vector<std::string> table;
 static void line(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 static void line(const char *fmt, ...)
 {
-    char text[256];
+    char text[512];
     va_list args;
 
     va_start(args, fmt);
@@ -71,8 +71,8 @@ static void sync_all()
     }
 }
 
-/* Median seconds of one call, over about `budget` seconds after two calls to warm up. */
-static double time_of(const std::function<void()> &call, double budget = 0.3)
+/* Median seconds of one of `n` calls in a row. */
+static double time_of_runs(const std::function<void()> &call, double budget, int n)
 {
     cudaEvent_t a, b;
     std::vector<float> ms;
@@ -83,21 +83,33 @@ static double time_of(const std::function<void()> &call, double budget = 0.3)
     call();
     call();
     sync_all();
-    while (ms.size() < 5 || (spent < budget && ms.size() < 200)) {
+    while (ms.size() < (budget > 0.0 ? 5u : 2u) || (spent < budget && ms.size() < 200)) {
         float t;
 
         cuda(cudaEventRecord(a, raw), "event");
-        call();
+        for (int i = 0; i < n; i++) {
+            call();
+        }
         cuda(cudaEventRecord(b, raw), "event");
         sync_all();
         cuda(cudaEventElapsedTime(&t, a, b), "event");
-        ms.push_back(t);
+        ms.push_back(t / (float)n);
         spent += t * 1e-3;
     }
     cuda(cudaEventDestroy(a), "event");
     cuda(cudaEventDestroy(b), "event");
     std::sort(ms.begin(), ms.end());
     return ms[ms.size() / 2] * 1e-3;
+}
+
+/* Median seconds of one call, over about `budget` seconds after two calls to warm up. Short calls are
+ * timed several in a row, some 300 us at a time: else the host's way to a launch is in the time. */
+static double time_of(const std::function<void()> &call, double budget = 0.3)
+{
+    const double once = time_of_runs(call, 0.0, 1);
+    const int n = once > 3e-4 ? 1 : once > 1.5e-5 ? (int)(3e-4 / once) + 1 : 20;
+
+    return time_of_runs(call, budget, n);
 }
 
 /* ---- random memory ---- */
@@ -369,22 +381,65 @@ static void forward(const struct step &s)
     const struct model &m = *s.m;
     const uint32_t t = s.n_rows;
 
-    for (const struct layer &l : s.layers) {
-        ops->rmsnorm(stream, s.normed, KERN_BF16, s.x, s.norm, t, m.dim, 1e-5f);
+    ops->rmsnorm(stream, s.normed, KERN_BF16, s.x, s.norm, t, m.dim, 1e-5f);
+    for (size_t i = 0; i < s.layers.size(); i++) {
+        const struct layer &l = s.layers[i];
+
         ops->gemm(stream, s.qkv, s.normed, &l.qkv, t);
-        ops->rope(stream, s.qkv, &s.g, &s.rope, &s.map);
-        ops->kv_store(stream, &l.kv, s.qkv, &s.g, &s.map);
+        ops->rope_store(stream, &l.kv, s.qkv, &s.g, &s.rope, &s.map);
         ops->attention(stream, s.att, &l.kv, s.qkv, &s.g, &s.map);
         ops->gemm(stream, s.partial, s.att, &l.o, t);
-        ops->add(stream, s.x, s.x, s.partial, (size_t)t * m.dim);
-        ops->rmsnorm(stream, s.normed, KERN_BF16, s.x, s.norm, t, m.dim, 1e-5f);
+        ops->add_rmsnorm(stream, s.normed, KERN_BF16, s.x, s.partial, s.norm, t, m.dim, 1e-5f);
         ops->gemm(stream, s.gate_up, s.normed, &l.gate_up, t);
         ops->silu_mul(stream, s.act, KERN_BF16, s.gate_up, t, m.ffn);
         ops->gemm(stream, s.partial, s.act, &l.down, t);
-        ops->add(stream, s.x, s.x, s.partial, (size_t)t * m.dim);
+        if (i + 1 < s.layers.size()) {
+            ops->add_rmsnorm(stream, s.normed, KERN_BF16, s.x, s.partial, s.norm, t, m.dim, 1e-5f);
+        } else {
+            ops->add(stream, s.x, s.x, s.partial, (size_t)t * m.dim);
+        }
     }
     ops->rmsnorm(stream, s.normed, KERN_BF16, s.x, s.norm, s.n_out, m.dim, 1e-5f);
     ops->gemm(stream, s.logits, s.normed, &s.head, s.n_out);
+}
+
+/* Where a layer's time goes: each op of it alone, in microseconds, over all layers in turn. */
+static void bench_ops(const struct step &s, const char *what)
+{
+    const struct model &m = *s.m;
+    const uint32_t t = s.n_rows;
+    size_t i = 0;
+    const auto next = [&]() -> const struct layer &
+    {
+        return s.layers[i++ % s.layers.size()];
+    };
+    const struct {
+        const char *name;
+        std::function<void()> call;
+    } all[] = {
+        { "qkv", [&] { ops->gemm(stream, s.qkv, s.normed, &next().qkv, t); } },
+        { "rope_store",
+          [&] { ops->rope_store(stream, &next().kv, s.qkv, &s.g, &s.rope, &s.map); } },
+        { "attention", [&] { ops->attention(stream, s.att, &next().kv, s.qkv, &s.g, &s.map); } },
+        { "o", [&] { ops->gemm(stream, s.partial, s.att, &next().o, t); } },
+        { "add_rmsnorm",
+          [&] {
+              ops->add_rmsnorm(stream, s.normed, KERN_BF16, s.x, s.partial, s.norm, t, m.dim,
+                               1e-5f);
+          } },
+        { "gate_up", [&] { ops->gemm(stream, s.gate_up, s.normed, &next().gate_up, t); } },
+        { "silu_mul", [&] { ops->silu_mul(stream, s.act, KERN_BF16, s.gate_up, t, m.ffn); } },
+        { "down", [&] { ops->gemm(stream, s.partial, s.act, &next().down, t); } },
+    };
+    std::string text;
+
+    for (const auto &op : all) {
+        char part[48];
+
+        snprintf(part, sizeof part, " %s %.1f", op.name, time_of(op.call, 0.02) * 1e6);
+        text += part;
+    }
+    line("  %s, us an op:%s", what, text.c_str());
 }
 
 static uint32_t *ids_up(const std::vector<uint32_t> &v)
@@ -430,6 +485,7 @@ static void bench_step(const struct model &m, struct step &s, uint32_t n_seqs, u
     struct kern_graph *graph = nullptr;
     struct err err = ERR_INIT;
 
+    forward(s); /* what is loaded and allocated on first use is so before the recording */
     sync_all();
     must(ops->graph_begin(stream, &err) == ST_OK, err.text);
     forward(s);
@@ -454,6 +510,7 @@ static void bench_step(const struct model &m, struct step &s, uint32_t n_seqs, u
         s.fmt == KERN_FP8 ? "fp8" : "bf16", m.name, prompt ? "prompt" : "decode", n_seqs, ctx,
         recorded * 1e3, eager * 1e3, t / recorded, 100.0 * limit / recorded,
         bytes / copy_rate > flops / matrix_rate ? "bytes" : "flops", limit * 1e3);
+    bench_ops(s, prompt ? "prompt" : "decode");
     ops->graph_destroy(stream, graph);
     for (void *p :
          { (void *)dp, (void *)ds, (void *)dt, (void *)s.x, (void *)s.qkv, (void *)s.gate_up,

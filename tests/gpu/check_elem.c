@@ -154,6 +154,93 @@ static void run_sums(struct check *c)
     free(want);
 }
 
+/* add_rmsnorm gives the bits of add, then rmsnorm. */
+static void run_add_rmsnorm(struct check *c, uint32_t n_rows, uint32_t dim, enum kern_fmt fmt)
+{
+    const size_t n = (size_t)n_rows * dim, bytes = n * (fmt == KERN_BF16 ? 2 : 4);
+    float *x = check_floats(c, n, 3.0f), *b = check_floats(c, n, 2.0f);
+    float *w = check_floats(c, dim, 1.0f), *got = check_host(n * 4), *want = check_host(n * 4);
+    float *dx = check_up(c, x, n * 4), *db = check_up(c, b, n * 4), *dw = check_up(c, w, dim * 4);
+    void *dy = check_up(c, NULL, n * 4);
+
+    c->ops->add(c->s, dx, dx, db, n);
+    c->ops->rmsnorm(c->s, dy, fmt, dx, dw, n_rows, dim, 1e-5f);
+    check_down(c, want, dy, bytes);
+    memset(got, 0xff, n * 4);
+    c->ops->copy_in(c->s, dy, got, n * 4);
+    check_down(c, b, dx, n * 4); /* the sum */
+    c->ops->copy_in(c->s, dx, x, n * 4);
+    c->ops->add_rmsnorm(c->s, dy, fmt, dx, db, dw, n_rows, dim, 1e-5f);
+    check_down(c, got, dy, bytes);
+    check_equal(
+        c, check_name("add_rmsnorm %s [%u,%u]", fmt == KERN_BF16 ? "bf16" : "f32", n_rows, dim),
+        got, want, bytes);
+    check_down(c, got, dx, n * 4);
+    check_equal(c, "  and the sum", got, b, n * 4);
+    check_drop(c, dx, n * 4);
+    check_drop(c, db, n * 4);
+    check_drop(c, dw, dim * 4);
+    check_drop(c, dy, n * 4);
+    free(x);
+    free(b);
+    free(w);
+    free(got);
+    free(want);
+}
+
+/* rope_store leaves the rows and the cache that rope and kv_store leave. */
+static void run_rope_store(struct check *c, uint32_t dim, enum kern_fmt fmt)
+{
+    enum { T = 7, H = 6, K = 2, POS = 96, BLOCKS = 3 };
+    const struct kern_qkv g = { H, K, dim, 0, 0, 3, 1.0f };
+    const size_t n = (size_t)T * (H + 2 * K) * dim, table = (size_t)POS * dim / 2;
+    const uint32_t seq[T] = { 0, 0, 0, 0, 0, 1, 2 }, tables[] = { 2, 0, 0, 1, 1, 1 };
+    const uint32_t pos[T] = { 29, 30, 31, 32, 33, 7, 0 };
+    struct kern_kv kv = { fmt, K, dim, BLOCKS, NULL, NULL };
+    const size_t kv_bytes = c->ops->kv_bytes(&kv);
+    float *x = check_floats(c, n, 1.0f), *cs = check_floats(c, 2 * table, 1.0f);
+    char *got[3], *want[3];
+    float *dx = check_up(c, x, n * 4), *dc = check_up(c, cs, table * 4);
+    float *ds = check_up(c, cs + table, table * 4);
+    uint32_t *dp = check_up(c, pos, sizeof pos), *dq = check_up(c, seq, sizeof seq);
+    uint32_t *dt = check_up(c, tables, sizeof tables);
+    const struct kern_rope rope = { POS, dim, dc, ds };
+    const struct kern_rows_map map = { T, 3, 2, dp, dq, dt };
+    const size_t bytes[3] = { n * 4, kv_bytes, kv_bytes };
+
+    kv.k = check_up(c, NULL, kv_bytes);
+    kv.v = check_up(c, NULL, kv_bytes);
+    void *const parts[3] = { dx, kv.k, kv.v };
+    c->ops->rope(c->s, dx, &g, &rope, &map);
+    c->ops->kv_store(c->s, &kv, dx, &g, &map);
+    for (uint32_t i = 0; i < 3; i++) {
+        want[i] = check_host(bytes[i]);
+        got[i] = check_host(bytes[i]);
+        check_down(c, want[i], parts[i], bytes[i]);
+        memset(got[i], 0xff, bytes[i]);
+        c->ops->copy_in(c->s, parts[i], i == 0 ? (char *)x : got[i], bytes[i]);
+    }
+    c->ops->rope_store(c->s, &kv, dx, &g, &rope, &map);
+    for (uint32_t i = 0; i < 3; i++) {
+        static const char *const names[3] = { "rows", "k", "v" };
+        check_down(c, got[i], parts[i], bytes[i]);
+        check_equal(
+            c,
+            check_name("rope_store %s D=%u: %s", fmt == KERN_BF16 ? "bf16" : "f32", dim, names[i]),
+            got[i], want[i], bytes[i]);
+        check_drop(c, parts[i], bytes[i]);
+        free(got[i]);
+        free(want[i]);
+    }
+    check_drop(c, dc, table * 4);
+    check_drop(c, ds, table * 4);
+    check_drop(c, dp, sizeof pos);
+    check_drop(c, dq, sizeof seq);
+    check_drop(c, dt, sizeof tables);
+    free(x);
+    free(cs);
+}
+
 /* qk_norm and rope against kernels/ref: the same operations. */
 static void run_heads(struct check *c, uint32_t dim)
 {
@@ -202,9 +289,19 @@ void check_elem(struct check *c)
     run_rmsnorm(c, 3, 75);
     run_rmsnorm(c, 17, 256);
     run_rmsnorm(c, 2, 4096);
+    run_rmsnorm(c, 2, 8192); /* the longest row whose threads keep it */
+    run_rmsnorm(c, 2, 8196);
+    run_add_rmsnorm(c, 5, 75, KERN_BF16);
+    run_add_rmsnorm(c, 3, 260, KERN_BF16);
+    run_add_rmsnorm(c, 2, 8192, KERN_BF16);
+    run_add_rmsnorm(c, 2, 8196, KERN_BF16);
+    run_add_rmsnorm(c, 3, 260, KERN_F32);
     run_silu(c, 5, 253);
     run_silu(c, 33, 640);
     run_sums(c);
     run_heads(c, 20);
     run_heads(c, 128);
+    run_rope_store(c, 20, KERN_BF16);
+    run_rope_store(c, 128, KERN_BF16);
+    run_rope_store(c, 20, KERN_F32);
 }

@@ -1,4 +1,4 @@
-/* tests/gpu/check_main.c - check_ops PLUGIN [SEED] [quick]: every op of the CUDA table against f64,
+/* tests/gpu/check_main.c - check_ops PLUGIN [SEED] [quick] [GROUP]: every op of the CUDA table against f64,
  * and equal bits over rows, neighbours, chunks, slices and recorded steps. Exit 0: all passed; 1: some
  * failed; 77: no device. */
 #include "tests/gpu/check.h"
@@ -121,23 +121,40 @@ void check_true(struct check *c, const char *what, bool ok)
     verdict(c, what, ok, "");
 }
 
+/* In one process; or each in one of its own, where an error of the device must not end the others. */
+static const struct {
+    const char *name;
+    void (*run)(struct check *c);
+} groups[] = {
+    { "elem", check_elem },     { "gemm", check_gemm }, { "attention", check_attention },
+    { "scan", check_scan },     { "feed", check_feed }, { "peer", check_peer },
+    { "stream", check_stream },
+};
+
 int main(int argc, char **argv)
 {
     const struct kern_stream_config config = { 1, 0 };
     struct check c = { .random = 1 };
     struct kern_device device;
     struct err err = ERR_INIT;
+    const char *only = NULL;
     status st;
 
     if (argc < 2) {
-        fprintf(stderr, "usage: check_ops PLUGIN [SEED] [quick]\n");
+        fprintf(stderr, "usage: check_ops PLUGIN [SEED] [quick] [GROUP]\n");
         return 2;
     }
     c.random = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
-    c.quick = argc > 3 && strcmp(argv[3], "quick") == 0;
+    for (int i = 3; i < argc; i++) {
+        const bool quick = strcmp(argv[i], "quick") == 0;
+        c.quick = c.quick || quick;
+        only = quick ? only : argv[i];
+    }
     c.plugin = argv[1];
     /* A kernel that is loaded late makes its device wait for all work, which check_peer cannot have. */
     setenv("CUDA_MODULE_LOADING", "EAGER", 1);
+    /* A queue of its own for each stream of check_peer: by default some share one. */
+    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 1);
     st = kern_ops_cuda_from(argv[1], 0, &c.ops, &err);
     if (st == ST_OK) {
         st = c.ops->stream_create(&config, &c.s, &err);
@@ -151,13 +168,11 @@ int main(int argc, char **argv)
     }
     printf("device %s, %u multiprocessors, profile %s, seed %llu\n", device.name, device.n_units,
            c.ops->profile[KERN_BF16], (unsigned long long)c.random);
-    check_elem(&c);
-    check_gemm(&c);
-    check_attention(&c);
-    check_scan(&c);
-    check_feed(&c);
-    check_peer(&c);
-    check_stream(&c);
+    for (size_t i = 0; i < ARRAY_LEN(groups); i++) {
+        if (only == NULL || strcmp(only, groups[i].name) == 0) {
+            groups[i].run(&c);
+        }
+    }
     printf("%u checks, %u failed\n", c.n_run, c.n_failed);
     c.ops->stream_destroy(c.s);
     return c.n_failed != 0;

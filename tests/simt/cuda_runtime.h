@@ -23,6 +23,9 @@
 #define __shared__   static
 #define __align__(n) __attribute__((aligned(n)))
 
+struct alignas(8) uint2 {
+    uint32_t x, y;
+};
 struct alignas(16) uint4 {
     uint32_t x, y, z, w;
 };
@@ -36,6 +39,10 @@ struct dim3 {
     }
 };
 
+static inline uint2 make_uint2(uint32_t x, uint32_t y)
+{
+    return { x, y };
+}
 static inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w)
 {
     return { x, y, z, w };

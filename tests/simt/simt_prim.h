@@ -47,6 +47,11 @@ static inline uint4 load_once(const void *p)
     return *(const uint4 *)p;
 }
 
+/* A hint. */
+static inline void prefetch_l2(const void *, uint32_t)
+{
+}
+
 void simt_copy_16(void *dst, const void *src, bool valid);
 void simt_copies_commit();
 void simt_copies_wait(size_t n_groups);
