@@ -146,7 +146,7 @@ static status read_dims(const struct field_from *from, const struct family *fami
         uint32_t *dst;
         struct field_u32 rule;
     } rows[] = {
-        { "num_hidden_layers", &d->n_layers, { 1, 1024, true, 0 } },
+        { "num_hidden_layers", &d->n_layers, { 1, MODEL_LAYERS_MAX, true, 0 } },
         { "hidden_size", &d->dim, { 2, 65536, true, 0 } },
         { "num_attention_heads", &d->n_heads, { 1, 1024, true, 0 } },
         { "num_key_value_heads", &d->n_kv_heads, { 1, 1024, false, family->kv_heads } },

@@ -11,7 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { MODEL_EOS_MAX = 8, MODEL_NAME_BYTES = 128 };
+enum { MODEL_EOS_MAX = 8, MODEL_NAME_BYTES = 128, MODEL_LAYERS_MAX = 1024 };
 
 /* F8 is e4m3; such a tensor means something only with its scales (model/weights.h). */
 enum model_dtype { MODEL_F32, MODEL_F16, MODEL_BF16, MODEL_F8, MODEL_DTYPES };
@@ -35,10 +35,13 @@ struct model_quant {
     uint32_t block_rows, block_cols; /* scales per block of the matrix; 0: not by blocks */
 };
 
+/* The matrices of a layer as they are multiplied: q, k, v are one, and so are gate and up. */
+enum model_mat { MODEL_MAT_QKV, MODEL_MAT_O, MODEL_MAT_GATE_UP, MODEL_MAT_DOWN, MODEL_MATS };
+
 struct model_desc {
     char name[MODEL_NAME_BYTES];  /* last component of the directory, for people */
     char family[64];              /* architectures[0] of the config */
-    uint32_t n_layers;            /* 1 .. 1024 */
+    uint32_t n_layers;            /* 1 .. MODEL_LAYERS_MAX */
     uint32_t dim;                 /* C: hidden_size; even */
     uint32_t n_heads, n_kv_heads; /* H, K of the whole model; n_heads % n_kv_heads == 0 */
     uint32_t head_dim;            /* D; even */
@@ -52,6 +55,10 @@ struct model_desc {
     bool qk_norm;           /* an rms norm per head on q and k before rope */
     enum model_dtype dtype; /* as the config says; the files have the last word per tensor */
     struct model_quant quant;
+    /* Of an fp8 checkpoint, what its author left alone: per layer, bit `enum model_mat` of a matrix
+     * that the files hold in another format, and of one some of whose parts they do. The config does
+     * not tell: 0 until weights_check has looked. */
+    uint8_t plain[MODEL_LAYERS_MAX], torn[MODEL_LAYERS_MAX];
     int64_t bos; /* -1: none */
     uint32_t n_eos;
     uint32_t eos[MODEL_EOS_MAX]; /* generation_config.json wins over config.json */

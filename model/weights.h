@@ -48,8 +48,10 @@ const char *weights_file_at(const struct weights *w, uint32_t i, uint64_t *bytes
 
 /* Every tensor that `desc` needs is there with the right shape (tied models: either of
  * model.embed_tokens.weight and lm_head.weight). The first that is not is named, with both shapes.
- */
-status weights_check(const struct weights *w, const struct model_desc *desc, struct err *err);
+ * On success desc->plain and desc->torn are what the files say. */
+status weights_check(const struct weights *w, struct model_desc *desc, struct err *err);
+/* These two alone: all 0 where no matrix of a layer is fp8. */
+void weights_mixed_find(const struct weights *w, struct model_desc *desc);
 
 /* The scales of an fp8 matrix W[N,K]: w[n, k] = code[n, k] * scale[n / block_rows, k / block_cols].
  * Found in the files as `weight_scale` or `weight_scale_inv` (the same meaning) beside `weight`: one

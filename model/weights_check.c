@@ -159,7 +159,55 @@ static bool is_there(const struct weights *w, const struct need *need)
     return weights_find(w, need->name) != NULL || weights_foreign_find(w, need->name) != NULL;
 }
 
-status weights_check(const struct weights *w, const struct model_desc *desc, struct err *err)
+/* ---- checkpoints of which only a part is fp8 ---- */
+
+enum { PARTS_MAX = 3 };
+
+static const char *const parts[MODEL_MATS][PARTS_MAX] = {
+    [MODEL_MAT_QKV] = { "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj" },
+    [MODEL_MAT_O] = { "self_attn.o_proj" },
+    [MODEL_MAT_GATE_UP] = { "mlp.gate_proj", "mlp.up_proj" },
+    [MODEL_MAT_DOWN] = { "mlp.down_proj" },
+};
+
+/* How many parts of a matrix the files hold in fp8, and how many there are. */
+static uint32_t count_fp8(const struct weights *w, uint32_t layer, enum model_mat mat,
+                          uint32_t *n_p)
+{
+    uint32_t n = 0, n_fp8 = 0;
+
+    for (; n < PARTS_MAX && parts[mat][n] != NULL; n++) {
+        char name[96];
+        snprintf(name, sizeof(name), "model.layers.%u.%s.weight", layer, parts[mat][n]);
+        const struct weights_tensor *t = weights_find(w, name);
+        n_fp8 += t != NULL && t->dtype == MODEL_F8;
+    }
+    *n_p = n;
+    return n_fp8;
+}
+
+void weights_mixed_find(const struct weights *w, struct model_desc *desc)
+{
+    bool any = desc->quant.kind != MODEL_QUANT_NONE;
+
+    memset(desc->torn, 0, sizeof(desc->torn));
+    memset(desc->plain, 0, sizeof(desc->plain));
+    for (uint32_t layer = 0; layer < desc->n_layers; layer++) {
+        for (uint32_t mat = 0; mat < MODEL_MATS; mat++) {
+            uint32_t n;
+            const uint32_t n_fp8 = count_fp8(w, layer, (enum model_mat)mat, &n);
+            const uint8_t bit = (uint8_t)(1u << mat);
+            desc->plain[layer] |= n_fp8 == 0 ? bit : 0;
+            desc->torn[layer] |= n_fp8 != 0 && n_fp8 != n ? bit : 0;
+            any = any || n_fp8 != 0;
+        }
+    }
+    if (!any) { /* a checkpoint that has nothing to do with fp8 */
+        memset(desc->plain, 0, sizeof(desc->plain));
+    }
+}
+
+status weights_check(const struct weights *w, struct model_desc *desc, struct err *err)
 {
     status st = ST_OK;
 
@@ -179,6 +227,9 @@ status weights_check(const struct weights *w, const struct model_desc *desc, str
             snprintf(name, sizeof(name), "model.layers.%u.%s", layer, layer_needs[i].name);
             st = check_one(w, desc, &layer_needs[i], name, err);
         }
+    }
+    if (st == ST_OK) {
+        weights_mixed_find(w, desc);
     }
     return st;
 }

@@ -152,6 +152,37 @@ static status check_device(const struct plan_request *r, struct plan *plan, stru
     return ST_OK;
 }
 
+/* Products are of whole matrices: parts in two formats would be two products, or one of them rounded
+ * to the other's numbers. Nobody else runs such a checkpoint either (partition/README.md). */
+static status check_mixed(const struct plan *plan, struct err *err)
+{
+    static const char *const names[MODEL_MATS] = { "q_proj, k_proj and v_proj", "o_proj",
+                                                   "gate_proj and up_proj", "down_proj" };
+    const struct model_desc *d = &plan->desc;
+
+    if (plan->fmt != KERN_FP8) {
+        return ST_OK;
+    }
+    for (uint32_t layer = 0; layer < d->n_layers; layer++) {
+        for (uint32_t mat = 0; mat < MODEL_MATS; mat++) {
+            if ((d->torn[layer] >> mat & 1) != 0) {
+                return err_set(
+                    err, ST_ERR_UNSUPPORTED,
+                    "layer %u: some of %s are fp8 in the checkpoint and some are not; they "
+                    "are multiplied as one matrix; --format bf16 takes them all",
+                    layer, names[mat]);
+            }
+        }
+    }
+    if (plan_plain_mats(plan) == d->n_layers * MODEL_MATS) {
+        return err_set(
+            err, ST_ERR_UNSUPPORTED,
+            "config.json says that the checkpoint is fp8, and no matrix of its layers is; "
+            "--format bf16 takes it as it is");
+    }
+    return ST_OK;
+}
+
 static status check_request(const struct plan_request *r, struct plan *plan, struct err *err)
 {
     const uint64_t ranks = (uint64_t)MAX(r->tp, 1u) * MAX(MAX(r->pp, r->n_stage_layers), 1u);
@@ -438,6 +469,9 @@ status plan_create(const struct model_desc *desc, const struct plan_request *req
     status st = check_device(request, plan, err);
     if (st == ST_OK) {
         st = check_request(request, plan, err);
+    }
+    if (st == ST_OK) {
+        st = check_mixed(plan, err);
     }
     if (st == ST_OK) {
         st = request->n_ranks == 0 && !asked

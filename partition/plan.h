@@ -104,7 +104,8 @@ struct plan {
     struct plan_part *parts; /* [n_ranks], by rank; owned */
 };
 
-/* ST_ERR_ARG: cannot be cut so (names the dimension and the values that would do). ST_ERR_LIMIT:
+/* ST_ERR_UNSUPPORTED: fp8 is asked for, and the checkpoint holds parts of one matrix in different formats
+ * (names them). ST_ERR_ARG: cannot be cut so (names the dimension and the values that would do). ST_ERR_LIMIT:
  * does not fit the memory (names the rank, what is needed and what there is). On success the caller
  * owns *plan_p. */
 status plan_create(const struct model_desc *desc, const struct plan_request *request,
@@ -118,12 +119,21 @@ const char *plan_fmt_name(enum kern_fmt fmt);
 
 /* qkv [(H+2K)*D, C]; o [C, H*D], by leaves; gate_up [2F, C]; down [C, F], by leaves; head [V, C].
  * All with the rank's own H, K, F and V. */
-enum plan_mat { PLAN_MAT_QKV, PLAN_MAT_O, PLAN_MAT_GATE_UP, PLAN_MAT_DOWN, PLAN_MAT_HEAD };
+enum plan_mat {
+    PLAN_MAT_QKV = MODEL_MAT_QKV,
+    PLAN_MAT_O = MODEL_MAT_O,
+    PLAN_MAT_GATE_UP = MODEL_MAT_GATE_UP,
+    PLAN_MAT_DOWN = MODEL_MAT_DOWN,
+    PLAN_MAT_HEAD
+};
 
-/* Shape, format, leaves and place of a matrix of `part`; data is NULL. In fp8 the head stays bf16.
- */
-void plan_mat(const struct plan *plan, const struct plan_part *part, enum plan_mat which,
-              struct kern_mat *mat_p);
+/* Shape, format, leaves and place of a matrix of `part`, of layer `layer` of the model (of no matter for
+ * the head); data is NULL. In fp8 the head stays bf16, and so does what an fp8 checkpoint holds in
+ * another format (desc.plain). */
+void plan_mat(const struct plan *plan, const struct plan_part *part, uint32_t layer,
+              enum plan_mat which, struct kern_mat *mat_p);
+/* Matrices of all layers (four each) that are bf16 in a plan for fp8. */
+uint32_t plan_plain_mats(const struct plan *plan);
 void plan_embed(const struct plan *plan, const struct plan_part *part, struct kern_embed *embed_p);
 /* One layer's cache; k and v are NULL. */
 void plan_kv(const struct plan *plan, const struct plan_part *part, struct kern_kv *kv_p);

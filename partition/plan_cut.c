@@ -123,11 +123,28 @@ static void by_leaves(const struct plan *plan, const struct plan_part *part, boo
     mat->k = mat->leaf[mat->n_leaves];
 }
 
-void plan_mat(const struct plan *plan, const struct plan_part *part, enum plan_mat which,
-              struct kern_mat *mat_p)
+static enum kern_fmt mat_fmt(const struct plan *plan, uint32_t layer, enum plan_mat which)
+{
+    const bool is_plain = which == PLAN_MAT_HEAD || (plan->desc.plain[layer] >> which & 1) != 0;
+
+    return is_plain ? kern_fmt_of_x(plan->fmt) : plan->fmt;
+}
+
+uint32_t plan_plain_mats(const struct plan *plan)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < plan->desc.n_layers && plan->fmt == KERN_FP8; i++) {
+        n += (uint32_t)__builtin_popcount(plan->desc.plain[i]);
+    }
+    return n;
+}
+
+void plan_mat(const struct plan *plan, const struct plan_part *part, uint32_t layer,
+              enum plan_mat which, struct kern_mat *mat_p)
 {
     const uint32_t dim = plan->desc.dim;
-    struct kern_mat mat = { .fmt = plan->fmt };
+    struct kern_mat mat = { .fmt = mat_fmt(plan, layer, which) };
 
     switch (which) {
     case PLAN_MAT_QKV:
@@ -137,7 +154,6 @@ void plan_mat(const struct plan *plan, const struct plan_part *part, enum plan_m
         one_leaf(&mat, 2 * range_len(part->ffn_cols), dim);
         break;
     case PLAN_MAT_HEAD:
-        mat.fmt = kern_fmt_of_x(plan->fmt);
         one_leaf(&mat, part->has_head ? range_len(part->vocab) : 0, dim);
         break;
     case PLAN_MAT_O:
@@ -169,25 +185,25 @@ void plan_kv(const struct plan *plan, const struct plan_part *part, struct kern_
                               .v = NULL };
 }
 
-static uint64_t mat_bytes(const struct plan *plan, const struct plan_part *part,
+static uint64_t mat_bytes(const struct plan *plan, const struct plan_part *part, uint32_t layer,
                           enum plan_mat which)
 {
     struct kern_mat mat;
 
-    plan_mat(plan, part, which, &mat);
+    plan_mat(plan, part, layer, which, &mat);
     return aligned(plan->device == PLAN_CUDA ? kern_mat_bytes_cuda(&mat)
                                              : kern_ops_ref()->mat_bytes(&mat));
 }
 
-/* One layer. */
-static uint64_t layer_bytes(const struct plan *plan, const struct plan_part *part)
+static uint64_t layer_bytes(const struct plan *plan, const struct plan_part *part, uint32_t layer)
 {
     const struct model_desc *d = &plan->desc;
     const uint64_t dim = d->dim;
     uint64_t bytes = 2 * aligned(4 * dim); /* two norms */
 
-    bytes += mat_bytes(plan, part, PLAN_MAT_QKV) + mat_bytes(plan, part, PLAN_MAT_O);
-    bytes += mat_bytes(plan, part, PLAN_MAT_GATE_UP) + mat_bytes(plan, part, PLAN_MAT_DOWN);
+    for (uint32_t mat = 0; mat < MODEL_MATS; mat++) {
+        bytes += mat_bytes(plan, part, layer, (enum plan_mat)mat);
+    }
     bytes += d->qkv_bias ? aligned(4 * (uint64_t)qkv_rows(plan, part)) : 0;
     bytes += d->o_bias ? aligned(4 * dim) : 0;
     bytes += d->mlp_bias ? aligned(8 * (uint64_t)range_len(part->ffn_cols)) + aligned(4 * dim) : 0;
@@ -199,7 +215,7 @@ static uint64_t layer_bytes(const struct plan *plan, const struct plan_part *par
 static uint64_t head_bytes(const struct plan *plan, const struct plan_part *part)
 {
     return part->has_head
-               ? aligned(4 * (uint64_t)plan->desc.dim) + mat_bytes(plan, part, PLAN_MAT_HEAD)
+               ? aligned(4 * (uint64_t)plan->desc.dim) + mat_bytes(plan, part, 0, PLAN_MAT_HEAD)
                : 0;
 }
 
@@ -215,23 +231,29 @@ uint64_t plan_weight_bytes(const struct plan *plan, const struct plan_part *part
 {
     /* A tied model's matrix is held twice where a rank has both ends: looked up by row it lies in
      * rows, multiplied it lies in panels. */
-    return range_len(part->layers) * layer_bytes(plan, part) + head_bytes(plan, part) +
-           embed_bytes(plan, part);
+    uint64_t bytes = head_bytes(plan, part) + embed_bytes(plan, part);
+
+    for (uint32_t i = part->layers.begin; i < part->layers.end; i++) {
+        bytes += layer_bytes(plan, part, i);
+    }
+    return bytes;
 }
 
 uint64_t plan_scale_bytes(const struct plan *plan, const struct plan_part *part)
 {
-    static const enum plan_mat mats[] = { PLAN_MAT_QKV, PLAN_MAT_O, PLAN_MAT_GATE_UP,
-                                          PLAN_MAT_DOWN };
     uint64_t bytes = 0;
 
-    for (size_t i = 0; i < ARRAY_LEN(mats) && plan->fmt == KERN_FP8; i++) {
-        struct kern_mat mat;
-        plan_mat(plan, part, mats[i], &mat);
-        /* Both layouts pad outputs to 16. */
-        bytes += ((uint64_t)mat.n + 15) / 16 * 16 * kern_mat_groups(&mat) * sizeof(float);
+    for (uint32_t i = part->layers.begin; i < part->layers.end; i++) {
+        for (uint32_t which = 0; which < MODEL_MATS; which++) {
+            struct kern_mat mat;
+            plan_mat(plan, part, i, (enum plan_mat)which, &mat);
+            /* Both layouts pad outputs to 16. */
+            bytes += mat.fmt == KERN_FP8
+                         ? ((uint64_t)mat.n + 15) / 16 * 16 * kern_mat_groups(&mat) * sizeof(float)
+                         : 0;
+        }
     }
-    return bytes * range_len(part->layers);
+    return bytes;
 }
 
 uint64_t plan_kv_bytes(const struct plan *plan, const struct plan_part *part)
@@ -291,27 +313,45 @@ uint64_t plan_scratch_bytes(const struct plan *plan, const struct plan_part *par
 
 /* ---- stages ---- */
 
-/* Layers are handed out one at a time to the stage that has the least to do; for equal items this
- * greedy order is optimal. A step reads every layer and the head once, of the embedding only a few
- * rows, so the embedding counts as work only if `count_embed` (memory is what is short). Equal
- * stages: the one with less memory first, then the lower index. */
-void plan_balance(const struct plan *plan, bool count_embed, uint32_t *stage_layers)
-{
-    uint64_t work[PLAN_STAGES_MAX] = { 0 }, memory[PLAN_STAGES_MAX] = { 0 };
-    uint64_t layer = 0;
-    const uint32_t last = plan->pp - 1;
+/* What balancing knows: a layer's bytes over all slices, and the ends'. */
+struct load {
+    uint64_t layers[MODEL_LAYERS_MAX];
+    uint64_t embed, head;
+    bool is_even; /* all layers are alike */
+};
 
+static void weigh(const struct plan *plan, struct load *load)
+{
+    *load = (struct load){ .is_even = true };
     for (uint32_t slice = 0; slice < plan->tp; slice++) {
         struct plan_part first = { .slice = slice, .stage = 0 };
-        struct plan_part end = { .slice = slice, .stage = last };
+        struct plan_part end = { .slice = slice, .stage = plan->pp - 1 };
         cut_rank(plan, (struct range){ 0, 1 }, &first);
         cut_rank(plan, (struct range){ 0, 1 }, &end);
-        layer += layer_bytes(plan, &first);
-        work[0] += count_embed ? embed_bytes(plan, &first) : 0;
-        memory[0] += embed_bytes(plan, &first);
-        work[last] += head_bytes(plan, &end);
-        memory[last] += head_bytes(plan, &end);
+        load->embed += embed_bytes(plan, &first);
+        load->head += head_bytes(plan, &end);
+        const uint64_t even = layer_bytes(plan, &first, 0);
+        for (uint32_t i = 0; i < plan->desc.n_layers; i++) {
+            const bool same = plan->desc.plain[i] == plan->desc.plain[0];
+            load->layers[i] += same ? even : layer_bytes(plan, &first, i);
+            load->is_even = load->is_even && (same || plan->fmt != KERN_FP8);
+        }
     }
+}
+
+/* Equal layers are handed out one at a time to the stage that has the least to do; for equal items
+ * this greedy order is optimal. Equal stages: the one with less memory first, then the lower index. */
+static void hand_out(const struct plan *plan, const struct load *load, bool count_embed,
+                     uint32_t *stage_layers)
+{
+    uint64_t work[PLAN_STAGES_MAX] = { 0 }, memory[PLAN_STAGES_MAX] = { 0 };
+    const uint64_t layer = load->layers[0];
+    const uint32_t last = plan->pp - 1;
+
+    work[0] += count_embed ? load->embed : 0;
+    memory[0] += load->embed;
+    work[last] += load->head;
+    memory[last] += load->head;
     for (uint32_t i = 0; i < plan->pp; i++) {
         stage_layers[i] = 1; /* no stage is empty */
         work[i] += layer;
@@ -327,5 +367,62 @@ void plan_balance(const struct plan *plan, bool count_embed, uint32_t *stage_lay
         stage_layers[best]++;
         work[best] += layer;
         memory[best] += layer;
+    }
+}
+
+/* Stages from the first on, each with as many layers as stay within `most`, a layer kept back for each
+ * stage behind it. False: some stage, at the latest the last, has more. */
+static bool pack_stages(const struct plan *plan, const struct load *load, bool count_embed,
+                        uint64_t most, uint32_t *stage_layers)
+{
+    uint32_t layer = 0;
+    bool fits = true;
+
+    for (uint32_t stage = 0; stage < plan->pp; stage++) {
+        const uint32_t behind = plan->pp - 1 - stage, end = plan->desc.n_layers - behind;
+        uint64_t work = (stage == 0 && count_embed ? load->embed : 0) +
+                        (behind == 0 ? load->head : 0) + load->layers[layer];
+        uint32_t n = 1;
+        while (layer + n < end && (behind == 0 || work + load->layers[layer + n] <= most)) {
+            work += load->layers[layer + n++];
+        }
+        fits = fits && work <= most;
+        stage_layers[stage] = n;
+        layer += n;
+    }
+    return fits;
+}
+
+/* Layers of different sizes stay in their order: the least `most` that all can be packed under. */
+static void pack_least(const struct plan *plan, const struct load *load, bool count_embed,
+                       uint32_t *stage_layers)
+{
+    uint64_t low = 0, high = load->embed + load->head; /* not below the least, not above the sum */
+
+    for (uint32_t i = 0; i < plan->desc.n_layers; i++) {
+        high += load->layers[i];
+    }
+    while (low < high) {
+        const uint64_t middle = low + (high - low) / 2;
+        if (pack_stages(plan, load, count_embed, middle, stage_layers)) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    (void)pack_stages(plan, load, count_embed, high, stage_layers);
+}
+
+/* A step reads every layer and the head once, of the embedding only a few rows, so the embedding counts
+ * as work only if `count_embed` (memory is what is short). */
+void plan_balance(const struct plan *plan, bool count_embed, uint32_t *stage_layers)
+{
+    struct load load;
+
+    weigh(plan, &load);
+    if (load.is_even) {
+        hand_out(plan, &load, count_embed, stage_layers);
+    } else {
+        pack_least(plan, &load, count_embed, stage_layers);
     }
 }

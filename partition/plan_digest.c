@@ -85,6 +85,9 @@ uint64_t plan_digest_of(const struct plan *plan)
         put(&w, d->quant.block_rows);
         put(&w, d->quant.block_cols);
         digest = hash64_of(w.bytes, w.len, digest);
+        if (plan_plain_mats(plan) != 0) { /* which products follow the rules of bf16 */
+            digest = hash64_of(d->plain, d->n_layers, digest);
+        }
     }
     if (plan->plane != PLAN_PLANE_HOST) { /* the device is in the profile's name */
         w.len = 0;

@@ -84,9 +84,15 @@ static void put_head(struct page *p, const struct plan *plan)
         plan->kv_tokens, plan->kv_blocks, plan_bytes_text(kv_bytes, kv), plan->seqs_max,
         plan->ctx_max, plan->rows_max);
     if (plan->fmt == KERN_FP8) {
+        const uint32_t n_plain = plan_plain_mats(plan);
         put(p, "  fp8: %s; %s of the weights are scales; head, embedding and KV are bf16\n",
             d->quant.kind == MODEL_QUANT_FP8 ? "the checkpoint's own" : "quantised at load",
             plan_bytes_text(scale_bytes, scales));
+        if (n_plain != 0) {
+            put(p,
+                "  fp8: %u of the %u matrices of the layers are bf16, as the checkpoint has them\n",
+                n_plain, d->n_layers * MODEL_MATS);
+        }
     }
     put(p, "  why: %s\n\n", plan->why);
 }

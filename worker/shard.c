@@ -26,14 +26,16 @@ static float *place_f32(struct placer *p, size_t n)
     return place(p, n * sizeof(float));
 }
 
-static void place_mat(const struct shard *s, struct placer *p, enum plan_mat which,
+static void place_mat(const struct shard *s, struct placer *p, uint32_t layer, enum plan_mat which,
                       struct kern_mat *mat)
 {
-    plan_mat(s->plan, s->part, which, mat);
+    plan_mat(s->plan, s->part, layer, which, mat);
     mat->data = place(p, s->ops->mat_bytes(mat));
 }
 
-static void place_layer(const struct shard *s, struct placer *p, struct shard_layer *l)
+/* `layer` of the model. */
+static void place_layer(const struct shard *s, struct placer *p, uint32_t layer,
+                        struct shard_layer *l)
 {
     const struct model_desc *d = &s->plan->desc;
     const uint32_t hd = range_len(s->part->q_heads) * d->head_dim;
@@ -48,10 +50,10 @@ static void place_layer(const struct shard *s, struct placer *p, struct shard_la
     l->o_bias = d->o_bias ? place_f32(p, d->dim) : NULL;
     l->gate_up_bias = d->mlp_bias ? place_f32(p, 2 * (size_t)f) : NULL;
     l->down_bias = d->mlp_bias ? place_f32(p, d->dim) : NULL;
-    place_mat(s, p, PLAN_MAT_QKV, &l->qkv);
-    place_mat(s, p, PLAN_MAT_O, &l->o);
-    place_mat(s, p, PLAN_MAT_GATE_UP, &l->gate_up);
-    place_mat(s, p, PLAN_MAT_DOWN, &l->down);
+    place_mat(s, p, layer, PLAN_MAT_QKV, &l->qkv);
+    place_mat(s, p, layer, PLAN_MAT_O, &l->o);
+    place_mat(s, p, layer, PLAN_MAT_GATE_UP, &l->gate_up);
+    place_mat(s, p, layer, PLAN_MAT_DOWN, &l->down);
 }
 
 static void place_weights(struct shard *s, struct placer *p)
@@ -62,10 +64,10 @@ static void place_weights(struct shard *s, struct placer *p)
     }
     if (s->part->has_head) {
         s->final_norm = place_f32(p, s->plan->desc.dim);
-        place_mat(s, p, PLAN_MAT_HEAD, &s->head);
+        place_mat(s, p, 0, PLAN_MAT_HEAD, &s->head);
     }
     for (uint32_t i = 0; i < range_len(s->part->layers); i++) {
-        place_layer(s, p, &s->layers[i]);
+        place_layer(s, p, s->part->layers.begin + i, &s->layers[i]);
     }
 }
 

@@ -348,14 +348,27 @@ uint64_t shard_file_bytes(const struct plan *plan, uint32_t rank, const struct w
 {
     const struct plan_part *part = &plan->parts[rank];
     const struct model_desc *d = &plan->desc;
-    const uint64_t e = element_bytes(weights, "model.layers.0.mlp.up_proj.weight");
     const uint64_t e_head = element_bytes(weights, "lm_head.weight");
     const uint64_t e_embed = element_bytes(weights, "model.embed_tokens.weight");
     const uint64_t hd = (uint64_t)range_len(part->q_heads) * d->head_dim;
     const uint64_t kd = (uint64_t)range_len(part->kv_heads) * d->head_dim;
-    const uint64_t layer = (2 * hd + 2 * kd + 3 * (uint64_t)range_len(part->ffn_cols) + 2) * d->dim;
-    const uint64_t vocab = (uint64_t)range_len(part->vocab) * d->dim;
+    const uint64_t f = range_len(part->ffn_cols), vocab = range_len(part->vocab);
+    /* A matrix of each kind, and the rows of it and of its like that have `dim` elements. */
+    const struct {
+        const char *name;
+        uint64_t n;
+    } kinds[] = { { "input_layernorm", 2 },       { "self_attn.q_proj", hd },
+                  { "self_attn.k_proj", 2 * kd }, { "self_attn.o_proj", hd },
+                  { "mlp.up_proj", 2 * f },       { "mlp.down_proj", f } };
+    uint64_t bytes =
+        (part->has_embed ? e_embed * vocab : 0) + (part->has_head ? e_head * vocab : 0);
 
-    return e * range_len(part->layers) * layer + (part->has_embed ? e_embed * vocab : 0) +
-           (part->has_head ? e_head * vocab : 0);
+    for (uint32_t i = part->layers.begin; i < part->layers.end; i++) {
+        for (size_t k = 0; k < ARRAY_LEN(kinds); k++) {
+            char name[96];
+            snprintf(name, sizeof(name), "model.layers.%u.%s.weight", i, kinds[k].name);
+            bytes += element_bytes(weights, name) * kinds[k].n;
+        }
+    }
+    return bytes * d->dim;
 }

@@ -93,6 +93,11 @@ static const char *rope_word(const struct model_rope *rope)
 
 static void print_desc(const struct model_desc *d)
 {
+    uint32_t n_plain = 0;
+
+    for (uint32_t i = 0; i < d->n_layers; i++) {
+        n_plain += (uint32_t)__builtin_popcount(d->plain[i]);
+    }
     printf("config      %s, %.2f M parameters\n", d->family, (double)model_desc_params(d) / 1e6);
     printf("            %u layers, dim %u, %u heads (%u kv) of %u, ffn %u, vocabulary %u\n",
            d->n_layers, d->dim, d->n_heads, d->n_kv_heads, d->head_dim, d->ffn_dim, d->vocab);
@@ -105,6 +110,10 @@ static void print_desc(const struct model_desc *d)
                d->quant.block_cols);
     } else if (d->quant.kind == MODEL_QUANT_FP8) {
         printf("            fp8 weights with scales per matrix or row\n");
+    }
+    if (n_plain != 0) {
+        printf("            %u of the %u matrices of the layers are not fp8\n", n_plain,
+               d->n_layers * MODEL_MATS);
     }
 }
 

@@ -6,7 +6,7 @@
 #include "base/cpu.h"
 #include "coordinator/cli/device.h"
 #include "coordinator/cli/hosts.h"
-#include "model/desc.h"
+#include "model/weights.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -121,6 +121,19 @@ static status print(const struct plan *plan, bool json, bool here, struct err *e
     return st;
 }
 
+/* The config, and where weights lie beside it, which of an fp8 checkpoint's matrices are none. */
+static status describe(const char *dir, struct model_desc *desc, struct err *err)
+{
+    struct weights *w = NULL;
+    const status st = model_desc_read(dir, desc, err);
+
+    if (st == ST_OK && weights_open(dir, &w, NULL) == ST_OK) {
+        weights_mixed_find(w, desc);
+        weights_close(w);
+    }
+    return st;
+}
+
 int cli_plan(int argc, char **argv)
 {
     struct plan_opts asked;
@@ -166,7 +179,7 @@ int cli_plan(int argc, char **argv)
     }
     (void)(st || (st = cli_device_settle(&asked, &device, &err)) ||
            (st = plan_opts_to_request(&asked, &request, &err)) ||
-           (st = model_desc_read(dir, &desc, &err)) || (st = take_hosts(&places, &request, &err)) ||
+           (st = describe(dir, &desc, &err)) || (st = take_hosts(&places, &request, &err)) ||
            (st = take_this_machine(&device, &request, &here, &err)) ||
            (st = plan_create(&desc, &request, &plan, &err)) ||
            (st = print(plan, json, here, &err)) || (st = print_hosts(&places, plan, &err)));

@@ -408,8 +408,8 @@ static status plan_make(const struct serve_args *a, const struct model_desc *des
 }
 
 /* The weights are the ranks' to read; here only that all of them are there, so that what is missing
- * is said at once and by one process. */
-static status weights_look(const struct model_desc *desc, struct serve_setup *s, struct err *err)
+ * is said at once and by one process, and which of an fp8 checkpoint's matrices are none. */
+static status weights_look(struct model_desc *desc, struct serve_setup *s, struct err *err)
 {
     char cache[4096];
     struct weights *w = NULL;

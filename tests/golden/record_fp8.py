@@ -55,6 +55,19 @@ TINY = {
                            head_dim=32, intermediate_size=208, vocab_size=160, torch_dtype="bfloat16"),
         quantization=dict(quant_method="fp8", fmt="e4m3", activation_scheme="dynamic",
                           weight_block_size=[128, 128], modules_to_not_convert=["lm_head"])),
+    # Layers and matrices left in bf16: all of layer 0, of layer 1 the attention output and the last product, of layer 2
+    # gate and up; f32 in one place. Leaves of four heads.
+    "tiny-fp8-mixed": dict(
+        strategy="block", ending="_scale_inv", scale=torch.float32,
+        plain=("layers.0.", "layers.1.self_attn.o_proj", "layers.1.mlp.down_proj", "layers.2.mlp.gate_proj",
+               "layers.2.mlp.up_proj"),
+        wide=("layers.1.self_attn.o_proj",),
+        config=base.config(num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+                           intermediate_size=176, vocab_size=256, torch_dtype="bfloat16"),
+        quantization=dict(quant_method="fp8", fmt="e4m3", activation_scheme="dynamic", weight_block_size=[128, 128],
+                          modules_to_not_convert=["lm_head", "model.layers.0", "model.layers.1.self_attn.o_proj",
+                                                  "model.layers.1.mlp.down_proj", "model.layers.2.mlp.gate_proj",
+                                                  "model.layers.2.mlp.up_proj"])),
 }
 BLOCK = 128
 
@@ -98,6 +111,10 @@ def make_tiny(name, spec):
             # Rows and columns of different sizes, so that a scale in the wrong place shows.
             w = torch.randn(shape) / math.sqrt(shape[1])
             w *= torch.exp(0.3 * torch.randn(shape[0], 1)) * torch.exp(0.3 * torch.randn(1, shape[1]))
+            if any(part in key for part in spec.get("plain", ())):
+                wide = any(part in key for part in spec.get("wide", ()))
+                tensors[key] = w.bfloat16().float() if wide else w.bfloat16()
+                continue
             scale = scales_of(w, spec["strategy"]).to(spec["scale"])
             tensors[key] = (w / spread(scale, shape)).clamp(-448, 448).to(F8)
             tensors[key + spec["ending"]] = scale.contiguous()

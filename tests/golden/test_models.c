@@ -50,6 +50,7 @@ static const struct model_case models_fp8[] = {
     { "tiny-fp8-tensor", NULL, "tests/golden/data/tiny-fp8-tensor", 0.12, 4, 1 },
     { "tiny-fp8-channel", NULL, "tests/golden/data/tiny-fp8-channel", 0.12, 4, 2 },
     { "tiny-fp8-block", NULL, "tests/golden/data/tiny-fp8-block", 0.12, 2, 2 },
+    { "tiny-fp8-mixed", NULL, "tests/golden/data/tiny-fp8-mixed", 0.12, 4, 3 },
 };
 
 /* Quantised at load, against the same rule written in torch. */

@@ -19,7 +19,8 @@
 
 enum { N_TOKENS = 24, N_PROMPT = 90 };
 
-static const char *const names[] = { "tiny-fp8-tensor", "tiny-fp8-channel", "tiny-fp8-block" };
+static const char *const names[] = { "tiny-fp8-tensor", "tiny-fp8-channel", "tiny-fp8-block",
+                                     "tiny-fp8-mixed" };
 
 struct answer {
     uint32_t tokens[N_TOKENS];
@@ -207,8 +208,8 @@ static void test_fp8__what_is_no_number_is_refused_by_the_tensors_name(void **st
             ST_ERR_FORMAT);
 }
 
-/* A matrix that the checkpoint's author left in bf16 is not quantised behind his back. */
-static void test_fp8__a_bf16_matrix_of_an_fp8_checkpoint_is_refused_in_fp8(void **state UNUSED)
+/* What the checkpoint's author left in bf16 is not quantised behind his back: here that is all. */
+static void test_fp8__a_checkpoint_that_only_says_it_is_fp8_is_refused_in_fp8(void **state UNUSED)
 {
     char from[FIXTURE_PATH_BYTES], dir[FIXTURE_PATH_BYTES], text[2048],
         path[FIXTURE_PATH_BYTES + 64];
@@ -243,7 +244,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_fp8__bits_are_equal_for_every_layout_of_scales),
         cmocka_unit_test(test_fp8__what_is_no_number_is_refused_by_the_tensors_name),
-        cmocka_unit_test(test_fp8__a_bf16_matrix_of_an_fp8_checkpoint_is_refused_in_fp8),
+        cmocka_unit_test(test_fp8__a_checkpoint_that_only_says_it_is_fp8_is_refused_in_fp8),
     };
 
     cpu_float_env_set();

@@ -145,7 +145,7 @@ static void test_weights__the_first_wrong_tensor_is_named(void **state UNUSED)
 
 static void test_weights__a_bias_the_config_does_not_speak_of_is_refused(void **state UNUSED)
 {
-    const struct model_desc d = small_desc();
+    struct model_desc d = small_desc();
     struct err err = ERR_INIT;
 
     write_small(NULL, "model.layers.0.self_attn.q_proj.bias");
@@ -201,7 +201,7 @@ static void test_weights__fp8_goes_with_scales_and_only_for_matrices(void **stat
         { "model.embed_tokens.weight", 16, 8, "F8_E4M3", "_scale", ST_ERR_UNSUPPORTED,
           "embed_tokens.weight\" is F8_E4M3" },
     };
-    const struct model_desc d = small_desc();
+    struct model_desc d = small_desc();
 
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
         struct err err = ERR_INIT;
@@ -213,6 +213,46 @@ static void test_weights__fp8_goes_with_scales_and_only_for_matrices(void **stat
         }
         weights_close(w);
     }
+}
+
+/* One matrix of two layers is fp8: which are not, and of which only a part is. */
+static void test_weights__what_of_an_fp8_checkpoint_is_not_fp8_is_found(void **state UNUSED)
+{
+    const uint8_t all = (1u << MODEL_MATS) - 1;
+    const struct {
+        const char *name;
+        uint64_t rows, cols;
+        enum model_mat mat;
+        bool is_torn;
+    } cases[] = {
+        { "model.layers.1.mlp.down_proj.weight", 8, 12, MODEL_MAT_DOWN, false },
+        { "model.layers.1.self_attn.o_proj.weight", 8, 8, MODEL_MAT_O, false },
+        { "model.layers.1.mlp.up_proj.weight", 12, 8, MODEL_MAT_GATE_UP, true },
+        { "model.layers.1.self_attn.v_proj.weight", 4, 8, MODEL_MAT_QKV, true },
+    };
+    struct err err = ERR_INIT;
+
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct model_desc d = small_desc();
+        write_fp8(cases[i].name, cases[i].rows, cases[i].cols, "F8_E4M3", "_scale");
+        struct weights *w = open_ok(dir);
+        assert_int_equal(weights_check(w, &d, &err), ST_OK);
+        assert_int_equal(d.plain[0], all);
+        assert_int_equal(d.torn[0], 0);
+        assert_int_equal(d.plain[1], all & ~(1u << cases[i].mat));
+        assert_int_equal(d.torn[1], cases[i].is_torn ? 1u << cases[i].mat : 0);
+        weights_close(w);
+    }
+    /* Nothing is fp8: all 0, unless the config says it is. */
+    struct model_desc d = small_desc();
+    write_small(NULL, NULL);
+    struct weights *w = open_ok(dir);
+    assert_int_equal(weights_check(w, &d, &err), ST_OK);
+    assert_int_equal(d.plain[0] | d.plain[1] | d.torn[0] | d.torn[1], 0);
+    d.quant.kind = MODEL_QUANT_FP8;
+    weights_mixed_find(w, &d);
+    assert_int_equal(d.plain[0] & d.plain[1], all);
+    weights_close(w);
 }
 
 static void expect_box(const struct weights *w, const struct weights_tensor *t, uint64_t data_begin,
@@ -491,6 +531,7 @@ int main(void)
         CASE(test_weights__the_first_wrong_tensor_is_named),
         CASE(test_weights__a_bias_the_config_does_not_speak_of_is_refused),
         CASE(test_weights__fp8_goes_with_scales_and_only_for_matrices),
+        CASE(test_weights__what_of_an_fp8_checkpoint_is_not_fp8_is_found),
         CASE(test_weights__any_box_is_read_as_it_stands),
         CASE(test_weights__a_run_over_many_pieces_is_read_whole),
         CASE(test_weights__a_box_outside_the_tensor_is_refused),

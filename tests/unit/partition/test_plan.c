@@ -57,8 +57,8 @@ static void check_leaves(const struct plan *plan, const struct plan_part *part)
     const struct model_desc *d = &plan->desc;
     struct kern_mat o, down;
 
-    plan_mat(plan, part, PLAN_MAT_O, &o);
-    plan_mat(plan, part, PLAN_MAT_DOWN, &down);
+    plan_mat(plan, part, 0, PLAN_MAT_O, &o);
+    plan_mat(plan, part, 0, PLAN_MAT_DOWN, &down);
     assert_int_equal(o.n_leaves, plan->n_leaves / plan->tp);
     assert_int_equal(o.k, range_len(part->q_heads) * d->head_dim);
     assert_int_equal(down.k, range_len(part->ffn_cols));
@@ -354,8 +354,8 @@ static void test_plan__a_groups_place_does_not_depend_on_tp(void **state UNUSED)
         uint32_t n_o = 0, n_down = 0;
         for (uint32_t i = 0; i < tp; i++) {
             struct kern_mat o, down;
-            plan_mat(plan, &plan->parts[i], PLAN_MAT_O, &o);
-            plan_mat(plan, &plan->parts[i], PLAN_MAT_DOWN, &down);
+            plan_mat(plan, &plan->parts[i], 0, PLAN_MAT_O, &o);
+            plan_mat(plan, &plan->parts[i], 0, PLAN_MAT_DOWN, &down);
             assert_int_equal(o.k0, plan->parts[i].q_heads.begin * d.head_dim);
             assert_int_equal(down.k0, plan->parts[i].ffn_cols.begin);
             n_o += kern_mat_groups(&o);
@@ -430,7 +430,7 @@ static void test_plan__devices_are_planned_for_without_one(void **state UNUSED)
     struct kern_mat mat;
 
     assert_int_equal(plan->n_ranks, 2); /* 141 GB of weights */
-    plan_mat(plan, &plan->parts[0], PLAN_MAT_O, &mat);
+    plan_mat(plan, &plan->parts[0], 0, PLAN_MAT_O, &mat);
     assert_true(kern_mat_bytes_cuda(&mat) >= (uint64_t)mat.n * mat.k * 2);
     for (uint32_t i = 0; i < plan->n_ranks; i++) {
         const struct plan_part *part = &plan->parts[i];
