@@ -103,6 +103,12 @@ status buf_printf(struct buf *b, const char *fmt, ...)
     return ST_OK;
 }
 
+status buf_fail(const struct buf *b, status st, const char *what, struct err *err)
+{
+    return st == ST_ERR_LIMIT ? err_set(err, st, "%s: over %zu bytes", what, b->max)
+                              : err_set(err, st, "%s: no memory", what);
+}
+
 void buf_consume(struct buf *b, size_t n)
 {
     ASSERT(n <= b->len);

@@ -34,6 +34,9 @@ status buf_append(struct buf *b, const void *data, size_t len) WARN_UNUSED;
 status buf_append_str(struct buf *b, const char *str) WARN_UNUSED;
 status buf_append_char(struct buf *b, char c) WARN_UNUSED;
 status buf_printf(struct buf *b, const char *fmt, ...) PRINTF_LIKE(2, 3);
+/* What a failed append above means for `what`: the sentence, and `st` again. */
+status buf_fail(const struct buf *b, status st, const char *what, struct err *err);
+
 /* Drop the first n bytes (n <= len). */
 void buf_consume(struct buf *b, size_t n);
 

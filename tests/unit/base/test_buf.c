@@ -83,12 +83,30 @@ static void test_buf_read_file__names_path_and_limit(void **state UNUSED)
     fixture_dir_remove(dir);
 }
 
+static void test_buf_fail__tells_memory_from_the_bound(void **state)
+{
+    struct buf b = BUF_INIT_MAX(4);
+    struct err err = ERR_INIT;
+
+    (void)state;
+    status st = buf_append_str(&b, "12345");
+    assert_int_equal(buf_fail(&b, st, "the word", &err), ST_ERR_LIMIT);
+    assert_string_equal(err.text, "the word: over 4 bytes");
+    alloc_fail_at(1);
+    st = buf_append_str(&b, "1");
+    assert_true(alloc_fail_off());
+    assert_int_equal(buf_fail(&b, st, "the word", &err), ST_ERR_NOMEM);
+    assert_string_equal(err.text, "the word: no memory");
+    buf_fini(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_buf__is_always_a_c_string),
         cmocka_unit_test(test_buf__growing_past_the_bound_changes_nothing),
         cmocka_unit_test(test_buf__out_of_memory_changes_nothing),
+        cmocka_unit_test(test_buf_fail__tells_memory_from_the_bound),
         cmocka_unit_test(test_buf_read_file__names_path_and_limit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
