@@ -1,6 +1,8 @@
 /* coordinator/run_find.c - see run_find.h. */
 #include "coordinator/run_find.h"
 
+#include "model/json_memory.h"
+
 #include <dirent.h>
 #include <jansson.h>
 #include <stdio.h>
@@ -18,7 +20,9 @@ static status control_read(const char *file, const struct buf *text, char *contr
     const char *word = json_string_value(json_object_get(root, "control"));
     status st = ST_OK;
 
-    if (root == NULL) {
+    if (root == NULL && json_error_is_memory(&at)) {
+        st = err_set(err, ST_ERR_NOMEM, "%s: no memory for its JSON", file);
+    } else if (root == NULL) {
         st = err_set(err, ST_ERR_FORMAT, "%s is not JSON: %s (line %d)", file, at.text, at.line);
     } else if (word == NULL || strrchr(word, ':') == NULL || strlen(word) >= bytes) {
         st = err_set(err, ST_ERR_FORMAT, "%s has no \"control\" of the form HOST:PORT", file);

@@ -1,6 +1,8 @@
 /* coordinator/service_state.c - see service_state.h. */
 #include "coordinator/service_state.h"
 
+#include "model/json_memory.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -162,8 +164,10 @@ status service_state_parse(const char *name, const char *data, size_t len,
 
     memset(&s, 0, sizeof(s));
     if (root == NULL) {
-        return err_set(err, ST_ERR_FORMAT, "%s is not JSON: line %d, column %d", name, at.line,
-                       at.column);
+        return json_error_is_memory(&at)
+                   ? err_set(err, ST_ERR_NOMEM, "%s: no memory for its JSON", name)
+                   : err_set(err, ST_ERR_FORMAT, "%s is not JSON: line %d, column %d", name,
+                             at.line, at.column);
     }
     const status st = state_get(&f, &s);
     json_decref(root);
@@ -194,21 +198,23 @@ status service_state_read(const char *dir, struct service_state *state_p, struct
 static json_t *state_json(const struct service_state *s)
 {
     json_t *list = json_array();
+    bool ok = true;
     char plan[24];
 
     for (uint32_t i = 0; i < s->n_replicas; i++) {
         const struct service_replica *r = &s->replicas[i];
-        json_array_append_new(list, json_pack("{s:I, s:I, s:I, s:s}", "generation",
-                                              (json_int_t)r->generation, "pid", (json_int_t)r->pid,
-                                              "start_ticks", (json_int_t)r->start_ticks, "shm_dir",
-                                              r->shm_dir));
+        json_add(list,
+                 json_pack("{s:I, s:I, s:I, s:s}", "generation", (json_int_t)r->generation, "pid",
+                           (json_int_t)r->pid, "start_ticks", (json_int_t)r->start_ticks, "shm_dir",
+                           r->shm_dir),
+                 &ok);
     }
     snprintf(plan, sizeof(plan), "%016" PRIx64, s->plan_digest);
     return json_pack("{s:i, s:I, s:s, s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:o}", "version",
                      (int)SERVICE_VERSION, "epoch", (json_int_t)s->epoch, "build", s->build, "host",
                      s->host, "boot_id", s->boot_id, "run_dir", s->run_dir, "weights_digest",
                      s->weights_digest, "plan_digest", plan, "port", (int)s->port, "control_port",
-                     (int)s->control_port, "replicas", list);
+                     (int)s->control_port, "replicas", json_whole(list, ok));
 }
 
 status service_state_write(const char *dir, const struct service_state *s, struct err *err)

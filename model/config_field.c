@@ -1,6 +1,8 @@
 /* model/config_field.c - see config_field.h. */
 #include "model/config_field.h"
 
+#include "model/json_memory.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -145,9 +147,10 @@ status field_parse_object(const char *file, const char *text, size_t len, json_t
     json_t *object = json_loadb(text, len, JSON_REJECT_DUPLICATES, &why);
 
     if (object == NULL) {
-        return err_set(
-            err, json_error_code(&why) == json_error_out_of_memory ? ST_ERR_NOMEM : ST_ERR_FORMAT,
-            "%s: line %d, column %d: %s", file, why.line, why.column, why.text);
+        return json_error_is_memory(&why)
+                   ? err_set(err, ST_ERR_NOMEM, "%s: no memory for its JSON", file)
+                   : err_set(err, ST_ERR_FORMAT, "%s: line %d, column %d: %s", file, why.line,
+                             why.column, why.text);
     }
     if (!json_is_object(object)) {
         json_decref(object);

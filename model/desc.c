@@ -560,7 +560,7 @@ status model_desc_read(const char *dir, struct model_desc *desc_p, struct err *e
     status st = buf_printf(&path, "%s/config.json", dir);
 
     if (st != ST_OK) {
-        err_set(err, st, "model directory: path longer than %d bytes", PATH_MAX);
+        buf_fail(&path, st, "path of the model directory", err);
         goto out;
     }
     st = buf_read_file(&config, path.data, CONFIG_BYTES_MAX, err);
@@ -570,7 +570,7 @@ status model_desc_read(const char *dir, struct model_desc *desc_p, struct err *e
     buf_reset(&path);
     st = buf_printf(&path, "%s/generation_config.json", dir);
     if (st != ST_OK) {
-        err_set(err, st, "model directory: path longer than %d bytes", PATH_MAX);
+        buf_fail(&path, st, "path of the model directory", err);
         goto out;
     }
     st = buf_read_file(&generation, path.data, CONFIG_BYTES_MAX, err);

@@ -2,6 +2,7 @@
  *
  * A component is known or refused: the sentence names the path of the field and the type. Sequences
  * are flattened into the stage arrays. */
+#include "model/json_memory.h"
 #include "model/tok_json.h"
 
 #include <stdio.h>
@@ -20,7 +21,9 @@ status tok_json_parse(const char *file, const char *data, size_t len, json_t **r
     }
     json_t *root = json_loadb(data, len, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &why);
     if (root == NULL) {
-        return err_set(err, ST_ERR_FORMAT, "%s: line %d: %s", file, why.line, why.text);
+        return json_error_is_memory(&why)
+                   ? err_set(err, ST_ERR_NOMEM, "%s: no memory for its JSON", file)
+                   : err_set(err, ST_ERR_FORMAT, "%s: line %d: %s", file, why.line, why.text);
     }
     if (!json_is_object(root)) {
         json_decref(root);

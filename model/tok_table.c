@@ -85,7 +85,9 @@ status tok_token_add(struct tokenizer *t, uint64_t id, const char *s, size_t len
     const size_t at = t->pool.len;
     st = buf_append(&t->pool, s, len);
     if (st != ST_OK) {
-        return err_set(err, st, "%s: token strings of over %zu bytes", what, t->pool.len);
+        return st == ST_ERR_NOMEM
+                   ? err_set(err, st, "%s: no memory for token strings", what)
+                   : err_set(err, st, "%s: token strings of over %zu bytes", what, t->pool.len);
     }
     *e = (struct tok_entry){ .str = (uint32_t)at,
                              .str_len = (uint32_t)len,

@@ -101,7 +101,7 @@ static status set_all_bytes(struct tokenizer *t, struct err *err)
     }
     buf_fini(&out);
     buf_fini(&other);
-    return st == ST_OK ? st : err_set(err, st, "token strings take over %zu bytes", t->pool.len);
+    return st == ST_OK ? st : buf_fail(&t->pool, st, "token strings", err);
 }
 
 /* Special ids never come from characters; tables that the inner loop reads leave them out. */

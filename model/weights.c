@@ -32,11 +32,7 @@ static status path_of(const struct weights *w, const char *name, struct buf *pat
     buf_reset(path);
     const status st = buf_printf(path, "%s/%s", w->dir, name);
 
-    if (st == ST_ERR_LIMIT) {
-        return err_set(err, st, "%s: path of a weight file is longer than %d bytes", name,
-                       PATH_MAX);
-    }
-    return st == ST_OK ? st : err_set(err, st, "%s: no memory for its path", name);
+    return st == ST_OK ? st : buf_fail(path, st, "path of a weight file", err);
 }
 
 static status file_open(const struct weights *w, struct weights_file *file, struct err *err)

@@ -14,6 +14,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "model/json_memory.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -139,12 +140,13 @@ static bool is_complete(const struct flight *f)
 static json_t *top_json(const struct msg_piece *p)
 {
     json_t *list = json_array();
+    bool ok = true;
 
     for (uint32_t i = 0; i < p->n_top; i++) {
-        json_array_append_new(
-            list, json_pack("[I, f]", (json_int_t)p->top[i].id, (double)p->top[i].logprob));
+        json_add(list, json_pack("[I, f]", (json_int_t)p->top[i].id, (double)p->top[i].logprob),
+                 &ok);
     }
-    return list;
+    return json_whole(list, ok);
 }
 
 static status tokens_take(struct choice *o, const struct msg_chunk *c)
@@ -210,44 +212,44 @@ static void on_chunk(void *arg, struct rpc_call *call UNUSED, const void *data, 
     }
 }
 
-static void choice_put(const struct choice *o, json_t *to)
+static void choice_put(const struct choice *o, json_t *to, bool *ok)
 {
     const struct msg_finished *m = &o->finished;
 
-    json_object_set_new(to, "text", json_stringn(o->text.data, o->text.len));
-    json_object_set(to, "token_ids", o->ids);
-    json_object_set_new(to, "finish_reason",
-                        json_string(m->reason == FINISH_STOP ? "stop" : "length"));
-    json_object_set_new(to, "completion_tokens", json_integer((json_int_t)json_array_size(o->ids)));
+    json_put(to, "text", json_stringn(o->text.data, o->text.len), ok);
+    json_put(to, "token_ids", json_incref(o->ids), ok);
+    json_put(to, "finish_reason", json_string(m->reason == FINISH_STOP ? "stop" : "length"), ok);
+    json_put(to, "completion_tokens", json_integer((json_int_t)json_array_size(o->ids)), ok);
     if (m->stop.len != 0) {
-        json_object_set_new(to, "stop", json_stringn(m->stop.data, m->stop.len));
+        json_put(to, "stop", json_stringn(m->stop.data, m->stop.len), ok);
     }
     if (json_array_size(o->logprobs) != 0) {
-        json_object_set(to, "logprobs", o->logprobs);
+        json_put(to, "logprobs", json_incref(o->logprobs), ok);
     }
 }
 
-/* One choice stands in the record itself, several in an array. */
+/* One choice stands in the record itself, several in an array. NULL: no memory. */
 static json_t *answer_json(const struct flight *f)
 {
     json_t *root = json_object(), *list = f->n > 1 ? json_array() : NULL;
+    bool ok = true;
     char seed[24];
 
     snprintf(seed, sizeof(seed), "%llu", (unsigned long long)f->seed);
-    json_object_set_new(root, "id", json_string(batch_in_id(&f->run->in, f->i)));
-    for (uint32_t k = 0; list != NULL && k < f->n; k++) {
+    json_put(root, "id", json_string(batch_in_id(&f->run->in, f->i)), &ok);
+    for (uint32_t k = 0; f->n > 1 && k < f->n; k++) {
         json_t *one = json_object();
-        choice_put(&f->choices[k], one);
-        json_array_append_new(list, one);
+        choice_put(&f->choices[k], one, &ok);
+        json_add(list, one, &ok);
     }
-    if (list != NULL) {
-        json_object_set_new(root, "choices", list);
+    if (f->n > 1) {
+        json_put(root, "choices", list, &ok);
     } else {
-        choice_put(&f->choices[0], root);
+        choice_put(&f->choices[0], root, &ok);
     }
-    json_object_set_new(root, "seed", json_string(seed));
-    json_object_set_new(root, "prompt_tokens", json_integer((json_int_t)f->prompt_tokens));
-    return root;
+    json_put(root, "seed", json_string(seed), &ok);
+    json_put(root, "prompt_tokens", json_integer((json_int_t)f->prompt_tokens), &ok);
+    return json_whole(root, ok);
 }
 
 static void record_done(struct run *r, uint32_t i, json_t *answer)

@@ -1,5 +1,6 @@
 /* coordinator/cli/batch_in.c - see batch.h: records of requests, read and checked. */
 #include "coordinator/cli/batch.h"
+#include "model/json_memory.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -281,7 +282,9 @@ status batch_request_parse(const char *line, size_t len, uint64_t number,
     memset(r, 0, sizeof(*r));
     r->m.request_id = ""; /* the service's own: one of ours may still be running after a restart */
     r->root = json_loadb(line, len, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &at);
-    if (r->root == NULL) {
+    if (r->root == NULL && json_error_is_memory(&at)) {
+        st = err_set(err, ST_ERR_NOMEM, "no memory for a record");
+    } else if (r->root == NULL) {
         st = err_set(err, ST_ERR_FORMAT, "not JSON: %s (column %d)", at.text, at.column);
     } else if (!json_is_object(r->root)) {
         st = err_set(err, ST_ERR_FORMAT, "a record is a JSON object {..}");

@@ -4,6 +4,7 @@
 
 #include "proto/msg.h"
 
-void generate_print_json(const struct msg_chunk *c); /* to stdout */
+/* To stdout. ST_ERR_NOMEM: not, or not all of it. */
+status generate_print_json(const struct msg_chunk *c);
 
 #endif

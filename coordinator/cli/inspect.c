@@ -8,6 +8,7 @@
 #include "base/buf.h"
 #include "base/opts.h"
 #include "model/desc.h"
+#include "model/json_memory.h"
 #include "model/tokenizer.h"
 #include "model/weights.h"
 
@@ -216,41 +217,46 @@ static void print_text(const struct found *f)
 static json_t *desc_json(const struct model_desc *d)
 {
     json_t *eos = json_array();
+    bool ok = true;
 
     for (uint32_t i = 0; i < d->n_eos; i++) {
-        json_array_append_new(eos, json_integer(d->eos[i]));
+        json_add(eos, json_integer(d->eos[i]), &ok);
     }
-    return json_pack(
-        "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:b, s:s?, s:I, s:o}", "family",
-        d->family, "parameters", (json_int_t)model_desc_params(d), "layers",
-        (json_int_t)d->n_layers, "dim", (json_int_t)d->dim, "heads", (json_int_t)d->n_heads,
-        "kv_heads", (json_int_t)d->n_kv_heads, "head_dim", (json_int_t)d->head_dim, "ffn_dim",
-        (json_int_t)d->ffn_dim, "vocabulary", (json_int_t)d->vocab, "context",
-        (json_int_t)d->ctx_max, "rope", rope_word(&d->rope), "tied", (int)d->tied, "quantisation",
-        d->quant.kind == MODEL_QUANT_FP8 ? "fp8" : NULL, "bos", (json_int_t)d->bos, "eos", eos);
+    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:b, s:s?, s:I, s:o}",
+                     "family", d->family, "parameters", (json_int_t)model_desc_params(d), "layers",
+                     (json_int_t)d->n_layers, "dim", (json_int_t)d->dim, "heads",
+                     (json_int_t)d->n_heads, "kv_heads", (json_int_t)d->n_kv_heads, "head_dim",
+                     (json_int_t)d->head_dim, "ffn_dim", (json_int_t)d->ffn_dim, "vocabulary",
+                     (json_int_t)d->vocab, "context", (json_int_t)d->ctx_max, "rope",
+                     rope_word(&d->rope), "tied", (int)d->tied, "quantisation",
+                     d->quant.kind == MODEL_QUANT_FP8 ? "fp8" : NULL, "bos", (json_int_t)d->bos,
+                     "eos", json_whole(eos, ok));
 }
 
 static json_t *weights_json(const struct weights *w)
 {
     json_t *files = json_array(), *dtypes = json_object();
+    bool ok = true;
     struct dtype_sum sums[MODEL_DTYPES];
 
     for (uint32_t i = 0; i < weights_file_count(w); i++) {
         uint64_t bytes = 0;
         const char *name = weights_file_at(w, i, &bytes);
-        json_array_append_new(files,
-                              json_pack("{s:s, s:I}", "name", name, "bytes", (json_int_t)bytes));
+        json_add(files, json_pack("{s:s, s:I}", "name", name, "bytes", (json_int_t)bytes), &ok);
     }
     sum_dtypes(w, sums);
     for (int i = 0; i < MODEL_DTYPES; i++) {
         if (sums[i].n != 0) {
-            json_object_set_new(dtypes, sums[i].name,
-                                json_pack("{s:I, s:I}", "tensors", (json_int_t)sums[i].n, "bytes",
-                                          (json_int_t)sums[i].bytes));
+            json_put(dtypes, sums[i].name,
+                     json_pack("{s:I, s:I}", "tensors", (json_int_t)sums[i].n, "bytes",
+                               (json_int_t)sums[i].bytes),
+                     &ok);
         }
     }
-    return json_pack("{s:I, s:I, s:o, s:o}", "tensors", (json_int_t)weights_count(w), "unreadable",
-                     (json_int_t)weights_foreign_count(w), "files", files, "dtypes", dtypes);
+    return json_whole(json_pack("{s:I, s:I, s:o, s:o}", "tensors", (json_int_t)weights_count(w),
+                                "unreadable", (json_int_t)weights_foreign_count(w), "files", files,
+                                "dtypes", dtypes),
+                      ok);
 }
 
 static json_t *tokenizer_json(const struct tokenizer *tok)
@@ -262,22 +268,23 @@ static json_t *tokenizer_json(const struct tokenizer *tok)
                      (json_int_t)tokenizer_bos(tok), "eos", (json_int_t)tokenizer_eos(tok));
 }
 
-static void print_json(const struct found *f)
+static status print_json(const struct found *f)
 {
     const struct err *why = reason(f);
     json_t *root = json_object();
+    bool ok = true;
 
-    json_object_set_new(root, "directory", json_string(f->dir));
-    json_object_set_new(root, "config", f->has_desc ? desc_json(&f->desc) : json_null());
-    json_object_set_new(root, "weights",
-                        f->weights != NULL ? weights_json(f->weights) : json_null());
-    json_object_set_new(root, "tokenizer",
-                        f->tokenizer != NULL ? tokenizer_json(f->tokenizer) : json_null());
-    json_object_set_new(root, "runs", json_boolean(why == NULL));
-    json_object_set_new(root, "reason", why != NULL ? json_string(why->text) : json_null());
-    json_dumpf(root, stdout, JSON_INDENT(2));
+    json_put(root, "directory", json_string(f->dir), &ok);
+    json_put(root, "config", f->has_desc ? desc_json(&f->desc) : json_null(), &ok);
+    json_put(root, "weights", f->weights != NULL ? weights_json(f->weights) : json_null(), &ok);
+    json_put(root, "tokenizer", f->tokenizer != NULL ? tokenizer_json(f->tokenizer) : json_null(),
+             &ok);
+    json_put(root, "runs", json_boolean(why == NULL), &ok);
+    json_put(root, "reason", why != NULL ? json_string(why->text) : json_null(), &ok);
+    ok = ok && json_dumpf(root, stdout, JSON_INDENT(2)) == 0;
     printf("\n");
     json_decref(root);
+    return ok ? ST_OK : ST_ERR_NOMEM;
 }
 
 int cli_inspect(int argc, char **argv)
@@ -312,13 +319,14 @@ int cli_inspect(int argc, char **argv)
         return status_exit_code(st);
     }
     look(&found);
-    if (json) {
-        print_json(&found);
-    } else {
-        print_text(&found);
-    }
     const struct err *why = reason(&found);
     int code = why == NULL ? 0 : status_exit_code(why->code);
+    if (!json) {
+        print_text(&found);
+    } else if (print_json(&found) != ST_OK) {
+        fprintf(stderr, "gantry inspect: no memory to print it\n");
+        code = status_exit_code(ST_ERR_NOMEM);
+    }
     if (fflush(stdout) != 0 || ferror(stdout)) {
         fprintf(stderr, "gantry inspect: standard output cannot be written\n");
         code = status_exit_code(ST_ERR_IO);

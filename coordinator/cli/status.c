@@ -4,6 +4,7 @@
 #include "coordinator/cli/signals.h"
 
 #include "base/clock.h"
+#include "model/json_memory.h"
 #include "proto/msg.h"
 
 #include <inttypes.h>
@@ -159,21 +160,23 @@ static json_t *link_json(const struct msg_link *l)
 static json_t *self_test_json(const struct msg_self_test *t)
 {
     json_t *slow = json_array();
+    bool ok = true;
 
     for (uint32_t i = 0; i < t->n_slow; i++) {
-        json_array_append_new(slow, link_json(&t->slow[i]));
+        json_add(slow, link_json(&t->slow[i]), &ok);
     }
     return json_pack("{s:I, s:f, s:o, s:o, s:o}", "links", (json_int_t)t->n_links, "took_ms",
                      t->took_ms, "worst_latency", link_json(&t->worst_latency), "worst_bandwidth",
-                     link_json(&t->worst_bandwidth), "slow", slow);
+                     link_json(&t->worst_bandwidth), "slow", json_whole(slow, ok));
 }
 
 static json_t *replica_json(const struct msg_replica_status *p)
 {
     json_t *ranks = json_array();
+    bool ok = true;
 
     for (uint32_t i = 0; i < p->n_ranks; i++) {
-        json_array_append_new(ranks, rank_json(&p->ranks[i]));
+        json_add(ranks, rank_json(&p->ranks[i]), &ok);
     }
     return json_pack(
         "{s:I, s:I, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, "
@@ -187,15 +190,17 @@ static json_t *replica_json(const struct msg_replica_status *p)
         (json_int_t)p->cache_tokens, "tokens_per_second", p->tokens_per_second, "step_us",
         p->step_us, "step_kernel_us", p->step_kernel_us, "losses", (json_int_t)p->losses, "detail",
         p->detail, "waits", p->waits, "self_test", self_test_json(&p->self_test), "joined",
-        p->joined, "profile", p->profile, "job", p->job, "hosts", p->hosts, "ranks", ranks);
+        p->joined, "profile", p->profile, "job", p->job, "hosts", p->hosts, "ranks",
+        json_whole(ranks, ok));
 }
 
-static void print_json(const struct msg_status *m)
+static status print_json(const struct msg_status *m)
 {
     json_t *replicas = json_array();
+    bool ok = true;
 
     for (uint32_t i = 0; i < m->n_replicas; i++) {
-        json_array_append_new(replicas, replica_json(&m->replicas[i]));
+        json_add(replicas, replica_json(&m->replicas[i]), &ok);
     }
     json_t *root =
         json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:s, s:I, s:I, s:o}", "state", m->state,
@@ -203,10 +208,11 @@ static void print_json(const struct msg_status *m)
                   m->weights_digest, "uptime_us", (json_int_t)m->uptime_us, "streams",
                   (json_int_t)m->streams, "queue_limit", (json_int_t)m->queue_limit, "journal",
                   m->journal, "kept_answers", (json_int_t)m->kept_answers, "journal_bytes",
-                  (json_int_t)m->journal_bytes, "replicas", replicas);
-    json_dumpf(root, stdout, JSON_COMPACT);
+                  (json_int_t)m->journal_bytes, "replicas", json_whole(replicas, ok));
+    ok = json_dumpf(root, stdout, JSON_COMPACT) == 0;
     putchar('\n');
     json_decref(root);
+    return ok ? ST_OK : ST_ERR_NOMEM;
 }
 
 /* ---- calls ---- */
@@ -230,7 +236,10 @@ static void on_status(void *arg, struct rpc_call *call UNUSED, const void *data,
         r->st = st;
         snprintf(r->text, sizeof(r->text), "%s", err.text);
     } else if (r->json) {
-        print_json(&m);
+        r->st = print_json(&m);
+        if (r->st != ST_OK) {
+            snprintf(r->text, sizeof(r->text), "no memory to print it");
+        }
     } else {
         if (r->watch && isatty(STDOUT_FILENO)) {
             fputs("\033[H\033[J", stdout);
