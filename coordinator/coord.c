@@ -125,6 +125,9 @@ status coord_create(struct rpc_loop *loop, const struct coord_config *config,
     }
     if (st == ST_OK) {
         st = detect_start(c);
+        if (st < 0) {
+            err_set(err, st, "no memory for the coordinator's timers");
+        }
     }
     if (st == ST_OK) {
         const struct msg_str set = msg_descriptors();

@@ -152,6 +152,7 @@ static void hello_take(struct replica *r, struct attach *a, const struct msg_hel
 {
     struct coord *c = r->coord;
     struct rank *k = &r->ranks[h->rank];
+    char text[96];
     const struct msg_coord welcome = { .kind = MSG_WELCOME,
                                        .welcome = { .build = c->config.build,
                                                     .replica = r->index,
@@ -176,8 +177,11 @@ static void hello_take(struct replica *r, struct attach *a, const struct msg_hel
     log_info("replica", "replica %u.%u: rank %u %s from %s (host %s, pid %u, kernels %s), %u of %u",
              r->index, r->generation, h->rank, h->is_reattach ? "is back" : "attached",
              rpc_call_peer(a->call), k->host, k->pid, k->kernels, r->n_attached, r->shape.n_ranks);
-    if (rank_send(r, h->rank, &welcome) != ST_OK) {
-        log_warn("replica", "welcome not sent to rank %u, ignoring", h->rank);
+    const status st = rank_send(r, h->rank, &welcome);
+    if (st != ST_OK && st != ST_ERR_PEER) { /* PEER: the end of its stream says more */
+        snprintf(text, sizeof(text), "rank %u could not be welcomed: %s", h->rank, status_name(st));
+        replica_sign(r, SIGN_OWN_FAULT, st, text);
+        rpc_call_finish(a->call, st, text);
     }
 }
 

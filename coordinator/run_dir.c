@@ -3,6 +3,7 @@
 
 #include "base/secret.h"
 #include "coordinator/dir.h"
+#include "model/json_memory.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -43,12 +44,21 @@ static status default_path(char path[RUN_DIR_PATH_BYTES], struct err *err)
 static status owner_check(const char *path, struct err *err)
 {
     char file[RUN_DIR_PATH_BYTES + 16], host[256] = "";
+    struct buf text = BUF_INIT;
+    struct err why = ERR_INIT;
     json_error_t at;
 
     snprintf(file, sizeof(file), "%s/endpoint.json", path);
-    json_t *root = json_load_file(file, 0, &at);
-    if (root == NULL) {
-        return ST_OK; /* none, or the rest of a crash */
+    const status st = buf_read_file(&text, file, FILE_BYTES_MAX, &why);
+    if (st != ST_OK) {
+        return st == ST_ERR_NOT_FOUND ? ST_OK : err_set(err, st, "%s", why.text);
+    }
+    json_t *root = json_loadb(text.data, text.len, 0, &at);
+    buf_fini(&text);
+    if (root == NULL) { /* or the rest of a crash */
+        return !json_error_is_memory(&at)
+                   ? ST_OK
+                   : err_set(err, ST_ERR_NOMEM, "%s: no memory for its JSON", file);
     }
     const char *there = json_string_value(json_object_get(root, "run_host"));
     const json_int_t pid = json_integer_value(json_object_get(root, "pid"));

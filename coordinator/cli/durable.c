@@ -3,6 +3,7 @@
 
 #include "base/log.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -112,8 +113,11 @@ status durable_open(struct durable *d, const struct serve_args *args,
     snprintf(d->now.build, sizeof(d->now.build), "%s", msg_build());
     d->now.plan_digest = setup->plan->digest;
     path = realpath(args->journal, NULL);
-    if (path == NULL ||
-        snprintf(d->run_dir, sizeof(d->run_dir), "%s/run", path) >= (int)sizeof(d->run_dir)) {
+    if (path == NULL) {
+        return err_set_errno(err, errno == ENOMEM ? ST_ERR_NOMEM : ST_ERR_IO, errno, "journal %s",
+                             args->journal);
+    }
+    if (snprintf(d->run_dir, sizeof(d->run_dir), "%s/run", path) >= (int)sizeof(d->run_dir)) {
         free(path);
         return err_set(err, ST_ERR_ARG, "journal %s: the path is too long", args->journal);
     }

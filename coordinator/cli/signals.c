@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <time.h>
 
 static void signals_set(sigset_t *set)
 {
@@ -26,6 +27,7 @@ void signals_block(void)
 
 static void *wait_loop(void *arg)
 {
+    const struct timespec nap = { .tv_sec = 0, .tv_nsec = 10 * (long)NS_PER_MS };
     struct signals *s = arg;
     sigset_t set;
 
@@ -39,8 +41,12 @@ static void *wait_loop(void *arg)
             atomic_store(&s->continued_ns, clock_now_ns(clock_real()));
             continue;
         }
-        /* A full loop would lose this one; 65,536 posts waiting means that it is gone anyway. */
-        (void)rpc_loop_post(s->loop, s->fn, s->arg);
+        /* It must not be lost: nobody would end this process. 65,536 posts waiting (BUSY) means that the
+         * loop is gone anyway. */
+        while (rpc_loop_post(s->loop, s->fn, s->arg) == ST_ERR_NOMEM &&
+               !atomic_load(&s->is_ending)) {
+            (void)nanosleep(&nap, NULL);
+        }
     }
 }
 
