@@ -19,8 +19,9 @@ static status read_all(int fd, struct buf *b, uint64_t end_ns)
         ssize_t n = read(fd, part, sizeof(part));
 
         if (n > 0) {
-            if (buf_append(b, part, (size_t)n) != ST_OK) {
-                return ST_ERR_LIMIT;
+            const status st = buf_append(b, part, (size_t)n);
+            if (st != ST_OK) {
+                return st;
             }
         } else if (n == 0) {
             return ST_OK;
@@ -69,14 +70,17 @@ status process_output(const char *const *argv, uint64_t timeout_ns, struct buf *
         st = read_all(fds[0], out, clock_now_ns(clock_real()) + timeout_ns);
         if (st != ST_OK) {
             err_set(err, st, "%s %s: %s within %u s", argv[0], argv[1],
-                    st == ST_ERR_DEADLINE ? "no answer" : "no readable answer",
+                    st == ST_ERR_DEADLINE ? "no answer"
+                    : st == ST_ERR_NOMEM  ? "no memory for its answer"
+                                          : "no readable answer",
                     (unsigned)(timeout_ns / NS_PER_S));
         }
         /* It has closed its output; what it still does is not our business. */
         const bool ended = st == ST_OK && wait_a_little(pid, &how);
         if (!ended) {
             (void)process_session_signal(pid, SIGKILL);
-            (void)waitpid(pid, &how, 0);
+            while (waitpid(pid, &how, 0) < 0 && errno == EINTR) {
+            }
         }
     }
     close(fds[0]);

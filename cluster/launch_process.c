@@ -6,6 +6,7 @@
 #include "cluster/launch_process.h"
 
 #include "base/buf.h"
+#include "base/fd.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -208,11 +209,11 @@ NORETURN static void child_run(const struct child *c)
     }
     /* The pipe first goes out of the way of 0, 1, 2; it closes by itself when exec succeeds. */
     error_fd = fcntl(c->error_fd, F_DUPFD_CLOEXEC, 3);
-    if (error_fd < 0 || dup2(c->null_fd, 0) < 0 ||
-        (c->out_fd >= 0 && (dup2(c->out_fd, 1) < 0 || dup2(c->out_fd, 2) < 0))) {
+    if (error_fd < 0 || !fd_put(c->null_fd, 0) ||
+        (c->out_fd >= 0 && (!fd_put(c->out_fd, 1) || !fd_put(c->out_fd, 2)))) {
         child_fail(c->error_fd);
     }
-    if (error_fd != 3 && dup3(error_fd, 3, O_CLOEXEC) < 0) {
+    if (error_fd != 3 && (!fd_put(error_fd, 3) || fcntl(3, F_SETFD, FD_CLOEXEC) != 0)) {
         child_fail(error_fd);
     }
     close_above(4);
@@ -246,7 +247,8 @@ static status run(struct child *c, int *pid_p, struct err *err)
     } while (n < 0 && errno == EINTR);
     close(pipe_fd[0]);
     if (n == (ssize_t)sizeof(why)) {
-        (void)waitpid(pid, NULL, 0);
+        while (waitpid(pid, NULL, 0) < 0 && errno == EINTR) {
+        }
         return err_set_errno(err, why == ENOENT ? ST_ERR_NOT_FOUND : ST_ERR_IO, why,
                              "%s cannot be run", c->path);
     }

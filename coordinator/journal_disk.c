@@ -6,6 +6,7 @@
  * machine dies, one whole segment is there. */
 #include "coordinator/journal_disk.h"
 
+#include "base/fd.h"
 #include "base/hash.h"
 #include "base/log.h"
 #include "coordinator/dir.h"
@@ -17,7 +18,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -104,7 +104,7 @@ static void write_pending(struct journal_disk *d)
     if (write_all(d, d->fd, d->pending.data, d->pending.len) != ST_OK) {
         const int errnum = errno;
         /* Half a record at the end is what readers expect; none is better. */
-        if (ftruncate(d->fd, (off_t)d->place) != 0) {
+        if (fd_truncate(d->fd, (off_t)d->place) != 0) {
             log_debug("journal", "the cut record stays (%s), ignoring", strerror(errno));
         }
         fail(d, "write", errnum);
@@ -489,7 +489,7 @@ static status lock_take(struct journal_disk *d, struct err *err)
     if (d->lock_fd < 0) {
         return err_set_errno(err, ST_ERR_IO, errno, "%s cannot be opened", path);
     }
-    if (flock(d->lock_fd, LOCK_EX | LOCK_NB) != 0) {
+    if (!fd_lock(d->lock_fd)) {
         return errno == EWOULDBLOCK
                    ? err_set(err, ST_ERR_EXISTS, "journal %s belongs to another running service",
                              d->dir)

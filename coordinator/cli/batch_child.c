@@ -2,6 +2,7 @@
 #include "coordinator/cli/batch_child.h"
 
 #include "base/buf.h"
+#include "base/fd.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -29,13 +30,14 @@ static void run_serve(const struct batch_child *c, int log_fd, int parent, char 
     setpgid(0, 0);
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     const int null_fd = open("/dev/null", O_RDONLY);
-    if (getppid() != parent || null_fd < 0 || dup2(null_fd, 0) < 0 || dup2(log_fd, 1) < 0 ||
-        dup2(log_fd, 2) < 0) {
-        _exit(70);
+    if (getppid() != parent) {
+        _exit(70); /* nobody is there who would hear why */
     }
-    execv("/proc/self/exe", argv);
-    dprintf(2, "gantry serve cannot be started for %s: %s\n", c->model, strerror(errno));
-    _exit(70);
+    if (null_fd >= 0 && fd_put(null_fd, 0) && fd_put(log_fd, 1) && fd_put(log_fd, 2)) {
+        execv("/proc/self/exe", argv);
+    }
+    dprintf(log_fd, "gantry serve cannot be started for %s: %s\n", c->model, strerror(errno));
+    _exit(status_exit_code(ST_ERR_UNAVAILABLE));
 }
 
 static status paths_make(struct batch_child *c, struct err *err)

@@ -4,14 +4,15 @@
  *               {"id": .., ...}   answers, in the order in which they came
  *
  * A line counts with its newline. One that was torn by a kill is cut off at the next start. */
+#include "base/fd.h"
 #include "coordinator/cli/batch.h"
+#include "model/json_memory.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -28,7 +29,9 @@ static status line_take(struct batch_out *out, struct batch_in *in, const char *
     uint32_t i;
     status st = ST_OK;
 
-    if (root == NULL || (id == NULL && out->has_header)) {
+    if (root == NULL && json_error_is_memory(&at)) {
+        st = err_set(err, ST_ERR_NOMEM, "%s: no memory for an answer", out->part_path);
+    } else if (root == NULL || (id == NULL && out->has_header)) {
         st = err_set(err, ST_ERR_FORMAT,
                      "%s: the line at byte %llu is no answer of a batch; remove the file to begin "
                      "anew",
@@ -75,22 +78,26 @@ static status part_read(struct batch_out *out, struct batch_in *in, uint32_t *n_
     }
     free(line);
     fclose(file);
-    if (st == ST_OK && ftruncate(out->fd, (off_t)offset) != 0) {
+    if (st == ST_OK && fd_truncate(out->fd, (off_t)offset) != 0) {
         st = err_set_errno(err, ST_ERR_IO, errno, "%s cannot be cut", out->part_path);
     }
     out->size = offset;
     return st;
 }
 
-static bool line_is_of(const char *line, size_t len, const char *id)
+static status line_is_of(const char *line, size_t len, const char *id, bool *is_same_p,
+                         struct err *err)
 {
     json_error_t at;
     json_t *root = json_loadb(line, len, JSON_ALLOW_NUL, &at);
     const char *there = json_string_value(json_object_get(root, "id"));
-    const bool is_same = there != NULL && strcmp(there, id) == 0;
 
+    if (root == NULL && json_error_is_memory(&at)) {
+        return err_set(err, ST_ERR_NOMEM, "no memory for an answer");
+    }
+    *is_same_p = there != NULL && strcmp(there, id) == 0;
     json_decref(root);
-    return is_same;
+    return ST_OK;
 }
 
 status batch_out_is_done(const char *path, const struct batch_in *in, bool *is_done_p,
@@ -101,15 +108,24 @@ status batch_out_is_done(const char *path, const struct batch_in *in, bool *is_d
     size_t size = 0;
     uint32_t n = 0;
     bool is_same = true;
+    status st = ST_OK;
 
     if (file == NULL) {
-        return ST_OK;
+        return errno == ENOENT ? ST_OK : err_set_errno(err, ST_ERR_IO, errno, "%s", path);
     }
     for (ssize_t len; is_same && (len = getline(&line, &size, file)) > 0; n++) {
-        is_same = n < in->n && line_is_of(line, (size_t)len, batch_in_id(in, n));
+        is_same = n < in->n;
+        st = is_same ? line_is_of(line, (size_t)len, batch_in_id(in, n), &is_same, err) : ST_OK;
+        is_same = is_same && st == ST_OK;
+    }
+    if (is_same && !feof(file)) {
+        st = err_set_errno(err, errno == ENOMEM ? ST_ERR_NOMEM : ST_ERR_IO, errno, "%s", path);
     }
     free(line);
     fclose(file);
+    if (st < 0) {
+        return st;
+    }
     if (!is_same || n != in->n) {
         return err_set(
             err, ST_ERR_EXISTS,
@@ -136,9 +152,12 @@ status batch_out_open(const char *path, struct batch_in *in, struct batch_out *o
     if (out.fd < 0) {
         return err_set_errno(err, ST_ERR_IO, errno, "%s", out.part_path);
     }
-    if (flock(out.fd, LOCK_EX | LOCK_NB) != 0) {
+    if (!fd_lock(out.fd)) {
+        const int errnum = errno;
         close(out.fd);
-        return err_set(err, ST_ERR_EXISTS, "another gantry batch writes %s", out.part_path);
+        return errnum == EWOULDBLOCK
+                   ? err_set(err, ST_ERR_EXISTS, "another gantry batch writes %s", out.part_path)
+                   : err_set_errno(err, ST_ERR_IO, errnum, "%s cannot be locked", out.part_path);
     }
     const status st = part_read(&out, in, &n_done, err);
     if (st < 0) {
@@ -167,7 +186,7 @@ static status write_line(struct batch_out *out, const char *line, size_t len, st
         }
     }
     if (errnum != 0) {
-        if (ftruncate(out->fd, (off_t)out->size) != 0) {
+        if (fd_truncate(out->fd, (off_t)out->size) != 0) {
             errnum = errno; /* the next start cuts it */
         }
         return err_set_errno(err, ST_ERR_IO, errnum, "%s cannot be written", out->part_path);

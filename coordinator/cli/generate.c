@@ -8,6 +8,7 @@
 #include "coordinator/cli/signals.h"
 
 #include "base/clock.h"
+#include "base/fd.h"
 #include "proto/msg.h"
 
 #include <errno.h>
@@ -241,7 +242,7 @@ static status prompt_read(struct run *r, struct err *err)
         st = buf_append_str(&r->prompt, r->prompt_arg);
     }
     while (strcmp(r->prompt_arg, "-") == 0 && st == ST_OK) {
-        const ssize_t n = read(STDIN_FILENO, block, sizeof(block));
+        const ssize_t n = fd_read(STDIN_FILENO, block, sizeof(block));
         if (n < 0) {
             return err_set_errno(err, ST_ERR_IO, errno, "standard input cannot be read");
         }
@@ -251,7 +252,7 @@ static status prompt_read(struct run *r, struct err *err)
         st = buf_append(&r->prompt, block, (size_t)n);
     }
     if (st < 0) {
-        return err_set(err, st, "the prompt is over %d bytes", (int)MSG_PROMPT_BYTES_MAX);
+        return buf_fail(&r->prompt, st, "the prompt", err);
     }
     if (memchr(r->prompt.data, 0, r->prompt.len) != NULL) {
         return err_set(err, ST_ERR_ARG, "the prompt holds a NUL byte");
@@ -401,7 +402,10 @@ static void on_message(void *arg, struct rpc_call *call, const void *data, size_
         end_take(r, &chunk);
     }
     if (st == ST_OK && r->json) {
-        generate_print_json(&chunk);
+        st = generate_print_json(&chunk);
+        if (st != ST_OK) {
+            err_set(&err, st, "no memory to print an answer");
+        }
     } else if (st == ST_OK) {
         st = hold_text(r, &chunk, &err);
     }
@@ -496,8 +500,7 @@ static status call_start(struct run *r, struct err *err)
 
     if (st < 0) {
         buf_fini(&bytes);
-        return err_set(err, st, "the request does not fit a message of %d bytes",
-                       (int)MSG_BYTES_MAX);
+        return buf_fail(&bytes, st, "the request as a message", err);
     }
     const struct rpc_call_config config = {
         .path = "/gantry.v1.Generation/GenerateStream",
