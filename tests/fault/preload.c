@@ -1,132 +1,59 @@
-/* tests/fault/preload.c - makes the n-th call of a kind fail, in one process of a running service.
+/* tests/fault/preload.c - the functions that can be made to fail; loaded by LD_PRELOAD. See board.h.
  *
- *   driver ── maps GANTRY_FAULT_FILE ──► struct fault_board ◄── the process whose role fits
- *     sets kind and countdown, any time            counts its calls; the one that reaches 0 fails
- *
- * Loaded by LD_PRELOAD. Only calls from the program's own text count (what Gantry must handle): what
- * gRPC and MPI do with a failed allocation is to abort, and not ours to change. A refused connection
- * is one of gRPC's, so that kind counts every caller's. Roles: "serve" is the coordinator, "leader" is
- * rank 0. EINTR strikes what can sleep: not open(), which Linux does not interrupt on files. */
+ * Each asks fault_now() whether it is the one that fails, and else does what it is for. A *short* call
+ * does half of what it was asked, where the kernel may do so too: on files, pipes and sockets. stdio
+ * fails at its own calls, because those it makes itself do not come by here. */
+#include "board.h"
+
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <link.h>
+#include <netdb.h>
 #include <poll.h>
+#include <pthread.h>
+#include <sched.h>
 #include <stdarg.h>
-#include <stdatomic.h>
-#include <stdbool.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
-
-enum fault_kind { ALLOC, EINTR_CALL, SHORT, NO_SPACE, NO_FILES, IO_ERROR, REFUSED, N_KINDS };
-
-/* Read and written by the driver too (struct format "<7QqQQ"). */
-struct fault_board {
-    _Atomic uint64_t calls[N_KINDS]; /* so far */
-    _Atomic int64_t countdown;       /* > 0: this many more calls of `kind`, the last one fails */
-    _Atomic uint64_t kind, hits;
-};
-
-static struct fault_board *board; /* NULL: another process is meant */
-static uintptr_t text_begin, text_end;
-
-#define REAL(name) ((__typeof__(&name))real(#name))
-
-static void *real(const char *name)
-{
-    return dlsym(RTLD_NEXT, name);
-}
-
-/* ---- who we are ---- */
-
-static int program_text(struct dl_phdr_info *info, size_t size, void *arg)
-{
-    (void)size, (void)arg;
-    for (int i = 0; i < info->dlpi_phnum; i++) {
-        const ElfW(Phdr) *p = &info->dlpi_phdr[i];
-        if (p->p_type == PT_LOAD && (p->p_flags & PF_X) != 0) {
-            text_begin = info->dlpi_addr + p->p_vaddr;
-            text_end = text_begin + p->p_memsz;
-        }
-    }
-    return 1; /* the program comes first */
-}
-
-static bool role_fits(const char *role)
-{
-    char line[256] = "";
-    const int fd = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
-    const ssize_t n = fd >= 0 ? read(fd, line, sizeof(line) - 1) : 0;
-    const char *word = line + strlen(line) + 1; /* argv[1] */
-    const char *rank = getenv("OMPI_COMM_WORLD_RANK");
-
-    if (fd >= 0) {
-        close(fd);
-    }
-    if (n <= 0 || word >= line + n) {
-        return false;
-    }
-    if (strcmp(role, "serve") == 0) {
-        return strcmp(word, "serve") == 0;
-    }
-    return strcmp(word, "worker") == 0 && rank != NULL && strcmp(rank, "0") == 0;
-}
-
-__attribute__((constructor)) static void begin(void)
-{
-    const char *path = getenv("GANTRY_FAULT_FILE"), *role = getenv("GANTRY_FAULT_ROLE");
-
-    if (path == NULL || role == NULL || !role_fits(role)) {
-        return;
-    }
-    dl_iterate_phdr(program_text, NULL);
-    const int fd = open(path, O_RDWR | O_CLOEXEC);
-    if (fd >= 0) {
-        void *at = mmap(NULL, sizeof(*board), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-        close(fd);
-        board = at != MAP_FAILED ? at : NULL;
-    }
-}
-
-/* ---- the count ---- */
-
-/* Is this call the one? */
-static bool strikes(enum fault_kind kind, const void *caller)
-{
-    const uintptr_t at = (uintptr_t)caller;
-
-    if (board == NULL || (kind != REFUSED && (at < text_begin || at >= text_end))) {
-        return false;
-    }
-    atomic_fetch_add(&board->calls[kind], 1);
-    if (atomic_load(&board->kind) != (uint64_t)kind || atomic_load(&board->countdown) <= 0) {
-        return false;
-    }
-    if (atomic_fetch_sub(&board->countdown, 1) != 1) {
-        return false;
-    }
-    atomic_fetch_add(&board->hits, 1);
-    return true;
-}
 
 #define CALLER __builtin_return_address(0)
 
-static bool fails(enum fault_kind kind, int errnum, const void *caller)
-{
-    if (!strikes(kind, caller)) {
-        return false;
+#define REAL(name)                                                                                 \
+    ({                                                                                             \
+        static __typeof__(&name) real_;                                                            \
+        if (real_ == NULL) {                                                                       \
+            real_ = (__typeof__(&name))dlsym(RTLD_NEXT, #name);                                    \
+        }                                                                                          \
+        real_;                                                                                     \
+    })
+
+/* Ends the function when this call fails. */
+#define FAIL(name, failed)                                                                         \
+    const int fault_ = fault_now(#name, CALLER);                                                   \
+    if (fault_ != 0 && fault_ != FAULT_SHORT) {                                                    \
+        errno = fault_;                                                                            \
+        return failed;                                                                             \
     }
-    errno = errnum;
-    return true;
-}
+
+#define WRAP(type, name, params, args, failed)                                                     \
+    type name params                                                                               \
+    {                                                                                              \
+        FAIL(name, failed)                                                                         \
+        return REAL(name) args;                                                                    \
+    }
 
 /* ---- memory ---- */
 
@@ -135,93 +62,108 @@ extern void *__libc_malloc(size_t n);
 extern void *__libc_calloc(size_t n, size_t size);
 extern void *__libc_realloc(void *p, size_t n);
 extern void *__libc_memalign(size_t align, size_t n);
+extern void __libc_free(void *p);
+
+static void *made(void *block, size_t bytes, uint64_t site)
+{
+    live_add(block, bytes, site);
+    return block;
+}
+
+#define FAIL_ALLOC(name, failed)                                                                   \
+    uint64_t site;                                                                                 \
+    if (fault_alloc_now(#name, CALLER, &site) != 0) {                                              \
+        errno = ENOMEM;                                                                            \
+        return failed;                                                                             \
+    }
 
 void *malloc(size_t n)
 {
-    return fails(ALLOC, ENOMEM, CALLER) ? NULL : __libc_malloc(n);
+    FAIL_ALLOC(malloc, NULL)
+    return made(__libc_malloc(n), n, site);
 }
 
 void *calloc(size_t n, size_t size)
 {
-    return fails(ALLOC, ENOMEM, CALLER) ? NULL : __libc_calloc(n, size);
+    FAIL_ALLOC(calloc, NULL)
+    return made(__libc_calloc(n, size), n * size, site);
 }
 
 void *realloc(void *p, size_t n)
 {
-    return fails(ALLOC, ENOMEM, CALLER) ? NULL : __libc_realloc(p, n);
+    FAIL_ALLOC(realloc, NULL)
+    live_remove(p); /* first: its address may be another's at once */
+    void *block = __libc_realloc(p, n);
+    return made(block != NULL || n == 0 ? block : p, n, site) == block ? block : NULL;
 }
 
 void *aligned_alloc(size_t align, size_t n)
 {
-    return fails(ALLOC, ENOMEM, CALLER) ? NULL : __libc_memalign(align, n);
+    FAIL_ALLOC(aligned_alloc, NULL)
+    return made(__libc_memalign(align, n), n, site);
 }
 
 int posix_memalign(void **p, size_t align, size_t n)
 {
-    if (strikes(ALLOC, CALLER)) {
-        return ENOMEM;
-    }
-    *p = __libc_memalign(align, n);
+    FAIL_ALLOC(posix_memalign, ENOMEM)
+    *p = made(__libc_memalign(align, n), n, site);
     return *p != NULL ? 0 : ENOMEM;
 }
 
+void free(void *p)
+{
+    live_remove(p);
+    __libc_free(p);
+}
+
+WRAP(void *, mmap, (void *at, size_t n, int prot, int flags, int fd, off_t from),
+     (at, n, prot, flags, fd, from), MAP_FAILED)
+
 /* ---- files ---- */
 
-static size_t cut(size_t n, const void *caller)
+static bool may_be_short(int fd)
 {
-    return n > 1 && strikes(SHORT, caller) ? n / 2 : n;
+    struct stat info;
+
+    return fstat(fd, &info) == 0 &&
+           (S_ISREG(info.st_mode) || S_ISFIFO(info.st_mode) || S_ISSOCK(info.st_mode));
 }
 
-ssize_t read(int fd, void *buf, size_t n)
+static size_t cut(size_t n, int fd, int fault)
 {
-    if (fails(EINTR_CALL, EINTR, CALLER) || fails(IO_ERROR, EIO, CALLER)) {
-        return -1;
+    return fault == FAULT_SHORT && n > 1 && may_be_short(fd) ? n / 2 : n;
+}
+
+#define WRAP_BYTES(name, buffer, more_params, more_args)                                           \
+    ssize_t name(int fd, buffer buf, size_t n more_params)                                         \
+    {                                                                                              \
+        FAIL(name, -1)                                                                             \
+        return REAL(name)(fd, buf, cut(n, fd, fault_) more_args);                                  \
     }
-    return REAL(read)(fd, buf, cut(n, CALLER));
-}
 
-ssize_t pread(int fd, void *buf, size_t n, off_t at)
-{
-    if (fails(EINTR_CALL, EINTR, CALLER) || fails(IO_ERROR, EIO, CALLER)) {
-        return -1;
-    }
-    return REAL(pread)(fd, buf, cut(n, CALLER), at);
-}
+#define AND(...) , __VA_ARGS__
 
-ssize_t pread64(int fd, void *buf, size_t n, off64_t at)
-{
-    if (fails(EINTR_CALL, EINTR, CALLER) || fails(IO_ERROR, EIO, CALLER)) {
-        return -1;
-    }
-    return REAL(pread64)(fd, buf, cut(n, CALLER), at);
-}
+WRAP_BYTES(read, void *, , )
+WRAP_BYTES(pread, void *, AND(off_t at), AND(at))
+WRAP_BYTES(pread64, void *, AND(off64_t at), AND(at))
+WRAP_BYTES(recv, void *, AND(int flags), AND(flags))
+WRAP_BYTES(write, const void *, , )
+WRAP_BYTES(pwrite, const void *, AND(off_t at), AND(at))
+WRAP_BYTES(pwrite64, const void *, AND(off64_t at), AND(at))
+WRAP_BYTES(send, const void *, AND(int flags), AND(flags))
 
-ssize_t write(int fd, const void *buf, size_t n)
-{
-    if (fails(EINTR_CALL, EINTR, CALLER) || fails(NO_SPACE, ENOSPC, CALLER)) {
-        return -1;
-    }
-    return REAL(write)(fd, buf, cut(n, CALLER));
-}
-
-ssize_t pwrite(int fd, const void *buf, size_t n, off_t at)
-{
-    if (fails(EINTR_CALL, EINTR, CALLER) || fails(NO_SPACE, ENOSPC, CALLER)) {
-        return -1;
-    }
-    return REAL(pwrite)(fd, buf, cut(n, CALLER), at);
-}
-
-#define OPEN_BODY(name, dir_args)                                                                  \
+/* With O_CREAT a name of its own: only that can find the disk full. */
+#define OPEN_BODY(name, args)                                                                      \
     va_list ap;                                                                                    \
     va_start(ap, flags);                                                                           \
     const mode_t mode = (flags & (O_CREAT | O_TMPFILE)) != 0 ? va_arg(ap, mode_t) : 0;             \
     va_end(ap);                                                                                    \
-    if (fails(NO_FILES, EMFILE, CALLER) ||                                                         \
-        ((flags & O_CREAT) != 0 && fails(NO_SPACE, ENOSPC, CALLER))) {                             \
+    const int fault = fault_now((flags & O_CREAT) != 0 ? "create" : "open", CALLER);               \
+    if (fault != 0) {                                                                              \
+        errno = fault;                                                                             \
         return -1;                                                                                 \
     }                                                                                              \
-    return REAL(name) dir_args
+    return REAL(name) args
 
 int open(const char *path, int flags, ...)
 {
@@ -240,50 +182,92 @@ int openat(int dir, const char *path, int flags, ...)
 
 FILE *fopen(const char *path, const char *mode)
 {
-    if (fails(NO_FILES, EMFILE, CALLER) || (mode[0] != 'r' && fails(NO_SPACE, ENOSPC, CALLER))) {
+    const int fault = fault_now(mode[0] == 'r' ? "fopen" : "fcreate", CALLER);
+
+    if (fault != 0) {
+        errno = fault;
         return NULL;
     }
     return REAL(fopen)(path, mode);
 }
 
-int mkdir(const char *path, mode_t mode)
+int fclose(FILE *file)
 {
-    return fails(NO_SPACE, ENOSPC, CALLER) ? -1 : REAL(mkdir)(path, mode);
+    const int fault = fault_now("fclose", CALLER);
+    const int rc = REAL(fclose)(file); /* closed in any case */
+
+    if (fault != 0) {
+        errno = fault;
+        return EOF;
+    }
+    return rc;
 }
 
-int rename(const char *from, const char *to)
-{
-    return fails(NO_SPACE, ENOSPC, CALLER) ? -1 : REAL(rename)(from, to);
-}
+WRAP(FILE *, fdopen, (int fd, const char *mode), (fd, mode), NULL)
+WRAP(int, fflush, (FILE * file), (file), EOF)
+WRAP(size_t, fwrite, (const void *from, size_t size, size_t n, FILE *file), (from, size, n, file),
+     0)
+WRAP(DIR *, opendir, (const char *path), (path), NULL)
+WRAP(struct dirent *, readdir, (DIR * dir), (dir), NULL)
+WRAP(int, mkdir, (const char *path, mode_t mode), (path, mode), -1)
+WRAP(char *, mkdtemp, (char *name), (name), NULL)
+WRAP(int, mkstemp, (char *name), (name), -1)
+WRAP(int, rename, (const char *from, const char *to), (from, to), -1)
+WRAP(int, unlink, (const char *path), (path), -1)
+WRAP(int, rmdir, (const char *path), (path), -1)
+WRAP(int, ftruncate, (int fd, off_t n), (fd, n), -1)
+WRAP(int, fsync, (int fd), (fd), -1)
+WRAP(int, fdatasync, (int fd), (fd), -1)
+WRAP(int, fchmod, (int fd, mode_t mode), (fd, mode), -1)
+WRAP(int, flock, (int fd, int how), (fd, how), -1)
+WRAP(off_t, lseek, (int fd, off_t at, int from), (fd, at, from), -1)
+WRAP(int, stat, (const char *path, struct stat *info), (path, info), -1)
+WRAP(char *, realpath, (const char *path, char *out), (path, out), NULL)
+WRAP(ssize_t, readlink, (const char *path, char *out, size_t n), (path, out, n), -1)
 
-int ftruncate(int fd, off_t n)
-{
-    return fails(EINTR_CALL, EINTR, CALLER) ? -1 : REAL(ftruncate)(fd, n);
-}
+/* ---- processes and threads ---- */
 
-int pipe2(int fds[2], int flags)
-{
-    return fails(NO_FILES, EMFILE, CALLER) ? -1 : REAL(pipe2)(fds, flags);
-}
+WRAP(int, pipe, (int fds[2]), (fds), -1)
+WRAP(int, pipe2, (int fds[2], int flags), (fds, flags), -1)
+WRAP(int, eventfd, (unsigned int n, int flags), (n, flags), -1)
+WRAP(int, dup, (int fd), (fd), -1)
+WRAP(int, dup2, (int fd, int to), (fd, to), -1)
+WRAP(int, dup3, (int fd, int to, int flags), (fd, to, flags), -1)
+WRAP(pid_t, fork, (void), (), -1)
+WRAP(int, execv, (const char *path, char *const args[]), (path, args), -1)
+WRAP(int, execve, (const char *path, char *const args[], char *const env[]), (path, args, env), -1)
+WRAP(int, execvp, (const char *path, char *const args[]), (path, args), -1)
+WRAP(int, execvpe, (const char *path, char *const args[], char *const env[]), (path, args, env), -1)
+WRAP(pid_t, waitpid, (pid_t pid, int *how, int options), (pid, how, options), -1)
+WRAP(int, setpgid, (pid_t pid, pid_t group), (pid, group), -1)
+WRAP(int, setrlimit, (__rlimit_resource_t what, const struct rlimit *limit), (what, limit), -1)
+WRAP(int, sched_setaffinity, (pid_t pid, size_t n, const cpu_set_t *set), (pid, n, set), -1)
+WRAP(ssize_t, getrandom, (void *to, size_t n, unsigned int flags), (to, n, flags), -1)
+WRAP(int, pthread_create,
+     (pthread_t * thread, const pthread_attr_t *how, void *(*run)(void *), void *arg),
+     (thread, how, run, arg), fault_)
 
 /* ---- waiting, sockets ---- */
 
-int poll(struct pollfd *fds, nfds_t n, int ms)
-{
-    return fails(EINTR_CALL, EINTR, CALLER) ? -1 : REAL(poll)(fds, n, ms);
-}
+WRAP(int, poll, (struct pollfd * fds, nfds_t n, int ms), (fds, n, ms), -1)
+WRAP(int, nanosleep, (const struct timespec *time, struct timespec *left), (time, left), -1)
+WRAP(int, epoll_create1, (int flags), (flags), -1)
+WRAP(int, epoll_wait, (int fd, struct epoll_event *events, int n, int ms), (fd, events, n, ms), -1)
+WRAP(int, epoll_ctl, (int fd, int op, int of, struct epoll_event *event), (fd, op, of, event), -1)
+WRAP(int, socket, (int domain, int type, int protocol), (domain, type, protocol), -1)
+WRAP(int, connect, (int fd, const struct sockaddr *to, socklen_t n), (fd, to, n), -1)
+WRAP(int, bind, (int fd, const struct sockaddr *to, socklen_t n), (fd, to, n), -1)
+WRAP(int, listen, (int fd, int n), (fd, n), -1)
+WRAP(int, accept4, (int fd, struct sockaddr *from, socklen_t *n, int flags), (fd, from, n, flags),
+     -1)
+WRAP(int, getsockname, (int fd, struct sockaddr *to, socklen_t *n), (fd, to, n), -1)
+WRAP(ssize_t, recvmsg, (int fd, struct msghdr *message, int flags), (fd, message, flags), -1)
+WRAP(ssize_t, sendmsg, (int fd, const struct msghdr *message, int flags), (fd, message, flags), -1)
 
-pid_t waitpid(pid_t pid, int *how, int options)
+int getaddrinfo(const char *host, const char *port, const struct addrinfo *hints,
+                struct addrinfo **all_p)
 {
-    return fails(EINTR_CALL, EINTR, CALLER) ? -1 : REAL(waitpid)(pid, how, options);
-}
+    const int fault = fault_now("getaddrinfo", CALLER);
 
-int socket(int domain, int type, int protocol)
-{
-    return fails(NO_FILES, EMFILE, CALLER) ? -1 : REAL(socket)(domain, type, protocol);
-}
-
-int connect(int fd, const struct sockaddr *to, socklen_t n)
-{
-    return fails(REFUSED, ECONNREFUSED, CALLER) ? -1 : REAL(connect)(fd, to, n);
+    return fault != 0 ? fault : REAL(getaddrinfo)(host, port, hints, all_p);
 }
