@@ -410,7 +410,7 @@ static void on_message(void *arg, struct rpc_call *call, const void *data, size_
         st = hold_text(r, &chunk, &err);
     }
     if (st == ST_OK) {
-        if (fflush(stdout) != 0) {
+        if (fflush(stdout) != 0 || ferror(stdout)) {
             st = err_set(&err, ST_ERR_IO, "standard output cannot be written");
         }
     }

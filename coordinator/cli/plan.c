@@ -63,7 +63,7 @@ static status print_hosts(const struct places *p, const struct plan *plan, struc
         st = hosts_print(hosts, &text);
         if (st != ST_OK) {
             err_set(err, st, "no memory to print the hosts");
-        } else if (fputs(text.data, stdout) < 0 || fflush(stdout) != 0) {
+        } else if (fputs(text.data, stdout) < 0 || fflush(stdout) != 0 || ferror(stdout)) {
             st = err_set(err, ST_ERR_IO, "standard output cannot be written");
         }
     }
@@ -114,7 +114,8 @@ static status print(const struct plan *plan, bool json, bool here, struct err *e
     }
     if (st != ST_OK) {
         err_set(err, st, "no memory to print the plan");
-    } else if (fwrite(out.data, 1, out.len, stdout) != out.len || fflush(stdout) != 0) {
+    } else if (fwrite(out.data, 1, out.len, stdout) != out.len || fflush(stdout) != 0 ||
+               ferror(stdout)) {
         st = err_set(err, ST_ERR_IO, "standard output cannot be written");
     }
     buf_fini(&out);

@@ -246,7 +246,8 @@ static void on_status(void *arg, struct rpc_call *call UNUSED, const void *data,
         }
         print_table(&m);
     }
-    if (fflush(stdout) != 0 && r->st == ST_OK) { /* the reader of a pipe has left */
+    if ((fflush(stdout) != 0 || ferror(stdout)) &&
+        r->st == ST_OK) { /* the reader of a pipe has left */
         r->st = ST_ERR_IO;
         snprintf(r->text, sizeof(r->text), "standard output cannot be written");
     }

@@ -142,9 +142,9 @@ def start_steady(page, role, tally):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--what", default="starts")
+    parser.add_argument("--what", default="starts,steady,batch,asking")
     parser.add_argument("--roles", default="serve,leader")
-    parser.add_argument("--points", type=int, default=3)
+    parser.add_argument("--points", type=int, default=2)
     parser.add_argument("--steady", type=int, default=8)
     parser.add_argument("--foreign", choices=["calls", "allocations"])
     parser.add_argument("--seed", type=int, default=int(os.environ.get("GANTRY_SEED", "1")))

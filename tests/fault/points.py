@@ -13,7 +13,7 @@ ERRORS = {
     "lseek": ["EIO"], "stat": ["ENOMEM"], "realpath": ["ENOMEM"], "readlink": ["EACCES"],
     "pipe": ["EMFILE"], "pipe2": ["EMFILE"], "eventfd": ["EMFILE"], "dup": ["EMFILE"], "dup2": ["EINTR", "EMFILE"],
     "dup3": ["EINTR", "EMFILE"], "fork": ["EAGAIN"], "execv": ["ENOMEM"], "execve": ["ENOMEM"], "execvp": ["ENOMEM"],
-    "waitpid": ["EINTR"], "setpgid": ["EACCES"], "setrlimit": ["EPERM"], "sched_setaffinity": ["EINVAL"], "getrandom": ["ENOSYS"],
+    "waitpid": ["EINTR"], "setpgid": ["EACCES"], "setrlimit": ["EPERM"], "sched_setaffinity": ["EINVAL"],
     "pthread_create": ["EAGAIN"], "poll": ["EINTR"], "nanosleep": ["EINTR"],
     "epoll_create1": ["EMFILE"], "epoll_wait": ["EINTR"], "epoll_ctl": ["ENOSPC"], "socket": ["EMFILE"],
     "connect": ["ECONNREFUSED", "EINTR"], "bind": ["EADDRINUSE"], "listen": ["EADDRINUSE"], "accept4": ["EMFILE", "ECONNABORTED"],

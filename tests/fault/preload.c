@@ -205,8 +205,19 @@ int fclose(FILE *file)
 
 WRAP(FILE *, fdopen, (int fd, const char *mode), (fd, mode), NULL)
 WRAP(int, fflush, (FILE * file), (file), EOF)
-WRAP(size_t, fwrite, (const void *from, size_t size, size_t n, FILE *file), (from, size, n, file),
-     0)
+
+size_t fwrite(const void *from, size_t size, size_t n, FILE *file)
+{
+    const int fault = fault_now("fwrite", CALLER);
+
+    if (fault != 0) {
+        file->_flags |= 0x20; /* glibc's mark behind ferror() */
+        errno = fault;
+        return 0;
+    }
+    return REAL(fwrite)(from, size, n, file);
+}
+
 WRAP(DIR *, opendir, (const char *path), (path), NULL)
 WRAP(struct dirent *, readdir, (DIR * dir), (dir), NULL)
 WRAP(int, mkdir, (const char *path, mode_t mode), (path, mode), -1)
