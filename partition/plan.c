@@ -217,6 +217,14 @@ static uint32_t blocks_useful(const struct plan *plan)
     return (uint32_t)MIN(per_seq * plan->seqs_max, (uint64_t)PLAN_KV_BLOCKS_MAX);
 }
 
+uint32_t plan_blocks_wanted(const struct plan *plan, const struct plan_request *r)
+{
+    const uint32_t useful = blocks_useful(plan);
+    const uint32_t asked = r->kv_tokens / KERN_KV_BLOCK + (r->kv_tokens % KERN_KV_BLOCK != 0);
+
+    return asked != 0 ? MIN(asked, useful) : useful;
+}
+
 /* The most blocks, up to `most`, whose K and V take at most `room` bytes on `part`. */
 static uint32_t blocks_fitting(struct plan *plan, const struct plan_part *part, uint64_t room,
                                uint32_t most)
@@ -234,9 +242,16 @@ static uint32_t blocks_fitting(struct plan *plan, const struct plan_part *part, 
     return low;
 }
 
-static uint64_t reserve_of(const struct plan *plan)
+uint64_t plan_reserve_of(const struct plan *plan)
 {
     return plan->device == PLAN_CUDA ? PLAN_RESERVE_CUDA_BYTES : PLAN_RESERVE_BYTES;
+}
+
+uint64_t plan_memory_of(const struct plan *plan, const struct plan_request *r, uint32_t rank)
+{
+    return plan->sites != NULL && plan->sites[rank].memory_bytes != 0
+               ? plan->sites[rank].memory_bytes
+               : r->rank_memory_bytes;
 }
 
 static status too_small(const struct plan *plan, const struct plan_part *part, uint64_t memory,
@@ -250,23 +265,25 @@ static status too_small(const struct plan *plan, const struct plan_part *part, u
         "with tp %u and pp %u, rank %u needs %s of weights, %s of working memory, %s of reserve%s, "
         "and may use %s; more ranks, fewer rows per step or a shorter context would help",
         plan->tp, plan->pp, part->rank, plan_bytes_text(part->weight_bytes, weights),
-        plan_bytes_text(part->scratch_bytes, scratch), plan_bytes_text(reserve_of(plan), reserve),
-        what, plan_bytes_text(memory, have));
+        plan_bytes_text(part->scratch_bytes, scratch),
+        plan_bytes_text(plan_reserve_of(plan), reserve), what, plan_bytes_text(memory, have));
 }
 
 /* Choose plan->kv_blocks: what was wanted or is useful, the least that fits over all ranks. */
 static status fit_kv(const struct plan_request *r, struct plan *plan, struct err *err)
 {
-    const uint64_t memory = r->rank_memory_bytes;
-    const uint32_t useful = blocks_useful(plan);
+    const uint32_t useful = blocks_useful(plan), wanted = plan_blocks_wanted(plan, r);
     const uint32_t asked = r->kv_tokens / KERN_KV_BLOCK + (r->kv_tokens % KERN_KV_BLOCK != 0);
-    const uint32_t wanted = asked != 0 ? MIN(asked, useful) : useful;
     const struct plan_part *tight = &plan->parts[0]; /* the rank that decides */
     uint32_t blocks = wanted;
 
-    for (uint32_t i = 0; i < plan->n_ranks && memory != 0; i++) {
+    for (uint32_t i = 0; i < plan->n_ranks; i++) {
         const struct plan_part *part = &plan->parts[i];
-        const uint64_t fixed = part->weight_bytes + part->scratch_bytes + reserve_of(plan);
+        const uint64_t memory = plan_memory_of(plan, r, i);
+        if (memory == 0) {
+            continue;
+        }
+        const uint64_t fixed = part->weight_bytes + part->scratch_bytes + plan_reserve_of(plan);
         if (fixed > memory) {
             return too_small(plan, part, memory, "", err);
         }
@@ -275,7 +292,8 @@ static status fit_kv(const struct plan_request *r, struct plan *plan, struct err
         blocks = n;
     }
     if (blocks == 0) {
-        return too_small(plan, tight, memory, " and has no room for a KV block", err);
+        return too_small(plan, tight, plan_memory_of(plan, r, tight->rank),
+                         " and has no room for a KV block", err);
     }
     if (asked != 0 && blocks < wanted) {
         return err_set(err, ST_ERR_LIMIT,
@@ -309,23 +327,41 @@ static void cap_ctx(struct plan *plan)
 
 /* ---- one candidate ---- */
 
-static status build(const struct plan_request *r, struct plan_shape shape, struct plan *plan,
-                    struct err *err)
+static status tables_make(const struct plan_request *r, struct plan_shape shape, struct plan *plan,
+                          struct err *err)
 {
-    const size_t why_len = strlen(plan->why);
-    uint32_t stage_layers[PLAN_STAGES_MAX];
-    status st = ST_ERR_LIMIT;
-
     plan->tp = shape.tp;
     plan->pp = shape.pp;
     plan->n_ranks = shape.tp * shape.pp;
     free(plan->parts);
+    free(plan->sites);
+    plan->sites = NULL;
     plan->parts = calloc(plan->n_ranks, sizeof(*plan->parts));
-    if (plan->parts == NULL) {
+    if (plan->parts != NULL && r->sites != NULL) {
+        plan->sites = calloc(plan->n_ranks, sizeof(*plan->sites));
+    }
+    if (plan->parts == NULL || (r->sites != NULL && plan->sites == NULL)) {
         return err_set(err, ST_ERR_NOMEM, "no memory for a plan of %u ranks", plan->n_ranks);
+    }
+    return r->sites != NULL ? r->sites->fill(r->sites->arg, plan, plan->sites, err) : ST_OK;
+}
+
+static status build(const struct plan_request *r, struct plan_shape shape, struct plan *plan,
+                    struct err *err)
+{
+    uint32_t stage_layers[PLAN_STAGES_MAX];
+    status st = tables_make(r, shape, plan, err);
+    const size_t why_len = strlen(plan->why);
+
+    if (st != ST_OK) {
+        return st;
     }
     if (r->n_stage_layers != 0) {
         plan_cut(plan, r->stage_layers);
+        st = fit_kv(r, plan, err);
+    } else if (plan->sites != NULL && plan_balance_speed(plan, r, stage_layers)) {
+        why_add(plan, "; stages by the speed and memory of their hosts");
+        plan_cut(plan, stage_layers);
         st = fit_kv(r, plan, err);
     } else {
         plan_balance(plan, false, stage_layers);
@@ -466,6 +502,7 @@ status plan_create(const struct model_desc *desc, const struct plan_request *req
     plan->fmt =
         request->fmt_of_model && desc->quant.kind == MODEL_QUANT_FP8 ? KERN_FP8 : request->fmt;
     plan->n_leaves = kern_leaves_for(desc->n_heads);
+    plan->rates = request->sites != NULL ? request->sites->rates : NULL;
     status st = check_device(request, plan, err);
     if (st == ST_OK) {
         st = check_request(request, plan, err);
@@ -495,6 +532,7 @@ void plan_destroy(struct plan *plan)
 {
     if (plan != NULL) {
         free(plan->parts);
+        free(plan->sites);
         free(plan);
     }
 }

@@ -18,6 +18,7 @@
 #include "base/buf.h"
 #include "kernels/kern.h"
 #include "model/desc.h"
+#include "partition/rates.h"
 
 enum { PLAN_RANKS_MAX = 4096, PLAN_STAGES_MAX = 256 };
 
@@ -44,6 +45,30 @@ enum plan_device { PLAN_CPU, PLAN_CUDA };
 /* How tensors go from rank to rank: through host memory (MPI), or from device to device. */
 enum plan_plane { PLAN_PLANE_HOST, PLAN_PLANE_NCCL };
 
+struct plan_shape {
+    uint32_t tp, pp;
+};
+
+/* What a rank runs on, as far as that is known. */
+struct plan_site {
+    const struct rates_entry *rates; /* borrowed: the table outlives the plan */
+    double share;                    /* of these rates that the rank has */
+    uint64_t memory_bytes;           /* that it may use; 0: plan_request.rank_memory_bytes */
+    uint32_t host;                   /* a number; ranks of one host have the same */
+    bool is_assumed;                 /* its host was not measured: the slowest one's rates */
+};
+
+struct plan;
+
+/* Where the ranks would be. A pure function, too: equal plans, equal sites. */
+struct plan_sites {
+    const struct rates *rates; /* borrowed, as above */
+    /* All of sites[plan->n_ranks], by rank; of `plan` shape, format and device are set. ST_ERR_LIMIT:
+     * there is no room for that shape, another is tried. */
+    status (*fill)(void *arg, const struct plan *plan, struct plan_site *sites, struct err *err);
+    void *arg;
+};
+
 /* What the operator asked for. Zero means: choose.
  *
  * How tp and pp are chosen when 0: tp is the largest power of two that the leaves and n_ranks
@@ -65,8 +90,11 @@ struct plan_request {
     enum plan_plane plane;
     bool free_order;         /* sums in NCCL's own order: other bits, a profile of its own */
     bool no_peer_sums;       /* NCCL also for small sums of devices that map each other's memory */
-    uint32_t n_stage_layers; /* entries in stage_layers; 0: balance by weight bytes */
+    uint32_t n_stage_layers; /* entries in stage_layers; 0: balance */
     uint32_t stage_layers[PLAN_STAGES_MAX];
+    /* NULL: not known, and stages are balanced by weight bytes. Else by seconds, where ranks differ in
+     * speed or memory (plan_speed.c). */
+    const struct plan_sites *sites;
 };
 
 struct plan_part {
@@ -102,6 +130,9 @@ struct plan {
     char profile[64];        /* "cpu-bf16-v1", "cuda-sm90-bf16-v1", "cuda-sm90-bf16-free-v1" */
     char why[256];           /* how tp, pp and KV were chosen, one sentence */
     struct plan_part *parts; /* [n_ranks], by rank; owned */
+    /* What times are predicted from (predict.h); not in the digest. NULL: nothing is known. */
+    const struct rates *rates; /* borrowed */
+    struct plan_site *sites;   /* [n_ranks] owned */
 };
 
 /* ST_ERR_UNSUPPORTED: fp8 is asked for, and the checkpoint holds parts of one matrix in different formats
@@ -162,6 +193,7 @@ uint64_t plan_coll_bytes(const struct plan *plan);
 
 /* For people: a table with a row per rank, then a picture of stages x slices. And for programs. */
 status plan_print(const struct plan *plan, struct buf *out);
-status plan_print_json(const struct plan *plan, struct buf *out);
+/* `prompt`: tokens of the request whose times are predicted (predict.h; 0: 512). */
+status plan_print_json(const struct plan *plan, uint32_t prompt, struct buf *out);
 
 #endif

@@ -38,7 +38,7 @@ static struct range vocab_of(const struct plan *plan, uint32_t slice)
     };
 }
 
-static void cut_rank(const struct plan *plan, struct range layers, struct plan_part *part)
+void plan_cut_rank(const struct plan *plan, struct range layers, struct plan_part *part)
 {
     const struct model_desc *d = &plan->desc;
     const uint32_t run = plan->n_leaves / plan->tp, group = d->n_heads / d->n_kv_heads;
@@ -68,7 +68,7 @@ void plan_cut(struct plan *plan, const uint32_t *stage_layers)
             part->rank = stage * plan->tp + slice;
             part->stage = stage;
             part->slice = slice;
-            cut_rank(plan, layers, part);
+            plan_cut_rank(plan, layers, part);
             part->weight_bytes = plan_weight_bytes(plan, part);
             part->scale_bytes = plan_scale_bytes(plan, part);
             part->scratch_bytes = plan_scratch_bytes(plan, part);
@@ -185,8 +185,8 @@ void plan_kv(const struct plan *plan, const struct plan_part *part, struct kern_
                               .v = NULL };
 }
 
-static uint64_t mat_bytes(const struct plan *plan, const struct plan_part *part, uint32_t layer,
-                          enum plan_mat which)
+uint64_t plan_mat_bytes(const struct plan *plan, const struct plan_part *part, uint32_t layer,
+                        enum plan_mat which)
 {
     struct kern_mat mat;
 
@@ -195,14 +195,14 @@ static uint64_t mat_bytes(const struct plan *plan, const struct plan_part *part,
                                              : kern_ops_ref()->mat_bytes(&mat));
 }
 
-static uint64_t layer_bytes(const struct plan *plan, const struct plan_part *part, uint32_t layer)
+uint64_t plan_layer_bytes_of(const struct plan *plan, const struct plan_part *part, uint32_t layer)
 {
     const struct model_desc *d = &plan->desc;
     const uint64_t dim = d->dim;
     uint64_t bytes = 2 * aligned(4 * dim); /* two norms */
 
     for (uint32_t mat = 0; mat < MODEL_MATS; mat++) {
-        bytes += mat_bytes(plan, part, layer, (enum plan_mat)mat);
+        bytes += plan_mat_bytes(plan, part, layer, (enum plan_mat)mat);
     }
     bytes += d->qkv_bias ? aligned(4 * (uint64_t)qkv_rows(plan, part)) : 0;
     bytes += d->o_bias ? aligned(4 * dim) : 0;
@@ -214,9 +214,9 @@ static uint64_t layer_bytes(const struct plan *plan, const struct plan_part *par
 /* Final norm and output matrix. */
 static uint64_t head_bytes(const struct plan *plan, const struct plan_part *part)
 {
-    return part->has_head
-               ? aligned(4 * (uint64_t)plan->desc.dim) + mat_bytes(plan, part, 0, PLAN_MAT_HEAD)
-               : 0;
+    return part->has_head ? aligned(4 * (uint64_t)plan->desc.dim) +
+                                plan_mat_bytes(plan, part, 0, PLAN_MAT_HEAD)
+                          : 0;
 }
 
 static uint64_t embed_bytes(const struct plan *plan, const struct plan_part *part)
@@ -227,14 +227,19 @@ static uint64_t embed_bytes(const struct plan *plan, const struct plan_part *par
     return aligned(kern_ops_ref()->embed_bytes(&embed));
 }
 
+uint64_t plan_ends_bytes_of(const struct plan *plan, const struct plan_part *part)
+{
+    return head_bytes(plan, part) + embed_bytes(plan, part);
+}
+
 uint64_t plan_weight_bytes(const struct plan *plan, const struct plan_part *part)
 {
     /* A tied model's matrix is held twice where a rank has both ends: looked up by row it lies in
      * rows, multiplied it lies in panels. */
-    uint64_t bytes = head_bytes(plan, part) + embed_bytes(plan, part);
+    uint64_t bytes = plan_ends_bytes_of(plan, part);
 
     for (uint32_t i = part->layers.begin; i < part->layers.end; i++) {
-        bytes += layer_bytes(plan, part, i);
+        bytes += plan_layer_bytes_of(plan, part, i);
     }
     return bytes;
 }
@@ -326,14 +331,14 @@ static void weigh(const struct plan *plan, struct load *load)
     for (uint32_t slice = 0; slice < plan->tp; slice++) {
         struct plan_part first = { .slice = slice, .stage = 0 };
         struct plan_part end = { .slice = slice, .stage = plan->pp - 1 };
-        cut_rank(plan, (struct range){ 0, 1 }, &first);
-        cut_rank(plan, (struct range){ 0, 1 }, &end);
+        plan_cut_rank(plan, (struct range){ 0, 1 }, &first);
+        plan_cut_rank(plan, (struct range){ 0, 1 }, &end);
         load->embed += embed_bytes(plan, &first);
         load->head += head_bytes(plan, &end);
-        const uint64_t even = layer_bytes(plan, &first, 0);
+        const uint64_t even = plan_layer_bytes_of(plan, &first, 0);
         for (uint32_t i = 0; i < plan->desc.n_layers; i++) {
             const bool same = plan->desc.plain[i] == plan->desc.plain[0];
-            load->layers[i] += same ? even : layer_bytes(plan, &first, i);
+            load->layers[i] += same ? even : plan_layer_bytes_of(plan, &first, i);
             load->is_even = load->is_even && (same || plan->fmt != KERN_FP8);
         }
     }

@@ -293,7 +293,7 @@ static int append(const char *data, size_t len, void *out)
     return buf_append(out, data, len) == ST_OK ? 0 : -1;
 }
 
-status plan_print_json(const struct plan *plan, struct buf *out)
+status plan_print_json(const struct plan *plan, uint32_t prompt, struct buf *out)
 {
     char digest[17];
     json_t *ranks = json_array();
@@ -310,12 +310,12 @@ status plan_print_json(const struct plan *plan, struct buf *out)
         model = model_json(&unnamed);
     }
     json_t *root = json_pack(
-        "{s:o, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "model", model,
+        "{s:o, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o}", "model", model,
         "profile", plan->profile, "digest", digest, "why", plan->why, "tp", (json_int_t)plan->tp,
         "pp", (json_int_t)plan->pp, "leaves", (json_int_t)plan->n_leaves, "ctx_max",
         (json_int_t)plan->ctx_max, "seqs_max", (json_int_t)plan->seqs_max, "rows_max",
         (json_int_t)plan->rows_max, "kv_blocks", (json_int_t)plan->kv_blocks, "kv_tokens",
-        (json_int_t)plan->kv_tokens, "ranks", ranks);
+        (json_int_t)plan->kv_tokens, "predicted", predict_json(plan, prompt), "ranks", ranks);
     if (root == NULL || json_array_size(json_object_get(root, "ranks")) != plan->n_ranks) {
         json_decref(root);
         return ST_ERR_NOMEM;

@@ -266,6 +266,34 @@ const char *hosts_text(struct hosts *h, uint32_t replica)
     return st == ST_OK && h->text.len != 0 ? h->text.data : "";
 }
 
+static uint32_t ranks_on(const struct hosts *h, uint32_t host)
+{
+    uint32_t n = 0;
+
+    for (uint32_t k = 0; k < h->config.n_replicas; k++) {
+        for (uint32_t i = 0; i < h->seats[k].n_runs; i++) {
+            n += h->seats[k].runs[i].host == host ? h->seats[k].runs[i].n : 0;
+        }
+    }
+    return n;
+}
+
+struct hosts_spot hosts_spot(const struct hosts *h, uint32_t replica, uint32_t rank)
+{
+    const uint32_t n_ranks = h->config.tp * h->config.pp;
+    const struct seat *s = &h->seats[replica];
+
+    for (uint32_t i = 0; h->mode != HOSTS_DEALT && i < s->n_runs; i++) {
+        const struct place_run *run = &s->runs[i];
+        if (rank >= run->first && rank < run->first + run->n) {
+            return (struct hosts_spot){ h->list.hosts[run->host].name, run->host,
+                                        ranks_on(h, run->host) };
+        }
+    }
+    return (struct hosts_spot){ "", rank / h->config.tp,
+                                (n_ranks + MAX(s->n_runs, 1u) - 1) / MAX(s->n_runs, 1u) };
+}
+
 /* Slots that no replica has. */
 static status print_spare(struct hosts *h, struct buf *out)
 {

@@ -45,6 +45,14 @@ status hosts_write(const struct hosts *h, uint32_t replica, const char *path, st
 /* "a (ranks 0-3), b (4-7), rack r1; not b2, which did not answer", for people; borrowed until the next
  * call. */
 const char *hosts_text(struct hosts *h, uint32_t replica);
+/* Where a rank of a replica is. Where mpirun's own options decide it is not known: name "". */
+struct hosts_spot {
+    const char *name; /* borrowed from `h` */
+    uint32_t host;    /* its number; not known: one per stage */
+    uint32_t
+        n_ranks; /* on that host, of all replicas; not known: as many as there are on the average */
+};
+struct hosts_spot hosts_spot(const struct hosts *h, uint32_t replica, uint32_t rank);
 /* A line per replica, and what is spare. */
 status hosts_print(struct hosts *h, struct buf *out);
 

@@ -6,7 +6,9 @@
 #include "base/cpu.h"
 #include "coordinator/cli/device.h"
 #include "coordinator/cli/hosts.h"
+#include "coordinator/cli/rates.h"
 #include "model/weights.h"
+#include "partition/predict.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -18,7 +20,12 @@ static const char about[] =
     "Without --tp, --pp, --ranks and --memory the plan is for this machine: one rank whose threads "
     "share the weights, with the memory that is free now. With --memory alone: the fewest ranks of "
     "that size which hold the model. With --device cuda it is for GPUs, which need not be here if\n"
-    "--memory says how much one has.";
+    "--memory says how much one has.\n"
+    "\n"
+    "With --rates it also says how fast it will be, and stages are cut by the speed and memory of "
+    "the "
+    "hosts of --hostfile. gantry measure makes such a file. Without --hostfile all ranks are "
+    "taken to be on one host, as gantry serve would start them.";
 
 static const char examples[] =
     "  gantry plan ./Llama-3.1-8B\n"
@@ -26,11 +33,14 @@ static const char examples[] =
     "  gantry plan ./Llama-3.1-70B --ranks 16 --memory 64GiB --ctx 32768 --json\n"
     "  gantry plan ./Llama-3.1-70B --device cuda --memory 131GiB\n"
     "  gantry plan ./stories --tp 2 --pp 2 --stage-layers 3,2\n"
-    "  gantry plan ./Llama-3.1-70B --memory 64GiB --hostfile hosts --replicas 2 --tp 4 --pp 2\n";
+    "  gantry plan ./Llama-3.1-70B --memory 64GiB --hostfile hosts --replicas 2 --tp 4 --pp 2\n"
+    "  gantry measure -o rates && gantry plan ./Llama-3.1-8B --rates rates\n";
 
 struct places {
     const char *hostfile; /* NULL: not asked for */
+    const char *rates;    /* NULL: not given */
     uint32_t replicas;
+    uint32_t prompt; /* tokens; times are predicted for such a one; 0: 512 */
 };
 
 /* As many ranks as the hosts have slots for, where nothing else was said. */
@@ -47,14 +57,30 @@ static status take_hosts(const struct places *p, struct plan_request *r, struct 
     return st;
 }
 
+static struct hosts_config hosts_of(const struct places *p, const struct plan *plan)
+{
+    return (struct hosts_config){ .hostfile = p->hostfile,
+                                  .n_replicas = p->replicas,
+                                  .tp = plan != NULL ? plan->tp : 0,
+                                  .pp = plan != NULL ? plan->pp : 0,
+                                  .alone = plan != NULL && plan->device == PLAN_CUDA };
+}
+
+/* What the hosts can do, for plan_create. */
+static status take_rates(const struct places *p, struct cli_rates *rates, struct plan_request *r,
+                         struct err *err)
+{
+    const struct cli_rates_config config = { .file = p->rates,
+                                             .hosts = hosts_of(p, NULL),
+                                             .has_memory = r->rank_memory_bytes != 0 };
+
+    return cli_rates_open(&config, rates, &r->sites, err);
+}
+
 /* Which rank would be where. */
 static status print_hosts(const struct places *p, const struct plan *plan, struct err *err)
 {
-    const struct hosts_config config = { .hostfile = p->hostfile,
-                                         .n_replicas = p->replicas,
-                                         .tp = plan->tp,
-                                         .pp = plan->pp,
-                                         .alone = plan->device == PLAN_CUDA };
+    const struct hosts_config config = hosts_of(p, plan);
     struct hosts *hosts = NULL;
     struct buf text = BUF_INIT;
     status st = p->hostfile != NULL ? hosts_open(&config, &hosts, err) : ST_OK;
@@ -100,10 +126,15 @@ static status take_this_machine(const struct cli_device *d, struct plan_request 
     return ST_OK;
 }
 
-static status print(const struct plan *plan, bool json, bool here, struct err *err)
+static status print(const struct plan *plan, const struct places *p, bool json, bool here,
+                    struct err *err)
 {
     struct buf out = BUF_INIT;
-    status st = json ? plan_print_json(plan, &out) : plan_print(plan, &out);
+    status st = json ? plan_print_json(plan, p->prompt, &out) : plan_print(plan, &out);
+
+    if (st == ST_OK && !json) {
+        st = predict_print(plan, p->prompt, &out);
+    }
 
     if (st == ST_OK && here && !json) {
         st = buf_printf(&out,
@@ -140,7 +171,7 @@ int cli_plan(int argc, char **argv)
     struct plan_opts asked;
     bool json = false;
     struct places places = { .replicas = 1 };
-    struct opt rows[PLAN_OPTS_ROWS + 3];
+    struct opt rows[PLAN_OPTS_ROWS + 5];
     const struct opts opts = {
         "gantry plan MODEL [options]", about, rows, ARRAY_LEN(rows), examples, 1, 1
     };
@@ -149,11 +180,13 @@ int cli_plan(int argc, char **argv)
     struct model_desc desc;
     struct plan_request request;
     struct cli_device device;
+    struct cli_rates rates;
     struct plan *plan = NULL;
     bool here = false;
     struct err err = ERR_INIT;
 
     memset(&asked, 0, sizeof(asked));
+    memset(&rates, 0, sizeof(rates));
     plan_opts_rows(&asked, rows);
     rows[PLAN_OPTS_ROWS] =
         (struct opt){ OPT_FLAG, "json", NULL, &json, 0, 0, "the plan as JSON, every rank in it",
@@ -171,22 +204,45 @@ int cli_plan(int argc, char **argv)
         OPT_U32, "replicas", "N", &places.replicas, 1, 1024, "with --hostfile: copies of the model",
         NULL
     };
+    rows[PLAN_OPTS_ROWS + 3] = (struct opt){
+        OPT_STRING,
+        "rates",
+        "FILE",
+        &places.rates,
+        0,
+        0,
+        "measured rates of the hosts (gantry measure): predict times, cut stages by them",
+        NULL
+    };
+    rows[PLAN_OPTS_ROWS + 4] =
+        (struct opt){ OPT_U32,
+                      "prompt",
+                      "N",
+                      &places.prompt,
+                      1,
+                      1 << 24,
+                      "with --rates: times of a request of so many tokens (512)",
+                      NULL };
     status st = opts_parse(&opts, argc, argv, &dir, &n_args, &err);
     if (st == ST_END) {
         return 0;
     }
-    if (st == ST_OK && json && places.hostfile != NULL) {
-        st = err_set(&err, ST_ERR_ARG, "--hostfile and --json do not go together");
+    if (st == ST_OK && json && places.hostfile != NULL && places.rates == NULL) {
+        st = err_set(&err, ST_ERR_ARG,
+                     "--hostfile and --json go together with --rates only: the JSON has no places");
     }
     (void)(st || (st = cli_device_settle(&asked, &device, &err)) ||
            (st = plan_opts_to_request(&asked, &request, &err)) ||
            (st = describe(dir, &desc, &err)) || (st = take_hosts(&places, &request, &err)) ||
+           (st = take_rates(&places, &rates, &request, &err)) ||
            (st = take_this_machine(&device, &request, &here, &err)) ||
            (st = plan_create(&desc, &request, &plan, &err)) ||
-           (st = print(plan, json, here, &err)) || (st = print_hosts(&places, plan, &err)));
+           (st = print(plan, &places, json, here, &err)) ||
+           (st = json ? ST_OK : print_hosts(&places, plan, &err)));
     if (st == ST_OK && !json) {
         cli_device_say(&device);
     }
     plan_destroy(plan);
+    cli_rates_close(&rates);
     return st == ST_OK ? 0 : fail(&err);
 }

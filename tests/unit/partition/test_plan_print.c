@@ -54,7 +54,7 @@ static void test_print__a_large_plan_is_shortened_for_people_only(void **state U
     assert_non_null(strstr(out.data, "stage 125"));
     assert_in_range(out.len, 1000, 60000);
     buf_reset(&out);
-    assert_int_equal(plan_print_json(plan, &out), ST_OK);
+    assert_int_equal(plan_print_json(plan, 0, &out), ST_OK);
     json_t *root = json_loadb(out.data, out.len, 0, NULL);
     assert_non_null(root);
     assert_int_equal(json_array_size(json_object_get(root, "ranks")), 2016);
@@ -70,7 +70,7 @@ static void test_print__json_holds_the_numbers_of_the_plan(void **state UNUSED)
     struct plan *plan = make(&d, &r);
     struct buf out = BUF_INIT;
 
-    assert_int_equal(plan_print_json(plan, &out), ST_OK);
+    assert_int_equal(plan_print_json(plan, 0, &out), ST_OK);
     json_t *root = json_loadb(out.data, out.len, 0, NULL);
     assert_non_null(root);
     const json_t *rank = json_array_get(json_object_get(root, "ranks"), 3);
@@ -92,7 +92,7 @@ static void test_print__a_full_buffer_is_a_status(void **state UNUSED)
     struct buf out = BUF_INIT_MAX(100);
 
     assert_int_equal(plan_print(plan, &out), ST_ERR_LIMIT);
-    assert_true(plan_print_json(plan, &out) < 0);
+    assert_true(plan_print_json(plan, 0, &out) < 0);
     buf_fini(&out);
     plan_destroy(plan);
 }
