@@ -21,6 +21,7 @@ static const struct command {
     const char *help; /* NULL: not listed */
 } commands[] = {
     { "plan", cli_plan, "how a model would be cut over ranks, and what each needs" },
+    { "measure", measure_main, "what this host does in a second; plan and serve predict from it" },
     { "inspect", cli_inspect, "what a model directory holds" },
     { "serve", serve_main, "serve a model: start its ranks and answer requests" },
     { "generate", cli_generate, "ask a running service to go on from a prompt" },

@@ -58,20 +58,25 @@ static void add_weights(const struct plan_part *part, const struct plan_site *si
     }
 }
 
-/* One layer's. Decode rows: 2 flops for q k and 2 for p v, per head, element and position; K and V of each
- * stream are read once. */
+/* One layer's. K and V of each stream are read once by a decode row; where those of all layers stay in the
+ * caches, reading them costs nothing beside computing. */
 static double attention_s(const struct plan *plan, const struct plan_part *part,
                           const struct plan_site *site, const struct predict_step *step)
 {
     const struct rates_entry *e = site->rates;
-    const double rows = step->n_rows * step->positions * plan->desc.head_dim;
-    const double flops = 4.0 * range_len(part->q_heads) * rows;
-    const double bytes = 2.0 * range_len(part->kv_heads) * element_bytes(plan) * rows;
+    const uint32_t d = plan->desc.head_dim;
+    const double rows = step->n_rows * step->positions;
+    const double scores = range_len(part->q_heads) * rows;
+    const double bytes = 2.0 * range_len(part->kv_heads) * element_bytes(plan) * d * rows;
 
     if (step->is_prompt) {
-        return flops / e->prompt_flops / site->share;
+        return rates_scores_s(&e->prompt, scores, d) / site->share;
     }
-    return MAX(flops / e->attention_flops, bytes / e->kv_bytes_s) / site->share;
+    const double computing_s = rates_scores_s(&e->decode, scores, d);
+    const double all = bytes * range_len(part->layers) + (double)part->weight_bytes;
+    const double reading_s =
+        all / site->share <= (double)e->cached_bytes ? 0 : bytes / e->kv_bytes_s;
+    return MAX(computing_s, reading_s) / site->share;
 }
 
 /* What norms (twice), rotation, storing K and V, activation and residual (twice) read and write of a

@@ -218,8 +218,10 @@ enum key {
     KEY_FORMAT,
     KEY_WEIGHTS,
     KEY_KV,
-    KEY_ATTENTION,
-    KEY_PROMPT,
+    KEY_DECODE_FLOPS,
+    KEY_DECODE_SCORES,
+    KEY_PROMPT_FLOPS,
+    KEY_PROMPT_SCORES,
     KEY_VECTOR,
     KEY_SCAN,
     KEY_LAYER,
@@ -238,8 +240,10 @@ static const char *const key_names[KEYS] = { [KEY_HOST] = "host",
                                              [KEY_FORMAT] = "format",
                                              [KEY_WEIGHTS] = "weights_gb_s",
                                              [KEY_KV] = "kv_gb_s",
-                                             [KEY_ATTENTION] = "attention_gflop_s",
-                                             [KEY_PROMPT] = "prompt_attention_gflop_s",
+                                             [KEY_DECODE_FLOPS] = "decode_gflop_s",
+                                             [KEY_DECODE_SCORES] = "decode_gscore_s",
+                                             [KEY_PROMPT_FLOPS] = "prompt_gflop_s",
+                                             [KEY_PROMPT_SCORES] = "prompt_gscore_s",
                                              [KEY_VECTOR] = "vector_gb_s",
                                              [KEY_SCAN] = "scan_mid_s",
                                              [KEY_LAYER] = "layer_us",
@@ -266,10 +270,14 @@ static status take_key(const struct line *l, enum key key, struct word *w, struc
         return take_points(l, w, &e->cached, err);
     case KEY_KV:
         return take_real(l, w, 1e9, &e->kv_bytes_s, err);
-    case KEY_ATTENTION:
-        return take_real(l, w, 1e9, &e->attention_flops, err);
-    case KEY_PROMPT:
-        return take_real(l, w, 1e9, &e->prompt_flops, err);
+    case KEY_DECODE_FLOPS:
+        return take_real(l, w, 1e9, &e->decode.flops, err);
+    case KEY_DECODE_SCORES:
+        return take_real(l, w, 1e9, &e->decode.scores_s, err);
+    case KEY_PROMPT_FLOPS:
+        return take_real(l, w, 1e9, &e->prompt.flops, err);
+    case KEY_PROMPT_SCORES:
+        return take_real(l, w, 1e9, &e->prompt.scores_s, err);
     case KEY_VECTOR:
         return take_real(l, w, 1e9, &e->vector_bytes_s, err);
     case KEY_SCAN:
@@ -522,13 +530,17 @@ status rates_print_entry(const struct rates_entry *e, struct buf *out)
         st = buf_printf(out, " cached_mib=%" PRIu64, e->cached_bytes >> 20);
         (void)(st || (st = put_points("cached_gb_s", &e->cached, out)));
     }
-    return st != ST_OK
-               ? st
-               : buf_printf(out,
-                            " kv_gb_s=%.4g attention_gflop_s=%.4g prompt_attention_gflop_s=%.4g "
-                            "vector_gb_s=%.4g scan_mid_s=%.4g layer_us=%.4g\n",
-                            e->kv_bytes_s / 1e9, e->attention_flops / 1e9, e->prompt_flops / 1e9,
-                            e->vector_bytes_s / 1e9, e->scan_ids_s / 1e6, e->layer_s * 1e6);
+    if (st == ST_OK) {
+        st =
+            buf_printf(out,
+                       " kv_gb_s=%.4g decode_gflop_s=%.4g decode_gscore_s=%.4g prompt_gflop_s=%.4g "
+                       "prompt_gscore_s=%.4g",
+                       e->kv_bytes_s / 1e9, e->decode.flops / 1e9, e->decode.scores_s / 1e9,
+                       e->prompt.flops / 1e9, e->prompt.scores_s / 1e9);
+    }
+    return st != ST_OK ? st
+                       : buf_printf(out, " vector_gb_s=%.4g scan_mid_s=%.4g layer_us=%.4g\n",
+                                    e->vector_bytes_s / 1e9, e->scan_ids_s / 1e6, e->layer_s * 1e6);
 }
 
 status rates_print_link(bool is_across, const struct rates_link *l, struct buf *out)
@@ -610,6 +622,11 @@ static double at_rows(const struct rates_points *p, uint32_t n_rows)
 double rates_weights_s(const struct rates_entry *e, uint64_t bytes, uint64_t total, uint32_t n_rows)
 {
     return (double)bytes * at_rows(points_for(e, total), n_rows);
+}
+
+double rates_scores_s(const struct rates_scores *s, double n, uint32_t head_dim)
+{
+    return n / s->scores_s + 4.0 * n * head_dim / s->flops;
 }
 
 bool rates_reading_bounds(const struct rates_entry *e, uint64_t total, uint32_t n_rows)

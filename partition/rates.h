@@ -2,8 +2,8 @@
  *
  *   gantry-rates 1
  *   host=a device=cpu format=bf16 kernels=avx512bf16 threads=2 measured=2026-11-22T01:40:12Z memory_mib=20480
- *     weights_gb_s=1:48.1,16:40.0,256:3.9 cached_mib=16 cached_gb_s=1:90,16:60,256:4 kv_gb_s=20 attention_gflop_s=60
- *     prompt_attention_gflop_s=90 vector_gb_s=15 scan_mid_s=900 layer_us=9
+ *     weights_gb_s=1:48.1,16:40.0,256:3.9 cached_mib=16 cached_gb_s=1:90,16:60,256:4 kv_gb_s=20 decode_gflop_s=200
+ *     decode_gscore_s=3 prompt_gflop_s=500 prompt_gscore_s=4 vector_gb_s=15 scan_mid_s=900 layer_us=9
  *   link=host latency_us=0.6 gb_s=7.5
  *   link=network latency_us=21 gb_s=1.1
  *
@@ -41,6 +41,12 @@ struct rates_points {
     struct rates_point at[RATES_POINTS_MAX]; /* [n], rows ascending */
 };
 
+/* Attention. A score is one query head at one position: something for itself (an exponential), and
+ * 4 operations for each element of the head. */
+struct rates_scores {
+    double scores_s, flops;
+};
+
 struct rates_entry {
     char host[RATES_HOST_BYTES]; /* "*": any that has none of its own */
     uint32_t cuda_version;       /* 90: one device of that capability; 0: the host's processors */
@@ -49,19 +55,19 @@ struct rates_entry {
     char kernels[RATES_TEXT_BYTES], measured[RATES_TEXT_BYTES]; /* for people; "": not said */
     uint64_t memory_bytes;                                      /* 0: not said */
     struct rates_points weights;                                /* from memory */
-    uint64_t cached_bytes;      /* weights of up to so many bytes stay in the caches; 0: none do */
+    uint64_t cached_bytes;      /* so many bytes stay in the caches; 0: none do */
     struct rates_points cached; /* then; n 0: none */
     double kv_bytes_s;          /* K and V read by a decode row, where reading them is the work */
-    double attention_flops; /* of a decode row, where computing is: several heads share K and V */
-    double prompt_flops;    /* attention of many rows of one stream */
-    double vector_bytes_s;  /* norms, rotations, activations: bytes read and written */
-    double scan_ids_s;      /* from logits to a token: ids looked at */
-    double layer_s;         /* of a layer, whatever its size */
+    struct rates_scores decode; /* attention of decode rows, where computing is the work */
+    struct rates_scores prompt; /* of many rows of one stream */
+    double vector_bytes_s;      /* norms, rotations, activations: bytes read and written */
+    double scan_ids_s;          /* from logits to a token: ids looked at */
+    double layer_s;             /* of a layer, whatever its size */
 };
 
 struct rates_link {
     double latency_s, bytes_s; /* one way */
-    bool is_measured;          /* else an assumption of ours (rates_links_assume) */
+    bool is_measured;          /* else an assumption of ours (links_assume, rates.c) */
 };
 
 struct rates {
@@ -99,6 +105,8 @@ const struct rates_entry *rates_slowest(const struct rates *rates, const struct 
 /* Seconds for `bytes` of packed weights in products of n_rows rows, out of `total` that are held. */
 double rates_weights_s(const struct rates_entry *e, uint64_t bytes, uint64_t total,
                        uint32_t n_rows);
+/* Seconds of so many scores of heads of that size. */
+double rates_scores_s(const struct rates_scores *s, double n, uint32_t head_dim);
 /* At so many rows: does reading the weights bound a product, or the arithmetic? */
 bool rates_reading_bounds(const struct rates_entry *e, uint64_t total, uint32_t n_rows);
 
