@@ -126,8 +126,11 @@ static double time_of(struct bench *b, op_fn fn, void *arg)
 {
     double samples[SAMPLES_MAX];
     uint32_t n = 0, n_runs = 1;
-    uint64_t spent = 0, ns = runs_ns(b, fn, arg, 1); /* the first one is cold */
+    uint64_t spent = 0, ns = runs_ns(b, fn, arg, 1);
 
+    if (ns > BUDGET_NS) {
+        return (double)ns / 1e9; /* cold or not is no matter */
+    }
     for (ns = MIN(ns, runs_ns(b, fn, arg, 1)); ns < SAMPLE_NS && n_runs < RUNS_MAX;) {
         n_runs *= 2;
         ns = runs_ns(b, fn, arg, n_runs);
@@ -136,9 +139,6 @@ static double time_of(struct bench *b, op_fn fn, void *arg)
         ns = runs_ns(b, fn, arg, n_runs);
         spent += ns;
         samples[n++] = (double)ns / n_runs / 1e9;
-        if (ns > SLOW_NS) {
-            break;
-        }
     }
     if (b->st != ST_OK) {
         return 1;

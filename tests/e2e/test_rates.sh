@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# tests/e2e/test_rates.sh - gantry measure, and what plan makes of its file. How fast this machine is does
+# not matter: what is claimed is that the figures are there, add up, and go where they should.
+# shellcheck source=tests/e2e/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+python=${GANTRY_PYTHON:-python3}
+rates=$dir/rates
+
+# ---- measure ----
+
+# measure NAME ARGS...: seconds on a machine that does nothing else.
+measure() {
+    local name=$1
+    shift
+    timeout $((120 * slow)) "$GANTRY" measure --format bf16 --threads 1 -o "$dir/$name" "$@" > "$dir/out" 2>&1 < /dev/null ||
+        fail "measure writes $name" "$dir/out"
+}
+
+measure rates
+grep -q "^gantry-rates 1$" "$rates" || fail "the file says what it is" "$rates"
+grep -q "^host=[^ ]* device=cpu format=bf16 .* threads=1 " "$rates" || fail "host, device, format" "$rates"
+[ ! -e "$rates.part" ] || fail "no half of a file is left"
+expect "an unknown format is refused" 2 "none of f32, bf16, fp8" "$GANTRY" measure --format int4
+expect "a file that cannot be written is said" 3 "cannot be written" \
+    "$GANTRY" measure --format bf16 --threads 1 -o "$dir/none/rates"
+measure slowest --cpu-mask scalar
+grep -q " kernels=scalar " "$dir/slowest" || fail "the slowest kernels are measured, too" "$dir/slowest"
+ok "measure writes a file, by any kernels"
+
+# ---- plan ----
+
+expect "without rates the plan says how to get times" 0 "gantry measure -o FILE" "$GANTRY" plan "$demo"
+expect "a plan with rates predicts" 0 "prompt of 512 tokens|one stream at that length|64 streams at that length" \
+    "$GANTRY" plan "$demo" --rates "$rates"
+"$GANTRY" plan "$demo" --rates "$rates" --prompt 100 --tp 2 --pp 2 --json > "$dir/plan.json"
+"$python" - "$dir/plan.json" << 'END' || fail "the predicted times are finite and add up" "$dir/plan.json"
+import json, math, sys
+p = json.load(open(sys.argv[1]))["predicted"]
+for key in ("first_token_s", "prompt_tokens_per_s", "token_s", "round_s", "tokens_per_s"):
+    assert math.isfinite(p[key]) and 0 < p[key] < 1e9, key
+assert p["prompt_tokens"] == 100
+assert abs(p["prompt_tokens_per_s"] * p["first_token_s"] - 100) < 1e-6
+assert abs(p["tokens_per_s"] * p["round_s"] - p["streams"]) < 1e-6
+assert len(p["stages"]) == 2 and p["ranks_assumed"] == 0
+# One stream goes through both stages, and the way between them costs something.
+assert sum(s["token_s"] for s in p["stages"]) < p["token_s"] + 1e-9
+assert p["round_s"] >= p["token_s"] - 1e-9
+END
+ok "the predicted times are finite and add up"
+expect "a format that was not measured is named" 3 "format=f32|gantry measure" \
+    "$GANTRY" plan "$demo" --rates "$rates" --format f32
+printf 'gantry-rates 1\nhost=a speed=3\n' > "$dir/wrong"
+expect "a wrong file is refused with its line" 3 'line 2: "speed": no such key' \
+    "$GANTRY" plan "$demo" --rates "$dir/wrong"
+expect "a file that is not there is named" 3 "nowhere" "$GANTRY" plan "$demo" --rates "$dir/nowhere"
+
+# Two hosts, one three times as fast: it gets more layers, and the plan says whose rates they are.
+line=$(grep '^host=' "$rates" | sed 's/weights_gb_s=[^ ]*/weights_gb_s=1:60,512:3/; s/ cached_mib=[^ ]*//; s/ cached_gb_s=[^ ]*//')
+{
+    echo "gantry-rates 1"
+    echo "$line" | sed 's/host=[^ ]*/host=fast/; s/memory_mib=[^ ]*/memory_mib=4096/'
+    echo "$line" | sed 's/host=[^ ]*/host=slow/; s/1:60/1:20/; s/memory_mib=[^ ]*/memory_mib=4096/'
+} > "$dir/two"
+printf 'slow slots=1\nfast slots=1\n' > "$dir/hosts"
+expect "stages follow the speed of their hosts" 0 "stages by the speed and memory of their hosts|layers on slow|layers on fast" \
+    "$GANTRY" plan "$demo" --rates "$dir/two" --hostfile "$dir/hosts" --pp 2
+"$GANTRY" plan "$demo" --rates "$dir/two" --hostfile "$dir/hosts" --pp 2 --json > "$dir/plan.json"
+"$python" - "$dir/plan.json" << 'END' || fail "the fast host has more layers" "$dir/plan.json"
+import json, sys
+slow, fast = json.load(open(sys.argv[1]))["predicted"]["stages"]
+assert slow["rates_of"] == "slow" and fast["rates_of"] == "fast" and fast["layers"] > slow["layers"], (slow, fast)
+END
+ok "the fast host has more layers"
+printf 'fast\nother\n' > "$dir/hosts"
+expect "hosts that were not measured are said to be assumed" 0 "1 of 2 ranks are on hosts that were not measured" \
+    "$GANTRY" plan "$demo" --rates "$dir/two" --hostfile "$dir/hosts" --pp 2
+
+all_well
