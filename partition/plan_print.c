@@ -2,9 +2,9 @@
  *
  * Large plans are shortened in the table and the picture, never in the JSON. */
 #include "partition/plan_private.h"
+#include "partition/predict_json.h"
 
 #include <inttypes.h>
-#include <jansson.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>

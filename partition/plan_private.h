@@ -5,8 +5,6 @@
 
 #include "partition/plan.h"
 
-#include <jansson.h>
-
 /* Stages by layers, equal cost per layer. `count_embed`: the embedding's memory counts as well,
  * not only what a step reads. Writes plan->pp numbers. */
 void plan_balance(const struct plan *plan, bool count_embed, uint32_t *stage_layers);
@@ -31,9 +29,6 @@ uint64_t plan_mat_bytes(const struct plan *plan, const struct plan_part *part, u
  * weight and scratch bytes too, KV bytes not yet. */
 void plan_cut(struct plan *plan, const uint32_t *stage_layers);
 uint64_t plan_digest_of(const struct plan *plan);
-
-/* plan_predict as JSON, null without rates. NULL: no memory. */
-json_t *predict_json(const struct plan *plan, uint32_t prompt);
 
 enum { BYTES_TEXT_BYTES = 24 };
 /* "1.25 GiB" */

@@ -1,7 +1,7 @@
 /* partition/predict_print.c - predicted times for people and, as part of the plan's, for programs. */
 #include "partition/predict.h"
 
-#include "partition/plan_private.h"
+#include "partition/predict_json.h"
 
 #include <stdio.h>
 #include <string.h>

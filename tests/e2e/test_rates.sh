@@ -56,12 +56,13 @@ expect "a wrong file is refused with its line" 3 'line 2: "speed": no such key' 
 expect "a file that is not there is named" 3 "nowhere" "$GANTRY" plan "$demo" --rates "$dir/nowhere"
 
 # Two hosts, one three times as fast: it gets more layers, and the plan says whose rates they are.
-line=$(grep '^host=' "$rates" | sed 's/weights_gb_s=[^ ]*/weights_gb_s=1:60,512:3/; s/ cached_mib=[^ ]*//; s/ cached_gb_s=[^ ]*//')
-{
-    echo "gantry-rates 1"
-    echo "$line" | sed 's/host=[^ ]*/host=fast/; s/memory_mib=[^ ]*/memory_mib=4096/'
-    echo "$line" | sed 's/host=[^ ]*/host=slow/; s/1:60/1:20/; s/memory_mib=[^ ]*/memory_mib=4096/'
-} > "$dir/two"
+rest="kv_gb_s=20 decode_gflop_s=200 decode_gscore_s=2 prompt_gflop_s=400 prompt_gscore_s=4 vector_gb_s=10 scan_mid_s=500 layer_us=5"
+cat > "$dir/two" << END
+gantry-rates 1
+host=fast device=cpu format=bf16 memory_mib=4096 weights_gb_s=1:60,512:3 $rest
+host=slow device=cpu format=bf16 memory_mib=4096 weights_gb_s=1:20,512:1 $rest
+link=network latency_us=20 gb_s=1.2
+END
 printf 'slow slots=1\nfast slots=1\n' > "$dir/hosts"
 expect "stages follow the speed of their hosts" 0 "stages by the speed and memory of their hosts|layers on slow|layers on fast" \
     "$GANTRY" plan "$demo" --rates "$dir/two" --hostfile "$dir/hosts" --pp 2

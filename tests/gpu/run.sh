@@ -87,11 +87,11 @@ fi
 # What the plug-in's checks link, and what a replica of ranks as threads links besides.
 shopt -s nullglob
 low=(base/*.c kernels/*.c kernels/ref/*.c kernels/x86/*.c)
-high=(model/config_*.c model/desc*.c model/quant*.c model/safetensors*.c model/weights*.c partition/plan{,_cut,_digest}.c worker/sched/*.c
+high=(model/config_*.c model/desc*.c model/quant*.c model/safetensors*.c model/weights*.c partition/plan{,_cut,_digest,_speed}.c partition/{predict,rates}.c worker/sched/*.c
     tests/replica/*.c tests/common/{fixture,coll_wrap}.c tests/gpu/standin/jansson.c)
 for file in worker/*.c cluster/coll_*.c; do
     case $file in
-    worker/args.c | worker/ctrl*.c | worker/device.c | worker/main.c | worker/one_job.c | cluster/coll_mpi*.c) ;;
+    worker/args.c | worker/ctrl*.c | worker/device.c | worker/main.c | worker/measure*.c | worker/one_job.c | cluster/coll_mpi*.c) ;;
     *) high+=("$file") ;;
     esac
 done
