@@ -284,6 +284,7 @@ int worker_one_job(int argc, char **argv)
     }
     const int coordinator = first ? end_coordinator() : 0;
     coll_mpi_fini();
+    worker_args_fini(&args);
     buf_fini(&announced);
     return coordinator != 0 ? coordinator : code;
 }
