@@ -25,6 +25,7 @@ sys.path.insert(0, os.environ["GANTRY_PY"])
 import grpc  # noqa: E402
 import gantry_pb2  # noqa: E402
 import gantry_pb2_grpc  # noqa: E402
+from runner import SLOW  # noqa: E402
 
 GANTRY = os.environ["GANTRY"]
 START_S = 90
@@ -90,7 +91,7 @@ class Service:
     def __exit__(self, *failure):
         self.process.terminate()
         try:
-            self.process.wait(timeout=60)
+            self.process.wait(timeout=60 * SLOW)
         except subprocess.TimeoutExpired:
             self.process.kill()
         if failure[0] is not None:
@@ -116,12 +117,12 @@ class Service:
 
     def status(self):
         try:
-            return self.cluster.GetStatus(gantry_pb2.GetStatusRequest(), timeout=10, wait_for_ready=True)
+            return self.cluster.GetStatus(gantry_pb2.GetStatusRequest(), timeout=10 * SLOW, wait_for_ready=True)
         except grpc.RpcError as error:
             raise Failed(f"no status: {error.details()}") from error
 
     def wait_for(self, what, seconds, words):
-        end = time.monotonic() + seconds
+        end = time.monotonic() + seconds * SLOW
         while not what():
             if self.process.poll() is not None:
                 raise Failed(f"serve has ended with {self.process.returncode} while waiting for {words}")
@@ -261,7 +262,7 @@ def ask(stub, request, request_id, arrivals=None):
     """[text, [(id, logprob, top...)], reason, stop] of every choice. arrivals: index of a token -> when it came (n = 1)."""
     n = request.get("n", 1)
     answers = [["", [], None, None] for _ in range(n)]
-    for chunk in stub.GenerateStream(gantry_pb2.GenerateRequest(request_id=request_id, **request), timeout=300):
+    for chunk in stub.GenerateStream(gantry_pb2.GenerateRequest(request_id=request_id, **request), timeout=300 * SLOW):
         answer = answers[chunk.choice]
         answer[0] += chunk.text
         for token in chunk.tokens:
@@ -301,7 +302,7 @@ class Crowd:
     def __exit__(self, *failure):
         self.is_over.set()
         for thread in self.threads:
-            thread.join(timeout=300)
+            thread.join(timeout=300 * SLOW)
             if thread.is_alive() and failure[0] is None:
                 raise Failed("a stream does not end")
 
@@ -378,8 +379,8 @@ def await_named(service, fault, seconds):
     took, words = fault.find(service.log())
     if not fault.is_named(words):
         raise Failed(f"{fault}: not named by \"{words}\"")
-    if took > seconds:
-        raise Failed(f"{fault}: named after {took:.3f} s, the bound is {seconds} s")
+    if took > seconds * SLOW:
+        raise Failed(f"{fault}: named after {took:.3f} s, the bound is {seconds * SLOW} s")
     return took
 
 

@@ -14,6 +14,9 @@ import sys
 import tempfile
 import time
 
+sys.path.insert(0, str(pathlib.Path(os.environ["GANTRY_SOURCE_DIR"]) / "tests" / "common"))
+import runner  # noqa: E402
+
 SOURCE = pathlib.Path(os.environ["GANTRY_SOURCE_DIR"])
 GANTRY = os.environ["GANTRY"]
 MODEL = SOURCE / "model" / "demo"
@@ -47,13 +50,13 @@ def start(where, out, *options):
     command = [GANTRY, "batch", str(MODEL), str(where / "in.jsonl"), "-o", str(where / out), "--concurrency", "8", "--", "--threads", "1",
                "--run-dir", str(where / f"run-{out}"), *options]
     environment = dict(os.environ, XDG_CACHE_HOME=str(where), TMPDIR=str(where), GANTRY_E2E=str(where))
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+    return runner.start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
                             stdin=subprocess.DEVNULL)
 
 
 def finish(process, code=0):
     try:
-        said, _ = process.communicate(timeout=200)
+        said, _ = process.communicate(timeout=200 * runner.SLOW)
     except subprocess.TimeoutExpired:
         process.kill()
         raise Failed("a batch does not end") from None
@@ -84,7 +87,7 @@ def disturbed(where, out, kills, *options):
     for how in kills:
         seen = answered(where, out)
         process = start(where, out, *options)
-        end = time.monotonic() + 120
+        end = time.monotonic() + 120 * runner.SLOW
         while answered(where, out) < seen + 12 and process.poll() is None and time.monotonic() < end:
             time.sleep(0.02)
         if process.poll() is not None:
@@ -98,7 +101,7 @@ def disturbed(where, out, kills, *options):
         said = finish(process, -9 if how == signal.SIGKILL else 9)
         if how != signal.SIGKILL and "the same command goes on from there" not in said:
             raise Failed(f"no word of how to go on: {said}")
-        end = time.monotonic() + 30
+        end = time.monotonic() + 30 * runner.SLOW
         while of_ours(where, ["serve"]) and time.monotonic() < end:
             time.sleep(0.05)  # a killed one's service ends by itself
         if of_ours(where, ["serve"]):
@@ -151,5 +154,7 @@ with tempfile.TemporaryDirectory(prefix="gb-") as folder:
         check(pathlib.Path(folder))
     except Failed as failure:
         sys.exit(f"FAIL  {failure}")
+    finally:
+        runner.end_all()
     left = subprocess.run(["bash", str(SOURCE / "tests" / "common" / "no_leftovers.sh"), f"GANTRY_E2E={folder}"])
     sys.exit(left.returncode)

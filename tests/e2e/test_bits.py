@@ -18,7 +18,10 @@ import time
 GANTRY = os.environ["GANTRY"]
 MODEL = pathlib.Path(os.environ["GANTRY_SOURCE_DIR"]) / "tests" / "models" / "stories260k"
 SOURCE = pathlib.Path(os.environ["GANTRY_SOURCE_DIR"])
-CLIENT_TIMEOUT_S = 60
+sys.path.insert(0, str(SOURCE / "tests" / "common"))
+import runner  # noqa: E402
+
+CLIENT_TIMEOUT_S = int(60 * runner.SLOW)
 
 REQUESTS = {
     "greedy": ["", "--temperature", "0", "--max-tokens", "200", "--logprobs", "3"],
@@ -38,7 +41,7 @@ class Service:
         self.options = options
 
     def __enter__(self):
-        self.process = subprocess.Popen(
+        self.process = runner.start(
             [GANTRY, "serve", str(MODEL), "--listen", "127.0.0.1:0", "--run-dir", str(self.run_dir), *self.options],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         end = time.monotonic() + CLIENT_TIMEOUT_S
@@ -55,14 +58,18 @@ class Service:
         return self
 
     def __exit__(self, *failure):
+        if failure[0] is not None:
+            runner.end_all()
+            self.dir.cleanup()
+            return
         self.process.terminate()
-        out = self.process.communicate(timeout=60)[0]
-        if failure[0] is None and self.process.returncode != 0:
+        out = self.process.communicate(timeout=CLIENT_TIMEOUT_S)[0]
+        if self.process.returncode != 0:
             sys.exit(f"serve {' '.join(self.options)} ended with {self.process.returncode}:\n{out}")
         self.dir.cleanup()
 
     def start(self, request):
-        return subprocess.Popen([GANTRY, "generate", "--connect", self.target, "--json", "--timeout", str(CLIENT_TIMEOUT_S),
+        return runner.start([GANTRY, "generate", "--connect", self.target, "--json", "--timeout", str(CLIENT_TIMEOUT_S),
                                  *request], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -97,7 +104,7 @@ def kv_used(service):
 
 
 def check_free(service, what):
-    end = time.monotonic() + 10
+    end = time.monotonic() + 10 * runner.SLOW
     while kv_used(service) != 0:
         if time.monotonic() > end:
             sys.exit(f"{what}: {kv_used(service)} KV blocks are still held")

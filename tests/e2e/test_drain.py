@@ -22,7 +22,7 @@ OPTIONS = ["--threads", "1", "--retries", "0"]  # a drain is no fault: a move th
 
 def drain(service, *words, code=0):
     command = [chaos.GANTRY, "drain", "--run-dir", str(service.run_dir), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120 * chaos.SLOW)
     if done.returncode != code:
         raise chaos.Failed(f"{' '.join(words)}: exit code {done.returncode}, {code} expected\n{done.stdout}{done.stderr}")
     return done.stdout + done.stderr

@@ -122,7 +122,7 @@ refused "nobody at that address" 6 "no coordinator at $control yet|no answer fro
 joiner early 2 "$demo" --tp 2 --attach-timeout 60
 early=$joiner
 sleep 2
-serve only "$demo" --external-only --control-listen "$control" --secret-file "$secret" --start-timeout 1
+serve only "$demo" --external-only --control-listen "$control" --secret-file "$secret" --start-timeout "$slow"
 ready
 [ "$(answer)" = "$alone" ] || fail "the answer is the same" "$log"
 ok "a job that was there before its coordinator joins"

@@ -50,7 +50,7 @@ class Job:
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL, env=environment)
 
     def ends(self, timeout_s=30):
-        code = self.process.wait(timeout_s)
+        code = self.process.wait(timeout_s * chaos.SLOW)
         self.log.close()
         return code
 
@@ -115,7 +115,7 @@ class Stream(threading.Thread):
 
     def run(self):
         try:
-            for chunk in self.stub.GenerateStream(self.request, timeout=120):
+            for chunk in self.stub.GenerateStream(self.request, timeout=120 * chaos.SLOW):
                 self.started = self.started or (chunk.started if chunk.HasField("started") else None)
                 self.ids += [t.id for t in chunk.tokens]
                 self.finished = chunk.finished if chunk.HasField("finished") else None

@@ -28,7 +28,7 @@ grpc, pb, rpc = chaos.grpc, chaos.gantry_pb2, chaos.gantry_pb2_grpc
 CODE = grpc.StatusCode
 
 MODEL = SOURCE / "model" / "demo"
-PATIENCE_S = 120
+PATIENCE_S = 120 * chaos.SLOW
 # They last until somebody kills the coordinator.
 REQUESTS = [r if "stop" in r else dict(r, max_tokens=(960 - 5 * i - len(r["prompt"]) // 3) // r.get("n", 1))
             for i, r in enumerate(chaos.REQUESTS)]
@@ -139,7 +139,7 @@ def connections(service, wanted):
 
     def resume(request_id, at=0, unary=False):
         request = pb.GenerateRequest(request_id=request_id, resume=True, resume_from=at)
-        return stub.Generate(request, timeout=30) if unary else list(stub.GenerateStream(request, timeout=30))
+        return stub.Generate(request, timeout=PATIENCE_S) if unary else list(stub.GenerateStream(request, timeout=PATIENCE_S))
 
     whole = resume("cut-0", unary=True)
     check((whole.text, [t.id for t in whole.tokens]) == (wanted[0][0][0], [t[0] for t in wanted[0][0][1]]), "unary gives all of it")
@@ -211,7 +211,7 @@ def interrupted(service):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as client:
         client.stdout.read(5)
         client.send_signal(signal.SIGINT)
-        client.communicate(timeout=30)
+        client.communicate(timeout=PATIENCE_S)
     check(client.returncode == 9, "an interrupted client says so", client.returncode)
     service.wait_for(service.is_free, 15, "an interrupted stream to end before its window does")
 
@@ -226,7 +226,7 @@ def lost_patience():
         service.wait_for(service.is_free, 20, "the stream to be given up")
         pids = service.pids()[0]
         service.kill()
-        until = time.monotonic() + 30
+        until = time.monotonic() + 30 * chaos.SLOW
         while any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids):
             check(time.monotonic() < until, "orphans end after their grace", pids)
             time.sleep(0.1)
