@@ -156,7 +156,7 @@ def connections(service, wanted):
           == [(text, [t[0] for t in tokens]) for text, tokens, _, _ in wanted[REQUESTS.index(THREE)]], "unary gives all choices")
     command = [chaos.GANTRY, "generate", "--resume", "--request-id", three, "--connect", service.target]
     texts = "\n".join(f"--- choice {k} of 3 ---\n{text}" for k, (text, _) in enumerate(answers))
-    check(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout.decode() == texts, "--resume prints all choices")
+    check(subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S).stdout.decode() == texts, "--resume prints all choices")
     for arguments, code, word in ((("cut-1", 5000), CODE.INVALID_ARGUMENT, "resume_from"), (("nobody",), CODE.NOT_FOUND, "nobody"),
                                   ((three, 3), CODE.INVALID_ARGUMENT, "resume_from_choices")):
         try:
@@ -164,7 +164,7 @@ def connections(service, wanted):
             raise chaos.Failed(f"resume {arguments} was answered")
         except grpc.RpcError as error:
             check(error.code() == code and word in error.details(), f"resume {arguments}", error)
-    first = stub.GenerateStream(pb.GenerateRequest(request_id="two", **REQUESTS[LONG]), timeout=60)
+    first = stub.GenerateStream(pb.GenerateRequest(request_id="two", **REQUESTS[LONG]), timeout=PATIENCE_S)
     next(first)
     second = resume("two")
     check([t.id for c in second for t in c.tokens] == [t[0] for t in wanted[LONG][0][1]], "who resumes reads all")
@@ -194,7 +194,7 @@ def generate(service, *more):
     command = [chaos.GANTRY, "generate", "It was a bright morning", "--connect", service.target, "--temperature", "0.9", "--seed", "77",
                "--ignore-eos", *more]
     is_json = "--json" in more
-    wanted = subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
+    wanted = subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S).stdout
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as client:
         head = client.stdout.read(200)
         service.kill()
@@ -220,7 +220,7 @@ def lost_patience():
     """Nobody comes back: the stream ends after the window; nobody starts another coordinator: so do the ranks."""
     with Service(["--tp", "2", "--threads", "1", "--resume-window", "1", "--orphan-grace", "2"]) as service:
         stub = rpc.GenerationStub(service.channel)
-        call = stub.GenerateStream(pb.GenerateRequest(request_id="gone", **REQUESTS[LONG]), timeout=60)
+        call = stub.GenerateStream(pb.GenerateRequest(request_id="gone", **REQUESTS[LONG]), timeout=PATIENCE_S)
         next(call)
         call.cancel()
         service.wait_for(service.is_free, 20, "the stream to be given up")
