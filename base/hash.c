@@ -32,3 +32,20 @@ void hash128_hex(const struct hash128 *h, char hex[HASH_HEX_BYTES])
     }
     hex[2 * HASH_BYTES] = '\0';
 }
+
+bool hash128_read(const char *hex, struct hash128 *h_p)
+{
+    static const char digits[] = "0123456789abcdef";
+    struct hash128 h;
+
+    if (strlen(hex) != HASH_HEX_BYTES - 1 || strspn(hex, digits) != HASH_HEX_BYTES - 1) {
+        return false;
+    }
+    for (int i = 0; i < HASH_BYTES; i++) {
+        const long high = strchr(digits, hex[2 * i]) - digits;
+        const long low = strchr(digits, hex[2 * i + 1]) - digits;
+        h.bytes[i] = (uint8_t)(high << 4 | low);
+    }
+    *h_p = h;
+    return true;
+}

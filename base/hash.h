@@ -2,6 +2,7 @@
 #ifndef BASE_HASH_H
 #define BASE_HASH_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -15,5 +16,7 @@ struct hash128 hash128_of(const void *data, size_t len);
 uint64_t hash64_of(const void *data, size_t len, uint64_t seed);
 /* 32 lower-case hex digits and a NUL. */
 void hash128_hex(const struct hash128 *h, char hex[HASH_HEX_BYTES]);
+/* The way back. False: those are not 32 such digits. */
+bool hash128_read(const char *hex, struct hash128 *h_p);
 
 #endif

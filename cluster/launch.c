@@ -172,7 +172,7 @@ status launch_adopt(const struct launch_adoption *a, struct launch **launch_p, s
         free(l);
         return st;
     }
-    l->log_begin = 0;
+    l->log_begin = (off_t)MIN(a->log_begin, (uint64_t)INT64_MAX);
     l->pid = a->pid;
     l->is_adopted = true;
     l->start_ticks = a->start_ticks;
@@ -188,6 +188,11 @@ uint64_t launch_identity(const struct launch *l)
     bool exists;
 
     return process_start_ticks(l->pid, &exists);
+}
+
+uint64_t launch_log_begin(const struct launch *l)
+{
+    return (uint64_t)l->log_begin;
 }
 
 /* ---- watch and end ---- */

@@ -63,9 +63,12 @@ struct launch_adoption {
     int pid;
     uint64_t start_ticks;
     const char *log_dir, *log_name; /* as they were given to launch_start */
+    uint64_t log_begin;             /* launch_log_begin of that one */
 };
 status launch_adopt(const struct launch_adoption *a, struct launch **launch_p, struct err *err);
 uint64_t launch_identity(const struct launch *l); /* start_ticks; 0: it runs no more */
+/* What stands before this byte of its log is of an earlier job. */
+uint64_t launch_log_begin(const struct launch *l);
 /* ST_BUSY: runs. ST_END: has ended; *code_p its exit code (128 + signal if killed) and the tail of
  * its output by launch_tail. Collects the child (no zombie). */
 status launch_poll(struct launch *l, int *code_p);

@@ -152,6 +152,11 @@ static status stream_check(const struct coord *c, const struct journal_stream *s
         return err_set(err, ST_ERR_MISMATCH, "it was computed with profile %s, this service has %s",
                        s->profile, plan->profile);
     }
+    if (s->weights_digest[0] != '\0' && strcmp(s->weights_digest, c->digest_hex) != 0) {
+        return err_set(err, ST_ERR_MISMATCH,
+                       "it was computed with weights %s, another one in this journal with %s",
+                       s->weights_digest, c->digest_hex);
+    }
     if (s->submit.n_prompt >= plan->ctx_max ||
         s->submit.max_tokens > plan->ctx_max - s->submit.n_prompt) {
         return err_set(err, ST_ERR_LIMIT, "%u and %u tokens, the context has %u",
@@ -277,6 +282,19 @@ static status request_restore(struct coord *c, struct journal_stream *const *lis
     return ST_OK;
 }
 
+/* Half an answer is worth nothing without the weights that the other half came from: ranks that have
+ * others are refused. */
+static void digest_expect(struct coord *c, const struct journal_stream *s)
+{
+    struct hash128 digest;
+
+    if (c->digest_hex[0] == '\0' && hash128_read(s->weights_digest, &digest)) {
+        coord_expect_digest(c, &digest);
+        log_info("journal", "its streams have weights %s; ranks that have others are refused",
+                 c->digest_hex);
+    }
+}
+
 static status streams_restore(struct coord *c, const struct journal_image *image, struct err *err)
 {
     struct journal_stream **list = NULL;
@@ -285,6 +303,7 @@ static status streams_restore(struct coord *c, const struct journal_image *image
     status st = journal_image_list(image, &list, err);
 
     for (uint32_t i = 0; st == ST_OK && i < image->n_streams; i += list[i]->n_choices) {
+        digest_expect(c, list[i]);
         if (request_restore(c, list + i, list[i]->n_choices, &why) < 0) {
             log_error("journal", "request %s cannot go on: %s", list[i]->request_id, why.text);
             continue;

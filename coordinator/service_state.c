@@ -91,12 +91,17 @@ static status hex_get(const struct fields *f, const char *key, uint64_t *n_p)
 
 static status replica_get(const struct fields *f, struct service_replica *r)
 {
-    json_int_t generation = 0, pid = 0, ticks = 0;
+    json_int_t generation = 0, pid = 0, ticks = 0, log_begin = 0;
     status st = number_get(f, "generation", UINT32_MAX, &generation);
 
     (void)(st || (st = number_get(f, "pid", INT32_MAX, &pid)) ||
            (st = number_get(f, "start_ticks", INT64_MAX, &ticks)) ||
            (st = text_get(f, "shm_dir", r->shm_dir, sizeof(r->shm_dir))));
+    if (st == ST_OK &&
+        json_object_get(f->object, "log_begin") != NULL) { /* not in the first ones */
+        st = number_get(f, "log_begin", INT64_MAX, &log_begin);
+    }
+    r->log_begin = (uint64_t)log_begin;
     r->generation = (uint32_t)generation;
     r->pid = (int)pid;
     r->start_ticks = (uint64_t)ticks;
@@ -204,9 +209,9 @@ static json_t *state_json(const struct service_state *s)
     for (uint32_t i = 0; i < s->n_replicas; i++) {
         const struct service_replica *r = &s->replicas[i];
         json_add(list,
-                 json_pack("{s:I, s:I, s:I, s:s}", "generation", (json_int_t)r->generation, "pid",
-                           (json_int_t)r->pid, "start_ticks", (json_int_t)r->start_ticks, "shm_dir",
-                           r->shm_dir),
+                 json_pack("{s:I, s:I, s:I, s:I, s:s}", "generation", (json_int_t)r->generation,
+                           "pid", (json_int_t)r->pid, "start_ticks", (json_int_t)r->start_ticks,
+                           "log_begin", (json_int_t)r->log_begin, "shm_dir", r->shm_dir),
                  &ok);
     }
     snprintf(plan, sizeof(plan), "%016" PRIx64, s->plan_digest);

@@ -19,6 +19,7 @@ struct service_replica {
     uint32_t generation;
     int pid; /* of its mpirun; 0: none runs */
     uint64_t start_ticks;
+    uint64_t log_begin; /* in its mpirun's log */
     char shm_dir[64];
 };
 

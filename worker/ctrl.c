@@ -413,6 +413,14 @@ status ctrl_ready(struct ctrl *c, const struct msg_ready *ready, struct err *err
     return ctrl_post(c, &(struct msg_rank){ .kind = MSG_READY, .ready = *ready }, err);
 }
 
+bool ctrl_is_told_to_stop(struct ctrl *c)
+{
+    pthread_mutex_lock(&c->lock);
+    const bool is_told = c->was_told_to_stop;
+    pthread_mutex_unlock(&c->lock);
+    return is_told;
+}
+
 void ctrl_fault(struct ctrl *c, const struct err *why)
 {
     struct err ignored = ERR_INIT;

@@ -33,6 +33,9 @@ status ctrl_create(const struct ctrl_config *config, uint32_t timeout_s, struct 
 status ctrl_ready(struct ctrl *c, const struct msg_ready *ready, struct err *err);
 /* The coordinator has ended the stream, or it broke; err says why. */
 bool ctrl_is_lost(struct ctrl *c, struct err *err);
+/* The coordinator has told this rank to stop, and nothing has gone wrong. A rank that is not ready then
+ * finds `abort` set; one that is hears of it through its io. */
+bool ctrl_is_told_to_stop(struct ctrl *c);
 /* Say why this rank ends; flushed before ctrl_destroy returns. */
 void ctrl_fault(struct ctrl *c, const struct err *why);
 /* The leader's io over this stream. */

@@ -129,11 +129,10 @@ bool orphan_begin(struct ctrl *c, status code, const char *text)
     struct orphan *o = &c->orphan;
 
     pthread_mutex_lock(&c->lock);
-    const bool closing = c->closing;
+    const bool closing = c->closing || c->was_told_to_stop;
     pthread_mutex_unlock(&c->lock);
     const bool is_link = c->state == LINK_WELCOME || c->state == LINK_ORPHAN;
-    if (!is_link || closing || o->grace_s == 0 || o->was_told_to_stop ||
-        code != ST_ERR_UNAVAILABLE) {
+    if (!is_link || closing || o->grace_s == 0 || code != ST_ERR_UNAVAILABLE) {
         return false;
     }
     if (c->state == LINK_WELCOME) {
@@ -152,15 +151,21 @@ bool orphan_begin(struct ctrl *c, status code, const char *text)
     return true;
 }
 
-/* The leader's thread takes a Stop from its inbox, the others look at none; here it only matters
- * that a stream which ends after it has not broken. */
+/* The leader's thread takes a Stop from its inbox, the others look at none; here it matters that a
+ * stream which ends after it has not broken, and that a rank which loads reads no inbox. */
 void orphan_look(struct ctrl *c, const void *data, size_t len)
 {
     struct msg_coord m;
 
     arena_reset(&c->in);
-    if (len <= 16 && msg_coord_unpack(data, len, &c->in, &m, NULL) == ST_OK && m.kind == MSG_STOP) {
-        c->orphan.was_told_to_stop = true;
+    if (len > 16 || msg_coord_unpack(data, len, &c->in, &m, NULL) != ST_OK || m.kind != MSG_STOP) {
+        return;
+    }
+    pthread_mutex_lock(&c->lock);
+    c->was_told_to_stop = true;
+    pthread_mutex_unlock(&c->lock);
+    if (c->orphan.ready.len == 0) {
+        *c->config.abort = true;
     }
 }
 

@@ -35,7 +35,6 @@ struct orphan {
     char target[300];            /* the last address tried */
     uint64_t until_ns, delay_ns; /* end of the grace; until the next try */
     struct rpc_timer timer;
-    bool was_told_to_stop;
     uint32_t epoch;   /* goes up when a coordinator is lost */
     struct buf ready; /* the packed Ready of this rank; empty: it is not */
 };
@@ -59,7 +58,8 @@ struct ctrl {
     pthread_mutex_t lock; /* protects what follows */
     pthread_cond_t changed;
     enum link_state state;
-    struct err why;    /* with LINK_LOST */
+    struct err why; /* with LINK_LOST */
+    bool was_told_to_stop;
     uint32_t n_unsent; /* parcels posted and not handed to the stream */
     bool closing;
 };

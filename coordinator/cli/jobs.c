@@ -336,7 +336,8 @@ static status job_adopt(struct jobs *j, uint32_t replica, struct err *err)
 {
     struct job *job = &j->jobs[replica];
     const struct service_replica *r = &j->last[replica];
-    const struct launch_adoption a = { r->pid, r->start_ticks, j->dir->path, job->log_name };
+    const struct launch_adoption a = { r->pid, r->start_ticks, j->dir->path, job->log_name,
+                                       r->log_begin };
     const status st = launch_adopt(&a, &job->launch, err);
 
     if (st == ST_OK) {
@@ -358,6 +359,7 @@ void jobs_describe(const struct jobs *j, uint32_t replica, struct service_replic
     if (job != NULL && job->launch != NULL) {
         r_p->pid = launch_pid(job->launch);
         r_p->start_ticks = launch_identity(job->launch);
+        r_p->log_begin = launch_log_begin(job->launch);
         snprintf(r_p->shm_dir, sizeof(r_p->shm_dir), "%s", job->shm_dir);
     }
 }

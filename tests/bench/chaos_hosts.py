@@ -2,6 +2,7 @@
 """Faults of hosts and links at random, by a seed, under streams that are compared token by token (tests/common/chaos.py).
 
     ./run bench chaos-hosts [--seed S] [--faults N] [--streams N] [--tp N] [--pp N] [--replicas R] [--spares N] [--log FILE]
+                            [--journal]
 
 Hosts are network namespaces (GANTRY_SHARED_DIR/hosts; needs root). The coordinator and the clients are on the first, which is left
 alone; ranks are on the others, one each, over TCP. Kinds: a rank killed, mpirun killed, a rank stopped; all power of a host gone, a host
@@ -101,7 +102,7 @@ def inside(args):
         hostfile.flush()
         options = ["--replicas", str(args.replicas), "--tp", str(args.tp), "--pp", str(args.pp), "--threads", "1", "--hang-timeout",
                    str(args.hang_timeout), "--retries", "1000000", "--restarts", "1000000", "--hostfile", hostfile.name]
-        with chaos.Service(MODEL, options) as service:
+        with (chaos.DurableService if args.journal else chaos.Service)(MODEL, options) as service:
             weather = Weather(hosts, rng)
             try:
                 n = run(args, rng, service, weather, wanted, named)
@@ -173,6 +174,7 @@ def main():
     parser.add_argument("--spares", type=int, default=1)
     parser.add_argument("--hang-timeout", type=int, default=3)
     parser.add_argument("--bound", type=float, default=3, help="seconds until a fault must be named, beyond the hang timeout where it is silent")
+    parser.add_argument("--journal", action="store_true", help="ranks that are cut off wait for a coordinator (--orphan-grace), clients resume")
     parser.add_argument("--log", help="keep the service's log there")
     args = parser.parse_args()
     if "GANTRY_CHAOS_INSIDE" not in os.environ:

@@ -82,7 +82,8 @@ class Service:
             self.target = f"127.0.0.1:{json.loads((self.run_dir / 'endpoint.json').read_text())['port']}"
             self.channel = grpc.insecure_channel(self.target, [("grpc.max_reconnect_backoff_ms", 500)])
             self.cluster = gantry_pb2_grpc.ClusterStub(self.channel)
-            self.wait_for(lambda: self.status().state == "serving", START_S, "all replicas to serve")
+            if "--external-only" not in self.command:
+                self.wait_for(lambda: self.status().state == "serving", START_S, "all replicas to serve")
         except BaseException:
             self.__exit__(Failed, None, None)
             raise
@@ -134,7 +135,10 @@ class Service:
         """The pid of the newest mpirun of a replica."""
         name = f"replica {replica}: " if len(self.status().replicas) > 1 else ""
         pid = int(re.findall(rf"^{name}starting \d+ ranks? with mpirun \(pid (\d+)\)", self.log(), re.M)[-1])
-        self.commands += pathlib.Path(f"/proc/{pid}/cmdline").read_text()
+        try:
+            self.commands += pathlib.Path(f"/proc/{pid}/cmdline").read_text()
+        except FileNotFoundError:  # it was hit just before
+            pass
         return pid
 
     def is_free(self):
@@ -210,7 +214,6 @@ class Answer:
     def ask(self):
         if not self.is_told.is_set():
             return gantry_pb2.GenerateRequest(request_id=self.request_id, **self.request)
-        self.n_resumed += 1
         if self.n == 1:
             return gantry_pb2.GenerateRequest(request_id=self.request_id, resume=True, resume_from=len(self.tokens[0]))
         return gantry_pb2.GenerateRequest(request_id=self.request_id, resume=True, resume_from_choices=[len(t) for t in self.tokens])
@@ -225,6 +228,7 @@ class Answer:
                 if chunk.HasField("started"):
                     if chunk.started.resume_window_s == 0 or chunk.started.n != self.n:
                         raise Failed(f"{self.request_id}: started says {chunk.started}")
+                    self.n_resumed += self.is_told.is_set()
                     self.is_told.set()
                 self.take(chunk)
         finally:
@@ -285,10 +289,14 @@ def undisturbed(model):
 
 
 class Crowd:
-    """n clients that ask until told to end. Used as a `with` block; afterwards `differing` must be empty."""
+    """n clients that ask until told to end. Used as a `with` block; afterwards `differing` must be empty. Of a DurableService they go on
+    with their answers after whatever has broken."""
 
     def __init__(self, service, wanted, n):
         self.service, self.wanted = service, wanted
+        self.resumes = isinstance(service, DurableService)
+        self.answers = [None] * n  # that are being read
+        self.gaps, self.n_resumed = [], 0
         self.n_answers, self.n_tokens, self.differing, self.failed = 0, 0, [], []
         self.arrivals = {}  # request id -> {token index: time}
         self.lock, self.is_over = threading.Lock(), threading.Event()
@@ -317,7 +325,7 @@ class Crowd:
                 self.arrivals[request_id] = arrivals
             turn += 1
             try:
-                got = ask(stub, REQUESTS[which], request_id, arrivals)
+                got = self.go_on(i, which, request_id, arrivals) if self.resumes else ask(stub, REQUESTS[which], request_id, arrivals)
             except grpc.RpcError as error:
                 # A request that comes while nothing serves is refused, and was never accepted.
                 if "no replica serves now" in (error.details() or ""):
@@ -337,6 +345,14 @@ class Crowd:
                     if have != want:
                         at = next((k for k, (a, b) in enumerate(zip(have[1], want[1])) if a != b), "the end")
                         self.differing.append(f"{request_id}: choice {choice} differs at token {at}: {have[1][-1:]}")
+
+    def go_on(self, i, which, request_id, arrivals):
+        answer = self.answers[i] = Answer(self.service, REQUESTS[which], request_id, 300, arrivals)
+        answer.run()
+        with self.lock:
+            self.gaps += answer.gaps
+            self.n_resumed += answer.n_resumed
+        return answer.answers()
 
     def check(self):
         if self.differing or self.failed:

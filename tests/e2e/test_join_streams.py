@@ -4,11 +4,17 @@ again, and every answer is the undisturbed one (promise P3, across tp x pp and a
 
 Then mixed profiles: a replica that computes in f32 joins one in bf16. A stream that moves between them says so in its last message; one
 that was asked to be exact waits for its own profile and has its bits, or fails with a sentence.
+
+Then coordinators that die: with a journal the jobs that have joined wait for the next one like its own ranks, with the same processes,
+also where all replicas have joined; one that brings other weights is refused there as before. And a job that is told to stop while
+it loads ends with 0.
 """
 import json
 import os
 import pathlib
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,13 +45,13 @@ def claim(is_so, text):
 class Job:
     """A replica under an mpirun of its own."""
 
-    def __init__(self, service, n, options):
+    def __init__(self, service, n, options, model=MODEL):
         port = json.loads((service.run_dir / "endpoint.json").read_text())["control_port"]
         environment = dict(os.environ, XDG_CACHE_HOME=service.dir.name, TMPDIR=service.dir.name,
                            GANTRY_CHAOS=service.dir.name, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
                            OMPI_MCA_btl_vader_backing_directory=service.dir.name)
         command = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(n), chaos.GANTRY, "worker", "--join",
-                   f"127.0.0.1:{port}", "--secret-file", str(service.run_dir / "token"), str(MODEL), "--threads", "1", *options]
+                   f"127.0.0.1:{port}", "--secret-file", str(service.run_dir / "token"), str(model), "--threads", "1", *options]
         self.log = open(pathlib.Path(service.dir.name) / f"job-{random.randrange(1 << 60)}", "wb")
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL, env=environment)
 
@@ -196,9 +202,90 @@ def nobody_comes():
         claim(busy.error is None, "and nobody else does")
 
 
+def joined_ranks(service):
+    return {r.job: [rank.pid for rank in r.ranks] for r in service.status().replicas if r.joined and r.state == "serving"}
+
+
+def spoilt_copy(service):
+    """The model with two bytes of its weights changed."""
+    copy = pathlib.Path(service.dir.name) / "spoilt"
+    shutil.copytree(MODEL, copy)
+    weights = copy / "model.safetensors"
+    weights.chmod(0o644)
+    with open(weights, "r+b") as f:
+        f.seek(-64, os.SEEK_END)
+        f.write(b"\1\2")
+    return copy
+
+
+def coordinator(own):
+    """It is killed under streams, and the next one has the same replicas."""
+    print(f"the coordinator dies, {'beside' if own else 'without'} a replica of its own", flush=True)
+    wanted = chaos.undisturbed(MODEL)
+    options = COMMON + (["--tp", "1"] if own else ["--external-only"])
+    with chaos.DurableService(MODEL, options) as service:
+        jobs = [joined(service, 2, ["--tp", "2"]), joined(service, 1, ["--tp", "1"])]
+        n = n_serving(service)
+        before = joined_ranks(service)
+        with chaos.Crowd(service, wanted, 6) as crowd:
+            service.wait_for(lambda: sum(a is not None and len(a.tokens[0]) > 20 for a in crowd.answers) >= 4, 60, "streams to be under way")
+            digest = service.status().weights_digest
+            service.kill()
+            service.start(("serving", "degraded"))
+            service.wait_for(lambda: n_serving(service) == n, 60, "all replicas to serve again")
+            seen = crowd.n_answers
+            service.wait_for(lambda: crowd.n_answers >= seen + 3, 120, "answers")
+        crowd.check()
+        claim(crowd.n_resumed > 0, f"{crowd.n_answers} answers, {crowd.n_resumed} times resumed: those of an undisturbed service")
+        claim(joined_ranks(service) == before, "the jobs that had joined are there again, the same processes")
+        claim(service.status().weights_digest == digest, "the weights are the same")
+        service.kill()
+        spoilt = Job(service, 1, ["--tp", "1"], spoilt_copy(service))  # it is there before the others are back
+        service.start(("serving", "degraded"))
+        claim(spoilt.ends(60) == 6, "a job with other weights is refused by the next coordinator")
+        service.wait_for(lambda: n_serving(service) == n, 60, "all replicas to serve again")
+        claim(joined_ranks(service) == before, "and the others are not")
+    for job in jobs:
+        claim(job.ends() == 0, "a joined job ends with 0 when the service does")
+
+
+def attached(service, begin):
+    """pids of the ranks that have attached since the log had `begin` bytes, by rank; None once one is ready."""
+    log = service.log()[begin:]
+    pids = {int(rank): int(pid) for rank, pid in re.findall(r"rank (\d+) attached from \S+ \(host \S+ pid (\d+)", log)}
+    return None if "is ready" in log else pids
+
+
+def stopped_while_loading():
+    print("a joined job is told to stop while it loads", flush=True)
+    with chaos.Service(MODEL, COMMON + ["--tp", "1"]) as service:
+        for _ in range(10):
+            begin = len(service.log())
+            job = Job(service, 2, ["--tp", "2"])
+            service.wait_for(lambda: attached(service, begin) is None or 1 in attached(service, begin), 60, "rank 1 to attach")
+            pids = attached(service, begin)
+            if pids is None:  # it was faster than we are
+                job.kill()
+                continue
+            os.kill(pids[1], signal.SIGSTOP)
+            service.wait_for(lambda: len(attached(service, begin) or [0, 1]) == 2, 60, "rank 0 to attach")
+            if attached(service, begin) is not None and n_serving(service) == 1:
+                service.process.terminate()
+                chaos.time.sleep(0.5)
+                os.kill(pids[1], signal.SIGCONT)
+                claim(job.ends() == 0, "it ends with 0")
+                return
+            os.kill(pids[1], signal.SIGCONT)
+            job.kill()
+        raise chaos.Failed("no job could be caught while it loads")
+
+
 try:
     shapes()
     profiles()
     nobody_comes()
+    coordinator(own=True)
+    coordinator(own=False)
+    stopped_while_loading()
 except chaos.Failed as failure:
     sys.exit(f"FAIL  {failure}")

@@ -11,9 +11,11 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -248,13 +250,45 @@ def handover(wanted):
         finish(readers, wanted, "handed over")
 
 
+def other_weights(wanted):
+    """The files are other ones when the streams go on: ranks that have loaded them are refused, and with the right ones they go on."""
+    with tempfile.TemporaryDirectory(prefix="gantry-weights-") as folder:
+        model = pathlib.Path(folder) / "model"
+        shutil.copytree(MODEL, model)
+        weights = model / "model.safetensors"
+        weights.chmod(0o644)
+        right = weights.read_bytes()
+        with chaos.DurableService(model, ["--threads", "1", "--orphan-grace", "1", "--restarts", "1"]) as service:
+            readers = crowd(service, "weights")
+            service.wait_for(lambda: sum(r.n_tokens() > 5 for r in readers) >= 8, 30, "streams to be under way")
+            pids = service.pids()[0]
+            service.kill()
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            weights.write_bytes(right[:-64] + bytes([right[-64] ^ 1]) + right[-63:])
+            service.launch()
+            check(service.process.wait(chaos.START_S) == 6, "other weights end the service with 6", service.process.returncode)
+            check("have the files changed?" in service.log(), "and it says so")
+            weights.write_bytes(right)
+            service.start()
+            finish(readers, wanted, "other weights in between")
+
+
+def at_random(rng):
+    """The driver of `./run bench chaos`, a few strikes."""
+    command = [sys.executable, str(SOURCE / "tests" / "bench" / "chaos.py"), "--coordinator", "0.7", "--break", "0.2", "--kills", "5",
+               "--streams", "4", "--replicas", "2", "--tp", "1", "--pp", "2", "--bound", "20", "--seed", str(rng.randrange(1000))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    check(done.returncode == 0, "faults at random", done.stdout[-2000:] + done.stderr[-6000:])
+    print("  " + next(line for line in done.stdout.splitlines() if line.startswith("seed")), flush=True)
+
+
 def main():
     rng = random.Random(int(os.environ.get("GANTRY_SEED", "1")))
     with chaos.Service(MODEL, ["--tp", "1", "--pp", "1", "--threads", "1"]) as service:
         wanted = [ask(service, i, f"reference-{i}") for i in range(len(REQUESTS))]
     with Service(["--tp", "2", "--pp", "1", "--threads", "1"]) as service:
         print("one replica of tp 2", flush=True)
-        killed(service, wanted, rng)
         killed(service, wanted, rng)
         killed_with_rank(service, wanted, rng)
         connections(service, wanted)
@@ -263,11 +297,10 @@ def main():
         interrupted(service)
         service.wait_for(service.is_free, 20, "all KV blocks to be free")
     check(not list(service.journal.glob("journal-*")) if service.journal.exists() else True, "an orderly end empties the journal")
-    with Service(["--replicas", "2", "--tp", "1", "--pp", "2", "--threads", "1"]) as service:
-        print("two replicas of pp 2", flush=True)
-        killed(service, wanted, rng)
     lost_patience()
     handover(wanted)
+    other_weights(wanted)
+    at_random(rng)
 
 
 try:

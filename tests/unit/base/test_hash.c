@@ -17,6 +17,12 @@ static void assert_hex(const char *text, const char *expected)
 
     hash128_hex(&h, hex);
     assert_string_equal(hex, expected);
+    struct hash128 back;
+    assert_true(hash128_read(hex, &back));
+    assert_memory_equal(&back, &h, sizeof(h));
+    hex[7] = 'g';
+    assert_false(hash128_read(hex, &back));
+    assert_false(hash128_read(expected + 1, &back));
 }
 
 static void test_hash128__is_xxh3_in_canonical_order(void **state UNUSED)
