@@ -28,7 +28,7 @@
 struct kern_stream; /* kernels/kern.h; NULL: the buffers of the call are host memory */
 struct coll;
 
-enum { COLL_REQS_MAX = 256, COLL_MARK_ALL = 255 };
+enum { COLL_REQS_MAX = 256, COLL_MARK_ALL = 255, COLL_SUMS_BYTES = 192 };
 
 /* A pending send or receive of this coll: index of a slot. */
 struct coll_req {
@@ -101,7 +101,12 @@ struct coll {
     const _Atomic bool
         *abort; /* borrowed, may be NULL: when true every wait ends with ST_ERR_CANCELLED */
     struct coll_watch *watch; /* borrowed, may be NULL: told what this rank is in */
+    /* Which way sums between the slices go, for people; coll_nccl only, else "". */
+    char sums[COLL_SUMS_BYTES];
 };
+
+/* The same of any coll: "" where there is one slice. */
+const char *coll_sums(const struct coll *c);
 
 struct coll_shape {
     uint32_t tp, pp;

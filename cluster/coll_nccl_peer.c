@@ -15,6 +15,7 @@
 #include "base/hash.h"
 #include "base/log.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -127,12 +128,31 @@ static status open_windows(struct coll_nccl *d, void *ids, bool *all_p, struct v
     return st;
 }
 
+/* For the log, once a stage; and for the status of every rank. */
+static void say_way(struct coll_nccl *d, bool has_windows, const char *why_not)
+{
+    const size_t kib = MIN(d->dev.peer_floats * sizeof(float), d->base.split_bytes) / 1024;
+
+    if (has_windows) {
+        snprintf(d->base.sums, sizeof(d->base.sums), "mapped memory up to %zu KiB, else nccl", kib);
+    } else {
+        snprintf(d->base.sums, sizeof(d->base.sums), "nccl (%.*s)", (int)sizeof(d->base.sums) - 8,
+                 why_not);
+    }
+    if (d->base.slice == 0) {
+        log_info("device", "sums between the %u devices of stage %u: %s", d->base.tp, d->base.stage,
+                 d->base.sums);
+    }
+}
+
 status coll_nccl_peers_open(struct coll_nccl *d, struct err *err)
 {
     struct vote first = { .st = ST_OK };
     bool all = false;
 
     if (d->dev.peers_create == NULL || d->free_order) {
+        snprintf(d->base.sums, sizeof(d->base.sums), "%s",
+                 d->free_order ? "nccl, in its own order" : "nccl");
         return ST_OK;
     }
     void *ids = calloc(d->base.tp + 1, d->dev.peer_id_bytes);
@@ -145,14 +165,8 @@ status coll_nccl_peers_open(struct coll_nccl *d, struct err *err)
         d->dev.peers_destroy(d->dev.stream, d->peers);
         d->peers = NULL;
     }
-    if (st == ST_OK && d->base.slice == 0) {
-        if (all) {
-            log_info("device",
-                     "sums up to %zu KiB go over memory that the %u devices of stage %u map",
-                     d->dev.peer_floats * sizeof(float) / 1024, d->base.tp, d->base.stage);
-        } else {
-            log_info("device", "all sums of stage %u go over NCCL: %s", d->base.stage, first.text);
-        }
+    if (st == ST_OK) {
+        say_way(d, all, first.text);
     }
     return st;
 }

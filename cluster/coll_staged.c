@@ -279,6 +279,14 @@ static const struct coll_ops staged_ops = {
     .destroy = staged_destroy,
 };
 
+const char *coll_sums(const struct coll *c)
+{
+    return c->tp == 1              ? ""
+           : c->sums[0] != '\0'    ? c->sums
+           : c->ops == &staged_ops ? "by way of the hosts"
+                                   : c->ops->name;
+}
+
 status coll_staged_create(struct coll *inner, const struct coll_device *dev, struct coll **coll_p,
                           struct err *err)
 {

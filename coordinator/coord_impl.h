@@ -99,6 +99,7 @@ struct rank {
     bool was_attached, is_ready;
     bool was_silent; /* when its replica was lost */
     char host[64], kernels[32], phase[32];
+    char sums[160]; /* which way they go inside its stage, since it was ready */
     uint32_t pid;
     struct msg_heartbeat heartbeat; /* .phase is not kept: see `phase` */
     uint64_t heard_ns;

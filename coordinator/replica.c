@@ -301,6 +301,7 @@ static void ready_take(struct replica *r, uint32_t rank, const struct msg_ready 
         return;
     }
     r->ranks[rank].is_ready = true;
+    text_copy(r->ranks[rank].sums, sizeof(r->ranks[rank].sums), m->sums != NULL ? m->sums : "");
     r->ranks[rank].heartbeat.weight_bytes = m->weight_bytes;
     r->n_ready++;
     if (rank == 0) {

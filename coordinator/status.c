@@ -82,6 +82,7 @@ static void rank_fill(const struct replica *replica, uint32_t i, uint64_t now,
         .waits_for = r->heartbeat.op_peer,
         .waited_us = r->heartbeat.waited_us,
         .step_digest = r->heartbeat.digest,
+        .sums = r->sums,
     };
 }
 

@@ -164,6 +164,7 @@ static status ready_fill(const struct msg_ready *m, struct arena *arena, struct 
     }
     r->weight_bytes = m->weight_bytes;
     r->kv_bytes = m->kv_bytes;
+    r->sums = pb_text(m->sums);
     return pb_self_test_fill(&m->self_test, arena, &r->self_test);
 }
 
@@ -297,7 +298,9 @@ static status finishes_read(const Gantry__Control__V1__Events *e, struct arena *
 
 static status ready_read(const Gantry__Control__V1__Ready *in, struct msg_ready *m, struct err *err)
 {
-    *m = (struct msg_ready){ .weight_bytes = in->weight_bytes, .kv_bytes = in->kv_bytes };
+    *m = (struct msg_ready){ .weight_bytes = in->weight_bytes,
+                             .kv_bytes = in->kv_bytes,
+                             .sums = in->sums };
     if (in->weights_digest.len != 0) {
         if (in->weights_digest.len != HASH_BYTES) {
             return err_set(err, ST_ERR_PROTO, "Ready.weights_digest has %zu bytes (0 or %d)",

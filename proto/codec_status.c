@@ -74,6 +74,7 @@ static void rank_fill(const struct msg_rank_status *m, Gantry__V1__RankStatus *r
     r->waits_for = m->waits_for;
     r->waited_us = m->waited_us;
     r->step_digest = m->step_digest;
+    r->sums = pb_text(m->sums);
 }
 
 static status replica_fill(const struct msg_replica_status *m, struct arena *arena,
@@ -174,7 +175,8 @@ static status replica_read(const Gantry__V1__ReplicaStatus *r, struct arena *are
                                              .op_seq = in->op_seq,
                                              .waits_for = in->waits_for,
                                              .waited_us = in->waited_us,
-                                             .step_digest = in->step_digest };
+                                             .step_digest = in->step_digest,
+                                             .sums = in->sums };
     }
     *m = (struct msg_replica_status){ .replica = r->replica,
                                       .generation = r->generation,

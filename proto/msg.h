@@ -98,6 +98,7 @@ struct msg_ready {
     struct hash128 weights_digest; /* zero except from the leader */
     uint64_t weight_bytes, kv_bytes;
     struct msg_self_test self_test; /* all zero except from the leader */
+    const char *sums;               /* which way sums inside the stage go; "": one slice */
 };
 
 enum { MSG_QUEUED_MAX = 128 };
@@ -321,6 +322,7 @@ struct msg_rank_status {
     uint32_t waits_for;   /* rank + 1; 0: nobody */
     uint64_t waited_us;   /* 0: does not wait */
     uint64_t step_digest; /* of the plan of `step` */
+    const char *sums;     /* which way sums inside its stage go; "": one slice, or not ready */
 };
 
 struct msg_replica_status {

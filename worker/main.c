@@ -220,6 +220,7 @@ static status prepare(struct life *l, struct err *err)
     }
     log_info("rank", "ready: stage %u, slice %u, %u threads, kernels %s", l->coll->stage,
              l->coll->slice, config.n_threads, l->device.text);
+    ready.sums = rank_sums(l->rank);
     return ctrl_ready(l->ctrl, &ready, err);
 }
 

@@ -211,6 +211,11 @@ status rank_load(struct rank *r, const struct weights *weights, struct err *err)
     return st;
 }
 
+const char *rank_sums(const struct rank *r)
+{
+    return coll_sums(r->coll);
+}
+
 status rank_agree(struct rank *r, struct err *err)
 {
     struct {

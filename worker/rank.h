@@ -81,6 +81,8 @@ status rank_agree(struct rank *r, struct err *err);
  * leader. ST_ERR_MISMATCH: data is harmed on its way, or a sum is wrong. */
 status rank_selftest(struct rank *r, const struct selftest_config *config,
                      struct msg_self_test *report_p, struct err *err);
+/* Which way sums between the slices of its stage go, for people; "" with one slice. Borrowed. */
+const char *rank_sums(const struct rank *r);
 /* Digest of the weight files, hashed by all ranks together (or taken from `cache_dir` by the
  * leader; NULL: no cache). All ranks call it together; *digest_p is set on the leader. */
 status rank_digest(struct rank *r, const struct weights *weights, const char *cache_dir,

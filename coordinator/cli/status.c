@@ -86,6 +86,20 @@ static void print_self_test(const struct msg_self_test *t)
     }
 }
 
+/* Which way sums go: once, or per stage where stages differ. */
+static void print_sums(const struct msg_replica_status *p)
+{
+    const char *before = "";
+
+    for (uint32_t i = 0; i < p->n_ranks; i++) {
+        const struct msg_rank_status *r = &p->ranks[i];
+        if (r->slice == 0 && r->sums[0] != '\0' && strcmp(r->sums, before) != 0) {
+            printf("  sums inside a stage, from stage %u on: %s\n", r->stage, r->sums);
+            before = r->sums;
+        }
+    }
+}
+
 static void print_table(const struct msg_status *m)
 {
     printf("%s  model %s  profile %s  build %.20s  up %.0f s  streams %u of %u\n", m->state,
@@ -124,6 +138,7 @@ static void print_table(const struct msg_status *m)
             }
         }
         print_self_test(&p->self_test);
+        print_sums(p);
         printf("  rank stage slice  %-16s %7s  %-14s %10s %7s %10s  kernels\n", "host", "pid",
                "phase", "step", "loaded", "heard");
         for (uint32_t k = 0; k < p->n_ranks; k++) {
@@ -139,15 +154,16 @@ static json_t *rank_json(const struct msg_rank_status *r)
     char digest[24];
 
     snprintf(digest, sizeof(digest), "%016" PRIx64, r->step_digest);
-    return json_pack(
-        "{s:I, s:I, s:I, s:s, s:I, s:s, s:I, s:I, s:I, s:I, s:s, s:s, s:I, s:I, s:I, "
-        "s:s}",
-        "rank", (json_int_t)r->rank, "stage", (json_int_t)r->stage, "slice", (json_int_t)r->slice,
-        "host", r->host, "pid", (json_int_t)r->pid, "phase", r->phase, "step", (json_int_t)r->step,
-        "heartbeat_age_us", (json_int_t)r->heartbeat_age_us, "loaded_bytes",
-        (json_int_t)r->loaded_bytes, "weight_bytes", (json_int_t)r->weight_bytes, "kernels",
-        r->kernels, "op", r->op, "op_seq", (json_int_t)r->op_seq, "waits_for",
-        (json_int_t)r->waits_for - 1, "waited_us", (json_int_t)r->waited_us, "step_digest", digest);
+    return json_pack("{s:I, s:I, s:I, s:s, s:I, s:s, s:I, s:I, s:I, s:I, s:s, s:s, s:I, s:I, s:I, "
+                     "s:s, s:s}",
+                     "rank", (json_int_t)r->rank, "stage", (json_int_t)r->stage, "slice",
+                     (json_int_t)r->slice, "host", r->host, "pid", (json_int_t)r->pid, "phase",
+                     r->phase, "step", (json_int_t)r->step, "heartbeat_age_us",
+                     (json_int_t)r->heartbeat_age_us, "loaded_bytes", (json_int_t)r->loaded_bytes,
+                     "weight_bytes", (json_int_t)r->weight_bytes, "kernels", r->kernels, "op",
+                     r->op, "op_seq", (json_int_t)r->op_seq, "waits_for",
+                     (json_int_t)r->waits_for - 1, "waited_us", (json_int_t)r->waited_us,
+                     "step_digest", digest, "sums", r->sums);
 }
 
 static json_t *link_json(const struct msg_link *l)

@@ -82,7 +82,13 @@ static const struct msg_piece pieces[] = {
     { .id = 9 },
 };
 static const struct msg_rank_status rank_states[] = {
-    { .rank = 0, .pid = 12, .host = "a", .phase = "step", .kernels = "avx2", .step = 4 },
+    { .rank = 0,
+      .pid = 12,
+      .host = "a",
+      .phase = "step",
+      .kernels = "avx2",
+      .step = 4,
+      .sums = "mpi" },
     { .rank = 1,
       .stage = 1,
       .slice = 0,
@@ -250,8 +256,8 @@ static int samples_make(void **state UNUSED)
                                                             .rows_max = 6,
                                                             .layer_bytes = 1ull << 40,
                                                             .model_digest = 1ull << 63 } } });
-    sample_rank("ready",
-                &(struct msg_rank){ MSG_READY, .ready = { { { 1, 0, 255 } }, 5, 6, { 0 } } });
+    sample_rank("ready", &(struct msg_rank){ MSG_READY,
+                                             .ready = { { { 1, 0, 255 } }, 5, 6, { 0 }, "nccl" } });
     sample_rank(
         "ready with links",
         &(struct msg_rank){
