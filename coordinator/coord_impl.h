@@ -127,6 +127,8 @@ struct replica_shape {
     uint32_t kv_blocks, block_tokens;
     uint32_t ctx_max, rows_max;
     uint64_t layer_bytes; /* weights of the heaviest layer of a rank */
+    uint64_t
+        layer_ns; /* predicted: its longest one, at the most rows and positions; 0: not known */
     uint64_t plan_digest;
     uint64_t model_digest;
     char profile[MSG_PROFILE_BYTES];

@@ -13,8 +13,11 @@
  * All of them are judged by our own clock, and that stops with us (suspend, a busy machine): a tick
  * that comes late adds its delay to every deadline, because what we did not read may be waiting.
  *
- * What a layer may take is not measured but bounded: two flops per weight and row at 5 Gflop/s, ten
- * times slower than one core computes. The first step of a large model must not look like a hang. */
+ * What a layer may take is bounded: two flops per weight and row at 5 Gflop/s, ten times slower than one core
+ * computes. The first step of a large model must not look like a hang. Where rates were measured it is also ten
+ * times what they predict for the longest layer, if that is more (attention far back, slow kernels). They never
+ * make the bound tighter: a file of rates may be of another day or another host, a replica may come back on a
+ * spare one, and a false alarm costs a replica where a late one costs seconds. */
 #include "coordinator/coord_impl.h"
 
 #include "base/log.h"
@@ -26,7 +29,8 @@
 
 enum {
     STALL_MS = 300,
-    LOAD_FACTOR = 12 /* of --hang-timeout: a rank that loads may wait for a disk */
+    LOAD_FACTOR = 12,     /* of --hang-timeout: a rank that loads may wait for a disk */
+    PREDICTED_FACTOR = 10 /* of what a layer takes where nothing else runs */
 };
 
 static const double slowest_flops = 5e9;
@@ -35,7 +39,10 @@ static const double slowest_flops = 5e9;
  * flops per weight and row. */
 static uint64_t layer_bound_ns(const struct replica_shape *s)
 {
-    return (uint64_t)((double)s->layer_bytes * s->rows_max / slowest_flops * 1e9);
+    const uint64_t guess_ns =
+        (uint64_t)((double)s->layer_bytes * s->rows_max / slowest_flops * 1e9);
+
+    return MAX(guess_ns, PREDICTED_FACTOR * s->layer_ns);
 }
 
 uint64_t detect_bound_ns(const struct replica *r)

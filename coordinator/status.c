@@ -1,6 +1,8 @@
 /* coordinator/status.c - GetStatus: what the ranks last said, as one message. */
 #include "coordinator/coord_impl.h"
 
+#include "partition/predict.h"
+
 #include <string.h>
 
 const char *coord_state_name(enum coord_state state)
@@ -86,6 +88,17 @@ static void rank_fill(const struct replica *replica, uint32_t i, uint64_t now,
     };
 }
 
+/* A decode step of the streams that run, as far back as they are on the average; of our own replicas, whose
+ * plan we know. */
+static double predicted_step_us(const struct replica *r, const struct msg_heartbeat *leader)
+{
+    const uint32_t n = MAX(leader->running, 1u);
+    const double positions = (double)leader->kv_blocks_used * r->shape.block_tokens / n;
+
+    return r->index < r->coord->n_own ? 1e6 * predict_decode_s(r->coord->config.plan, n, positions)
+                                      : 0;
+}
+
 static status replica_fill(struct replica *r, uint64_t now, struct msg_replica_status *m)
 {
     const struct msg_heartbeat *leader = &r->ranks[0].heartbeat;
@@ -119,6 +132,7 @@ static status replica_fill(struct replica *r, uint64_t now, struct msg_replica_s
         .tokens_per_second = status_tokens_per_second(r),
         .step_us = leader->step_us,
         .step_kernel_us = leader->step_kernel_us,
+        .predicted_step_us = predicted_step_us(r, leader),
         .losses = r->n_losses,
         .detail = r->why,
         .waits = r->waits,

@@ -8,9 +8,13 @@
  * journal entries point to them or know their numbers. */
 #include "coordinator/coord_impl.h"
 
+#include "partition/predict.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+static const double LAYER_S_MAX = 86400; /* whatever a file of rates says */
 
 void shape_of_plan(const struct plan *plan, struct replica_shape *shape_p)
 {
@@ -23,6 +27,7 @@ void shape_of_plan(const struct plan *plan, struct replica_shape *shape_p)
         .ctx_max = plan->ctx_max,
         .rows_max = plan->rows_max,
         .layer_bytes = plan_layer_bytes(plan),
+        .layer_ns = (uint64_t)(MIN(predict_layer_most_s(plan), LAYER_S_MAX) * 1e9),
         .plan_digest = plan->digest,
         .model_digest = plan_model_digest(plan),
     };

@@ -98,6 +98,7 @@ static status replica_fill(const struct msg_replica_status *m, struct arena *are
     r->tokens_per_second = m->tokens_per_second;
     r->step_us = m->step_us;
     r->step_kernel_us = m->step_kernel_us;
+    r->predicted_step_us = m->predicted_step_us;
     r->losses = m->losses;
     r->detail = pb_text(m->detail);
     r->waits = pb_text(m->waits);
@@ -195,6 +196,7 @@ static status replica_read(const Gantry__V1__ReplicaStatus *r, struct arena *are
                                       .tokens_per_second = r->tokens_per_second,
                                       .step_us = r->step_us,
                                       .step_kernel_us = r->step_kernel_us,
+                                      .predicted_step_us = r->predicted_step_us,
                                       .losses = r->losses,
                                       .detail = r->detail,
                                       .waits = r->waits,

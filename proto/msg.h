@@ -333,6 +333,7 @@ struct msg_replica_status {
     uint32_t kv_blocks_cached;
     uint64_t cache_hits, cache_tokens;
     double tokens_per_second, step_us, step_kernel_us;
+    double predicted_step_us; /* 0: not known */
     uint32_t losses;
     const char *detail;
     const char *waits; /* of the last loss: who waited for whom */

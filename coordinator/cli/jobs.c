@@ -156,16 +156,10 @@ status jobs_self_path(char *path, size_t bytes, struct err *err)
 status jobs_place(struct jobs *j, struct err *err)
 {
     const struct plan *plan = j->setup->plan;
-    /* A hostfile of the user's inside an allocation: mpirun's slots are SLURM's, not the file's. */
-    const bool foreign = !j->setup->job.is_used && getenv("SLURM_JOB_ID") != NULL;
-    const struct hosts_config config = { .hostfile = j->args->hostfile,
-                                         .mpirun_args = j->args->mpirun_args,
-                                         .n_replicas = j->n,
-                                         .tp = plan->tp,
-                                         .pp = plan->pp,
-                                         .in_scheduler = foreign && j->args->kind != LAUNCH_SRUN,
-                                         .shares = j->setup->job.is_used,
-                                         .alone = plan->device == PLAN_CUDA };
+    struct hosts_config config = serve_hosts_config(j->args, j->setup, j->n, plan->device);
+
+    config.tp = plan->tp;
+    config.pp = plan->pp;
     if (j->args->hostfile == NULL || j->n == 0) {
         return ST_OK;
     }

@@ -21,6 +21,7 @@
 #include "cluster/launch.h"
 #include "coordinator/coord.h"
 #include "coordinator/run_dir.h"
+#include "partition/predict.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -566,8 +567,11 @@ static status dry_run(struct serve *s, struct err *err)
 static status plan_say(const struct serve *s, struct err *err)
 {
     struct buf text = BUF_INIT;
-    const status st = plan_print(s->setup.plan, &text);
+    status st = plan_print(s->setup.plan, &text);
 
+    if (st == ST_OK) {
+        st = predict_print(s->setup.plan, 0, &text);
+    }
     if (st == ST_OK) {
         allocation_say(&s->setup.job);
         say("%s", text.data);

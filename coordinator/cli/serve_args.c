@@ -51,6 +51,11 @@ static uint32_t rows_fill(struct serve_args *a, struct opt *rows)
         { .kind = OPT_HEADING, .help = "Ranks" },
         { OPT_STRING, "hostfile", "FILE", &a->hostfile, 0, 0,
           "hosts and slots, as mpirun reads them (default: this host)", NULL },
+        { OPT_STRING, "rates", "FILE", &a->rates, 0, 0,
+          "measured rates of the hosts (gantry measure): predict times, and cut stages by the "
+          "speed "
+          "and memory of the hosts",
+          NULL },
         { OPT_U32, "threads", "N", &a->threads, 1, 1024,
           "threads of each rank (default: a host's cores over its ranks)", NULL },
         { OPT_U32, "chunk", "N", &a->chunk, 1, 1 << 20, "prompt rows of one stream in one step",
@@ -370,6 +375,35 @@ static status check_devices(const struct serve_args *a, const struct serve_setup
                    s->plan->n_ranks, s->device.n_here, s->device.n_here == 1 ? "" : "s");
 }
 
+struct hosts_config serve_hosts_config(const struct serve_args *a, const struct serve_setup *s,
+                                       uint32_t n_replicas, enum plan_device device)
+{
+    /* A hostfile of the user's inside an allocation: mpirun's slots are SLURM's, not the file's. */
+    const bool foreign = !s->job.is_used && getenv("SLURM_JOB_ID") != NULL;
+
+    return (struct hosts_config){ .hostfile = a->hostfile,
+                                  .mpirun_args = a->mpirun_args,
+                                  .n_replicas = n_replicas,
+                                  .in_scheduler = foreign && a->kind != LAUNCH_SRUN,
+                                  .shares = s->job.is_used,
+                                  .alone = device == PLAN_CUDA };
+}
+
+/* What the hosts can do. Memory that was said, by the user or by a scheduler, counts; so does what this host
+ * has now. */
+static status rates_read(const struct serve_args *a, struct serve_setup *s, struct plan_request *r,
+                         struct err *err)
+{
+    const struct cli_rates_config config = {
+        .file = a->rates,
+        .hosts = serve_hosts_config(a, s, MAX(a->replicas, 1u), r->device),
+        .is_elsewhere = a->external_only || (a->external_ranks != 0 && !a->external_local),
+        .has_memory = r->rank_memory_bytes != 0
+    };
+
+    return cli_rates_open(&config, &s->rates, &r->sites, err);
+}
+
 static status plan_make(const struct serve_args *a, const struct model_desc *desc,
                         struct serve_setup *s, struct err *err)
 {
@@ -386,6 +420,9 @@ static status plan_make(const struct serve_args *a, const struct model_desc *des
            (st = request_device(a, s, &request, err)));
     if (st == ST_OK) {
         request_complete(a, s, &request);
+        st = rates_read(a, s, &request, err);
+    }
+    if (st == ST_OK) {
         st = plan_create(desc, &request, &s->plan, err);
     }
     if (st == ST_OK) {
@@ -451,6 +488,7 @@ status serve_setup_make(struct serve_args *a, struct serve_setup *s, struct err 
 void serve_setup_fini(struct serve_setup *s)
 {
     plan_destroy(s->plan);
+    cli_rates_close(&s->rates);
     tokenizer_close(s->tok);
     allocation_close(&s->job);
     s->plan = NULL;

@@ -8,6 +8,7 @@
 #include "cluster/launch.h"
 #include "coordinator/cli/allocation.h"
 #include "coordinator/cli/device.h"
+#include "coordinator/cli/rates.h"
 #include "model/tokenizer.h"
 
 struct serve_args {
@@ -28,6 +29,7 @@ struct serve_args {
     const char *self_test;    /* "quick" or "off"; NULL: quick */
     bool dry_run, external_local;
     bool replicas_given;
+    const char *rates;    /* file of measured rates; NULL: none */
     const char *network;  /* "10.80.0.0/16"; NULL: any */
     const char *launcher; /* "mpirun" or "srun"; NULL: mpirun */
     enum launch_kind kind;
@@ -46,6 +48,7 @@ struct serve_setup {
     bool has_digest;       /* of the weights, kept from an earlier run */
     struct hash128 digest;
     struct cli_device device;
+    struct cli_rates rates; /* owned; the plan points into it */
     char device_word[16]; /* "cuda:1", where the user named one by its number; else empty */
 };
 
@@ -55,5 +58,9 @@ status serve_args_parse(int argc, char **argv, struct serve_args *a, struct err 
  * completed in `a` from the scheduler's allocation, if we are in one. On failure nothing is owned. */
 status serve_setup_make(struct serve_args *a, struct serve_setup *s, struct err *err);
 void serve_setup_fini(struct serve_setup *s);
+
+/* How n replicas of tp x pp ranks are to be placed; hostfile NULL: they are not. */
+struct hosts_config serve_hosts_config(const struct serve_args *a, const struct serve_setup *s,
+                                       uint32_t n_replicas, enum plan_device device);
 
 #endif

@@ -118,10 +118,14 @@ static void print_table(const struct msg_status *m)
             p->kv_blocks_total != 0 ? 100.0 * p->kv_blocks_used / (double)p->kv_blocks_total : 0.0;
         printf("replica %u.%u  %s  tp %u x pp %u  step %" PRIu64 "  running %u  waiting %u  "
                "%.1f tokens/s  KV %u of %u blocks (%.0f%%), %u cached  step %.2f ms, kernels %.2f "
-               "ms\n",
+               "ms",
                p->replica, p->generation, p->state, p->tp, p->pp, p->step, p->running, p->waiting,
                p->tokens_per_second, p->kv_blocks_used, p->kv_blocks_total, kv, p->kv_blocks_cached,
                p->step_us / 1e3, p->step_kernel_us / 1e3);
+        if (p->predicted_step_us > 0) {
+            printf(", predicted %.2f ms", p->predicted_step_us / 1e3);
+        }
+        putchar('\n');
         if (p->hosts[0] != '\0') {
             printf("  hosts: %s\n", p->hosts);
         }
@@ -196,7 +200,7 @@ static json_t *replica_json(const struct msg_replica_status *p)
     }
     return json_pack(
         "{s:I, s:I, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, "
-        "s:I, s:s, s:s, s:o, s:b, s:s, s:s, s:s, s:o}",
+        "s:f, s:I, s:s, s:s, s:o, s:b, s:s, s:s, s:s, s:o}",
         "replica", (json_int_t)p->replica, "generation", (json_int_t)p->generation, "state",
         p->state, "tp", (json_int_t)p->tp, "pp", (json_int_t)p->pp, "step", (json_int_t)p->step,
         "running", (json_int_t)p->running, "waiting", (json_int_t)p->waiting, "kv_blocks_used",
@@ -204,10 +208,10 @@ static json_t *replica_json(const struct msg_replica_status *p)
         "kv_block_tokens", (json_int_t)p->kv_block_tokens, "kv_blocks_cached",
         (json_int_t)p->kv_blocks_cached, "cache_hits", (json_int_t)p->cache_hits, "cache_tokens",
         (json_int_t)p->cache_tokens, "tokens_per_second", p->tokens_per_second, "step_us",
-        p->step_us, "step_kernel_us", p->step_kernel_us, "losses", (json_int_t)p->losses, "detail",
-        p->detail, "waits", p->waits, "self_test", self_test_json(&p->self_test), "joined",
-        p->joined, "profile", p->profile, "job", p->job, "hosts", p->hosts, "ranks",
-        json_whole(ranks, ok));
+        p->step_us, "step_kernel_us", p->step_kernel_us, "predicted_step_us", p->predicted_step_us,
+        "losses", (json_int_t)p->losses, "detail", p->detail, "waits", p->waits, "self_test",
+        self_test_json(&p->self_test), "joined", p->joined, "profile", p->profile, "job", p->job,
+        "hosts", p->hosts, "ranks", json_whole(ranks, ok));
 }
 
 static status print_json(const struct msg_status *m)

@@ -123,6 +123,7 @@ static const struct msg_replica_status replicas[] = {
       .tokens_per_second = 12.5,
       .step_us = 900.5,
       .step_kernel_us = 800,
+      .predicted_step_us = 750.25,
       .losses = 2,
       .detail = "rank 1 is gone",
       .joined = true,
