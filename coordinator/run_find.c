@@ -12,8 +12,28 @@
 
 enum { FILE_BYTES_MAX = 64 << 10 };
 
-static status control_read(const char *file, const struct buf *text, char *control, size_t bytes,
-                           struct err *err)
+/* Where clients go. */
+static void service_read(const json_t *root, char *service, size_t bytes)
+{
+    const char *host = json_string_value(json_object_get(root, "host"));
+    const json_int_t port = json_integer_value(json_object_get(root, "port"));
+
+    service[0] = '\0';
+    if (host != NULL && (strcmp(host, "0.0.0.0") == 0 || strspn(host, "[:]") == strlen(host))) {
+        host = json_string_value(json_object_get(root, "run_host")); /* it listens on all of them */
+    }
+    if (host != NULL && host[0] != '\0' && port > 0 && port <= UINT16_MAX) {
+        const bool is_v6 = strchr(host, ':') != NULL && host[0] != '[';
+        const int n = snprintf(service, bytes, "%s%s%s:%d", is_v6 ? "[" : "", host,
+                               is_v6 ? "]" : "", (int)port);
+        if (n < 0 || (size_t)n >= bytes) {
+            service[0] = '\0';
+        }
+    }
+}
+
+static status endpoint_read(const char *file, const struct buf *text, struct run_found *f,
+                            struct err *err)
 {
     json_error_t at;
     json_t *root = json_loadb(text->data, text->len, JSON_REJECT_DUPLICATES, &at);
@@ -24,10 +44,11 @@ static status control_read(const char *file, const struct buf *text, char *contr
         st = err_set(err, ST_ERR_NOMEM, "%s: no memory for its JSON", file);
     } else if (root == NULL) {
         st = err_set(err, ST_ERR_FORMAT, "%s is not JSON: %s (line %d)", file, at.text, at.line);
-    } else if (word == NULL || strrchr(word, ':') == NULL || strlen(word) >= bytes) {
+    } else if (word == NULL || strrchr(word, ':') == NULL || strlen(word) >= sizeof(f->control)) {
         st = err_set(err, ST_ERR_FORMAT, "%s has no \"control\" of the form HOST:PORT", file);
     } else {
-        snprintf(control, bytes, "%s", word);
+        snprintf(f->control, sizeof(f->control), "%s", word);
+        service_read(root, f->service, sizeof(f->service));
     }
     json_decref(root);
     return st;
@@ -42,7 +63,7 @@ static status found_read(struct run_found *f, struct err *err)
     snprintf(f->token_path, sizeof(f->token_path), "%s/token", f->path);
     status st = buf_read_file(&text, file, FILE_BYTES_MAX, err);
     if (st == ST_OK) {
-        st = control_read(file, &text, f->control, sizeof(f->control), err);
+        st = endpoint_read(file, &text, f, err);
     } else {
         err_prefix(err, "no service runs in %s: ", f->path);
     }

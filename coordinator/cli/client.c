@@ -2,7 +2,7 @@
 #include "coordinator/cli/client.h"
 #include "base/secret.h"
 
-#include "coordinator/run_dir.h"
+#include "coordinator/run_find.h"
 
 #include <string.h>
 
@@ -13,6 +13,10 @@ void client_opts_rows(struct client_opts *o, struct opt *rows)
     const struct opt all[CLIENT_OPT_ROWS] = {
         { OPT_STRING, "connect", "HOST:PORT", &o->connect, 0, 0,
           "where the service listens (default 127.0.0.1:50051)", NULL },
+        { OPT_STRING, "run-dir", "DIR", &o->run_dir, 0, 0,
+          "run directory of the service, on a file system that we see: says where it listens, and "
+          "holds its token",
+          NULL },
         { OPT_STRING, "token-file", "FILE", &o->token_file, 0, 0,
           "file of mode 0600 with the service's token in its first line", NULL },
         { OPT_STRING, "tls-ca", "FILE", &o->tls_ca, 0, 0,
@@ -34,6 +38,24 @@ status pem_read(const char *path, struct buf *b, struct err *err)
         return err_set(err, ST_ERR_FORMAT, "%s is not PEM: no line with -----BEGIN in it", path);
     }
     return st;
+}
+
+/* What --run-dir says and other options do not. */
+static status dir_read(const struct client_opts *o, struct run_found *f,
+                       struct client_opts *whole_p, struct err *err)
+{
+    const status st = run_find(o->run_dir, f, err);
+
+    if (st != ST_OK) {
+        return st;
+    }
+    if (whole_p->connect == NULL && f->service[0] == '\0') {
+        return err_set(err, ST_ERR_ARG, "the service of --run-dir %s has no port for clients",
+                       f->path);
+    }
+    whole_p->connect = whole_p->connect != NULL ? whole_p->connect : f->service;
+    whole_p->token_file = whole_p->token_file != NULL ? whole_p->token_file : f->token_path;
+    return ST_OK;
 }
 
 static status files_read(struct client *c, const struct client_opts *o, struct err *err)
@@ -66,11 +88,20 @@ static const char *content(const struct buf *b)
     return b->len != 0 ? b->data : NULL;
 }
 
-status client_open(struct client *c, const struct client_opts *o, struct err *err)
+status client_open(struct client *c, const struct client_opts *opts, struct err *err)
 {
-    *c = (struct client){ .token = BUF_INIT, .ca = BUF_INIT, .cert = BUF_INIT, .key = BUF_INIT };
-    status st = files_read(c, o, err);
+    struct client_opts whole = *opts;
+    const struct client_opts *o = &whole;
+    struct run_found found;
+    status st = ST_OK;
 
+    *c = (struct client){ .token = BUF_INIT, .ca = BUF_INIT, .cert = BUF_INIT, .key = BUF_INIT };
+    if (opts->run_dir != NULL) {
+        st = dir_read(opts, &found, &whole, err);
+    }
+    if (st == ST_OK) {
+        st = files_read(c, o, err);
+    }
     if (st == ST_OK) {
         st = rpc_loop_create(&c->loop, err);
     }

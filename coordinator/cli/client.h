@@ -7,10 +7,10 @@
 #include "base/opts.h"
 #include "cluster/rpc.h"
 
-enum { CLIENT_OPT_ROWS = 5, CLIENT_MESSAGE_BYTES = 16 << 20 };
+enum { CLIENT_OPT_ROWS = 6, CLIENT_MESSAGE_BYTES = 16 << 20 };
 
 struct client_opts { /* zero it first */
-    const char *connect, *token_file, *tls_ca, *tls_cert, *tls_key;
+    const char *connect, *run_dir, *token_file, *tls_ca, *tls_cert, *tls_key;
 };
 
 struct client {
@@ -21,7 +21,7 @@ struct client {
 
 /* Fill rows[0 .. CLIENT_OPT_ROWS). */
 void client_opts_rows(struct client_opts *o, struct opt *rows);
-/* Reads the files, makes loop and channel (nothing is sent yet). */
+/* Reads the files, makes loop and channel (nothing is sent yet). ST_ERR_NOT_FOUND: --run-dir has no service (yet). */
 status client_open(struct client *c, const struct client_opts *o, struct err *err);
 void client_close(struct client *c);
 /* A whole file into `b` (reset first). */

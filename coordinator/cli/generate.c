@@ -19,7 +19,7 @@
 #include <sys/random.h>
 #include <unistd.h>
 
-enum { OWN_ROWS = 26, RETRY_MS = 300, FORGET_MS = 300, ANSWER_BYTES_MAX = 256 << 20 };
+enum { OWN_ROWS = 26, RETRY_MS = 300, TELL_S = 2, FORGET_MS = 300, ANSWER_BYTES_MAX = 256 << 20 };
 
 struct run {
     struct client client;
@@ -53,6 +53,7 @@ struct run {
     bool is_forgotten; /* interrupted, and the service is being told */
     uint32_t from[MSG_CHOICES_MAX];
     uint64_t until_ns; /* it may be tried again until then; 0: nothing is broken */
+    bool is_break_told;
     uint64_t deadline_ns;
     struct rpc_timer again;
 
@@ -435,8 +436,20 @@ static bool may_forget(struct run *r)
     return true;
 }
 
+/* A line per break that is more than a moment. */
+static void tell_break(struct run *r, uint64_t now, const char *text)
+{
+    const uint64_t left_s = (r->until_ns - now) / NS_PER_S;
+
+    if (!r->is_break_told && left_s + TELL_S <= r->retry_s) {
+        fprintf(stderr, "gantry generate: %s; trying again for %" PRIu64 " s (--retry-for)\n", text,
+                left_s);
+        r->is_break_told = true;
+    }
+}
+
 /* The connection broke, or nobody answers yet. */
-static bool may_try_again(struct run *r, status st)
+static bool may_try_again(struct run *r, status st, const char *text)
 {
     const uint64_t now = clock_now_ns(clock_real());
 
@@ -446,8 +459,13 @@ static bool may_try_again(struct run *r, status st)
     }
     if (r->until_ns == 0) {
         r->until_ns = now + r->retry_s * NS_PER_S;
+        r->is_break_told = false;
     }
-    return now < r->until_ns;
+    if (now >= r->until_ns) {
+        return false;
+    }
+    tell_break(r, now, text);
+    return true;
 }
 
 static void on_done(void *arg, struct rpc_call *call UNUSED, status st, const char *text)
@@ -458,7 +476,7 @@ static void on_done(void *arg, struct rpc_call *call UNUSED, status st, const ch
     if (may_forget(r)) {
         return;
     }
-    if (may_try_again(r, st)) {
+    if (may_try_again(r, st, text)) {
         rpc_timer_set(r->client.loop, &r->again, clock_now_ns(clock_real()) + RETRY_MS * NS_PER_MS);
         return;
     }

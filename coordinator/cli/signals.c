@@ -25,6 +25,17 @@ void signals_block(void)
     signal(SIGPIPE, SIG_IGN);
 }
 
+bool signals_pause(uint64_t ns)
+{
+    const struct timespec nap = { .tv_sec = (time_t)(ns / NS_PER_S),
+                                  .tv_nsec = (long)(ns % NS_PER_S) };
+    sigset_t set;
+
+    signals_set(&set);
+    sigdelset(&set, SIGCONT);
+    return sigtimedwait(&set, NULL, &nap) > 0;
+}
+
 static void *wait_loop(void *arg)
 {
     const struct timespec nap = { .tv_sec = 0, .tv_nsec = 10 * (long)NS_PER_MS };

@@ -23,6 +23,8 @@ struct signals {
 
 /* Also ignores SIGPIPE: a reader that left is an error of a write, not a death. */
 void signals_block(void);
+/* Wait so long. True: a signal that ends this process came. Only while signals_start has not. */
+bool signals_pause(uint64_t ns);
 /* fn(arg) on the loop thread for each signal. */
 status signals_start(struct signals *s, struct rpc_loop *loop, rpc_fn fn, void *arg,
                      struct err *err);

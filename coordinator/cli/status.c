@@ -13,7 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { CALL_S = 5, RETRY_MS = 200, WATCH_MS = 1000, STATUS_ARENA_BYTES = 64 << 20 };
+enum { CALL_S = 5, RETRY_MS = 200, LOOK_S = 5, WATCH_MS = 1000, STATUS_ARENA_BYTES = 64 << 20 };
 
 struct run {
     struct client client;
@@ -32,7 +32,9 @@ struct run {
 static const char about[] =
     "Shows a running service: its replica, its ranks with host and phase, tokens per second and "
     "how full the KV cache is. With --wait it says nothing and ends with 0 as soon as the service "
-    "answers requests, which is what a script wants after gantry serve &.";
+    "answers requests, which is what a script wants after gantry serve &. With --run-dir as well "
+    "it "
+    "also waits for the service to be started, anywhere that shares this directory.";
 
 /* ---- table ---- */
 
@@ -374,11 +376,49 @@ static status parse(struct run *r, int argc, char **argv, struct err *err)
                                .options = rows,
                                .n_options = ARRAY_LEN(rows),
                                .examples = "  gantry status --connect 127.0.0.1:50051\n"
+                                           "  gantry status --run-dir gantry-4711 --wait 3600\n"
                                            "  gantry status --wait 60 && gantry generate \"Hi\"\n",
                                .n_args_min = 0,
                                .n_args_max = 0 };
     uint32_t n = 0;
     return opts_parse(&opts, argc, argv, NULL, &n, err);
+}
+
+static status look(struct run *r, struct err *err)
+{
+    *err = (struct err)ERR_INIT;
+    r->st = ST_OK;
+    status st = client_open(&r->client, &r->client_opts, err);
+    if (st != ST_OK) {
+        return st;
+    }
+    r->timer.fn = ask;
+    r->timer.arg = r;
+    st = signals_start(&r->signals, r->client.loop, on_signal, r, err);
+    if (st == ST_OK) {
+        again(r, 0);
+        rpc_loop_run(r->client.loop);
+        signals_stop(&r->signals);
+    }
+    if (st == ST_OK && r->st < 0) {
+        st = err_set(err, r->st, "%s", r->text);
+    }
+    client_close(&r->client);
+    return st;
+}
+
+/* Naps where nothing is there yet. */
+static bool may_look_again(const struct run *r, status st, uint64_t end_ns)
+{
+    const bool is_late = clock_now_ns(clock_real()) + RETRY_MS * NS_PER_MS >= end_ns;
+
+    if (!r->is_waiting || r->client_opts.run_dir == NULL || is_late) {
+        return false;
+    }
+    if (st == ST_ERR_NOT_FOUND) {
+        return !signals_pause(RETRY_MS * NS_PER_MS);
+    }
+    return st == ST_ERR_DEADLINE;
 }
 
 int cli_status(int argc, char **argv)
@@ -393,22 +433,13 @@ int cli_status(int argc, char **argv)
     }
     signals_block();
     if (st == ST_OK) {
-        st = client_open(&r.client, &r.client_opts, &err);
-    }
-    if (st == ST_OK) {
-        r.wait_end_ns = clock_now_ns(clock_real()) + r.wait_s * NS_PER_S;
-        r.timer.fn = ask;
-        r.timer.arg = &r;
-        st = signals_start(&r.signals, r.client.loop, on_signal, &r, &err);
-        if (st == ST_OK) {
-            again(&r, 0);
-            rpc_loop_run(r.client.loop);
-            signals_stop(&r.signals);
-        }
-        if (st == ST_OK && r.st < 0) {
-            st = err_set(&err, r.st, "%s", r.text);
-        }
-        client_close(&r.client);
+        const uint64_t end_ns = clock_now_ns(clock_real()) + r.wait_s * NS_PER_S;
+        do { /* where a service may move, and be started later, its directory is looked at again */
+            r.wait_end_ns = r.client_opts.run_dir != NULL
+                                ? MIN(end_ns, clock_now_ns(clock_real()) + LOOK_S * NS_PER_S)
+                                : end_ns;
+            st = look(&r, &err);
+        } while (may_look_again(&r, st, end_ns));
     }
     if (st < 0) {
         fprintf(stderr, "gantry status: %s\n", err.text[0] != '\0' ? err.text : status_name(st));

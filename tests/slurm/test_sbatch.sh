@@ -21,7 +21,10 @@ shipped() { # SBATCH-OPTIONS... -- SERVE-OPTIONS...
 }
 
 shipped -N2 -t 10 -- --tp 1 --pp 2 --grace 50
+on_head "$GANTRY" status --run-dir "$GANTRY_DIR" --wait 90 || fail "the run directory says where the service is, once it is there"
 serves
+on_head "$GANTRY" generate --run-dir "$GANTRY_DIR" Once --max-tokens 4 > "$dir/once" || fail "and holds its token"
+[ -s "$dir/once" ] || fail "an answer"
 disturbed usr1 1 2
 on_head scancel --batch --signal=USR1 "$job"
 answers_well usr1
