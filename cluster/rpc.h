@@ -36,7 +36,7 @@ void rpc_loop_stop(struct rpc_loop *loop);
  * rpc_loop_stop is still run. */
 status rpc_loop_post(struct rpc_loop *loop, rpc_fn fn, void *arg);
 /* A timer owned by the caller: zero it, then set. Setting again moves it; at_ns CLOCK_NEVER
- * disarms. */
+ * disarms. The first 60 that are armed at a time are never refused; ST_ERR_NOMEM. */
 struct rpc_timer {
     uint64_t at_ns; /* on clock_real() */
     rpc_fn fn;

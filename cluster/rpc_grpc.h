@@ -92,6 +92,7 @@ struct rpc_loop {
 void rpc_loop_turn(struct rpc_loop *loop);
 /* Run what is due; returns when the next is, CLOCK_NEVER if none is armed. */
 uint64_t rpc_timers_run(struct rpc_loop *loop);
+status rpc_timers_grow(struct rpc_loop *loop); /* ST_ERR_NOMEM */
 
 /* clock_real() <-> gRPC's clock, by the distance from now: the two need not share an origin. */
 gpr_timespec rpc_gpr_from_ns(uint64_t at_ns);

@@ -160,6 +160,10 @@ status rpc_loop_create(struct rpc_loop **loop_p, struct err *err)
     if (loop == NULL) {
         return err_set(err, ST_ERR_NOMEM, "no memory for an event loop");
     }
+    if (rpc_timers_grow(loop) != ST_OK) { /* so that none of a few timers is ever refused */
+        free(loop);
+        return err_set(err, ST_ERR_NOMEM, "no memory for an event loop's timers");
+    }
     raise_descriptor_limit();
     init_grpc();
     pthread_mutex_init(&loop->lock, NULL);

@@ -66,9 +66,9 @@ static void drop(struct rpc_loop *loop, struct rpc_timer *timer)
     }
 }
 
-static status grow(struct rpc_loop *loop)
+status rpc_timers_grow(struct rpc_loop *loop)
 {
-    const uint32_t cap = loop->heap_cap == 0 ? 32 : loop->heap_cap * 2;
+    const uint32_t cap = loop->heap_cap == 0 ? 64 : loop->heap_cap * 2;
     struct rpc_timer_slot *heap = realloc(loop->heap, cap * sizeof(*heap));
 
     if (heap == NULL) {
@@ -90,7 +90,7 @@ status rpc_timer_set(struct rpc_loop *loop, struct rpc_timer *timer, uint64_t at
         return ST_OK;
     }
     ASSERT(timer->fn != NULL);
-    if (loop->heap_count + 1 >= loop->heap_cap && grow(loop) != ST_OK) {
+    if (loop->heap_count + 1 >= loop->heap_cap && rpc_timers_grow(loop) != ST_OK) {
         return ST_ERR_NOMEM;
     }
     /* A timer that re-arms itself for a time already past would be run again and again in one pass,

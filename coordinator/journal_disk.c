@@ -462,7 +462,8 @@ static status segment_find(struct journal_disk *d, bool sweep, struct err *err)
     if (dir == NULL) {
         return err_set_errno(err, ST_ERR_IO, errno, "journal %s", d->dir);
     }
-    for (const struct dirent *e; (e = readdir(dir)) != NULL;) {
+    errno = 0;
+    for (const struct dirent *e; (e = readdir(dir)) != NULL; errno = 0) {
         const size_t len = strlen(e->d_name);
         uint64_t number = 0;
         const bool is_segment = segment_number(e->d_name, &number);
@@ -476,8 +477,11 @@ static status segment_find(struct journal_disk *d, bool sweep, struct err *err)
             unlink(path);
         }
     }
+    const int errnum =
+        errno; /* of readdir: what was not seen may be the newest, and hold the streams */
     closedir(dir);
-    return ST_OK;
+    return errnum == 0 ? ST_OK
+                       : err_set_errno(err, ST_ERR_IO, errnum, "journal %s cannot be read", d->dir);
 }
 
 static status lock_take(struct journal_disk *d, struct err *err)

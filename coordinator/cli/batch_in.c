@@ -427,8 +427,9 @@ static status lines_read(struct batch_in *in, FILE *file, struct err *err)
             err_prefix(err, "%s, line %" PRIu64 ": ", in->path, number);
         }
     }
-    if (st == ST_OK && ferror(file)) {
-        st = err_set_errno(err, ST_ERR_IO, errno, "%s cannot be read", in->path);
+    if (st == ST_OK && !feof(file)) { /* ferror() says nothing of memory for a line */
+        st = err_set_errno(err, errno == ENOMEM ? ST_ERR_NOMEM : ST_ERR_IO, errno,
+                           "%s cannot be read", in->path);
     }
     free(line);
     return st;

@@ -73,8 +73,9 @@ static status part_read(struct batch_out *out, struct batch_in *in, uint32_t *n_
         }
         st = line_take(out, in, line, (size_t)n - 1, offset, n_done, err);
     }
-    if (st == ST_OK && ferror(file)) {
-        st = err_set_errno(err, ST_ERR_IO, errno, "%s cannot be read", out->part_path);
+    if (st == ST_OK && !feof(file)) { /* what was not seen would be cut off below */
+        st = err_set_errno(err, errno == ENOMEM ? ST_ERR_NOMEM : ST_ERR_IO, errno,
+                           "%s cannot be read", out->part_path);
     }
     free(line);
     fclose(file);
@@ -119,7 +120,8 @@ status batch_out_is_done(const char *path, const struct batch_in *in, bool *is_d
         is_same = is_same && st == ST_OK;
     }
     if (is_same && !feof(file)) {
-        st = err_set_errno(err, errno == ENOMEM ? ST_ERR_NOMEM : ST_ERR_IO, errno, "%s", path);
+        st = err_set_errno(err, errno == ENOMEM ? ST_ERR_NOMEM : ST_ERR_IO, errno,
+                           "%s cannot be read", path);
     }
     free(line);
     fclose(file);

@@ -1,6 +1,8 @@
 /* coordinator/cli/device.c - see device.h. */
 #include "coordinator/cli/device.h"
 
+#include "base/fd.h"
+
 #include "kernels/plugin.h"
 
 #include <errno.h>
@@ -83,7 +85,7 @@ static void probe(uint32_t index, struct answer *a)
     if (pid == 0) {
         memset(&got, 0, sizeof(got));
         look(index, &got);
-        _exit(write(fds[1], &got, sizeof(got)) == (ssize_t)sizeof(got) ? 0 : 1);
+        _exit(fd_write_all(fds[1], &got, sizeof(got)) == ST_OK ? 0 : 1);
     }
     close(fds[1]);
     if (pid > 0) {

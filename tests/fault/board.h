@@ -56,5 +56,7 @@ bool fault_is_on(void);
 void live_begin(const char *path);
 void live_add(const void *block, size_t bytes, uint64_t site);
 void live_remove(const void *block);
+void live_pause(
+    bool is_paused); /* this thread's new blocks do not count: the C library keeps them */
 
 #endif

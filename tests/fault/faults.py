@@ -28,9 +28,10 @@ import commands  # noqa: E402
 import points  # noqa: E402
 import start  # noqa: E402
 import steady as fault_steady  # noqa: E402
+import takeover  # noqa: E402
 
 MODEL = SOURCE / "model" / "demo"
-BASE = ["--threads", "1", "--retries", "100", "--restarts", "3"]
+BASE = ["--threads", "1", "--retries", "100", "--restarts", "3", "--hang-timeout", "20"]
 
 
 class Tally:
@@ -72,9 +73,9 @@ def chosen(todo, n, rng):
     return rng.sample(todo, min(n or len(todo), len(todo)))
 
 
-def over_ends(tally, what, title, args, rng, n_points):
+def over_ends(tally, what, title, args, rng, n_points, but=()):
     """The sweep of something that is run anew for each point."""
-    sites = what.record()
+    sites = {i: site for i, site in what.record().items() if i not in but}
     ours = [site for site in sites.values() if site.is_ours]
     print(f"  {title}: {len(ours)} sites of ours, {len(sites) - len(ours)} of other libraries", flush=True)
     todo = points.plan(sites.values(), rng, args.foreign)
@@ -89,6 +90,13 @@ def starts(tally, page, args, rng, wanted):
     for role in args.roles.split(","):
         options = BASE + (["--tp", "2"] if role != "serve" else []) + ["--journal", "DIR/journal"]
         over_ends(tally, start.Starts(page, role, MODEL, options, wanted, tally.names), f"{role}, start", args, rng, args.points)
+
+
+def takeovers(tally, page, args, rng, _):
+    """Only what an ordinary start does not come by."""
+    what = takeover.Takeovers(page, MODEL, BASE, tally.names)
+    usual = set(start.Starts(page, "serve", MODEL, BASE + ["--journal", "DIR/journal"], start.ANY, tally.names).record())
+    over_ends(tally, what, "takeover", args, rng, args.points, usual)
 
 
 def batch(tally, page, args, rng, _):
@@ -137,12 +145,12 @@ def steady(tally, page, args, rng, _):
 
 
 def start_steady(page, role, tally):
-    return fault_steady.Steady(page, role, MODEL, ["--threads", "1", "--retries", "1000", "--restarts", "1000"], tally.names)
+    return fault_steady.Steady(page, role, MODEL, ["--threads", "1", "--retries", "1000", "--restarts", "1000", "--hang-timeout", "20"], tally.names)
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--what", default="starts,steady,batch,asking")
+    parser.add_argument("--what", default="starts,takeovers,steady,batch,asking")
     parser.add_argument("--roles", default="serve,leader")
     parser.add_argument("--points", type=int, default=2)
     parser.add_argument("--steady", type=int, default=8)
@@ -154,7 +162,7 @@ def main():
     tally = Tally(args, board.Names(os.environ["GANTRY"]))
     with start.Service(MODEL, BASE) as service:
         wanted = start.ask(service)
-    kinds = dict(starts=starts, steady=steady, batch=batch, asking=asking)
+    kinds = dict(starts=starts, takeovers=takeovers, steady=steady, batch=batch, asking=asking)
     with tempfile.TemporaryDirectory(prefix="gantry-fault-") as folder:
         page = board.Board(folder)
         for what in args.what.split(","):

@@ -22,6 +22,7 @@ struct live_table {
 };
 
 static struct live_table *table;
+static _Thread_local bool paused __attribute__((tls_model("initial-exec")));
 static atomic_flag busy = ATOMIC_FLAG_INIT;
 
 void live_begin(const char *path)
@@ -38,6 +39,11 @@ void live_begin(const char *path)
         table = at != MAP_FAILED ? at : NULL;
     }
     close(fd);
+}
+
+void live_pause(bool is_paused)
+{
+    paused = is_paused;
 }
 
 static uint64_t home(uint64_t at)
@@ -58,7 +64,7 @@ static void unlock(void)
 
 void live_add(const void *block, size_t bytes, uint64_t site)
 {
-    if (table == NULL || block == NULL || site == 0 || !fault_is_on()) {
+    if (table == NULL || block == NULL || site == 0 || paused || !fault_is_on()) {
         return;
     }
     lock();

@@ -9,6 +9,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <netdb.h>
 #include <poll.h>
 #include <pthread.h>
@@ -121,36 +122,37 @@ WRAP(void *, mmap, (void *at, size_t n, int prot, int flags, int fd, off_t from)
 
 /* ---- files ---- */
 
-static bool may_be_short(int fd)
+/* A small write to a pipe is done whole. */
+static bool may_be_short(int fd, bool writes, size_t n)
 {
     struct stat info;
 
-    return fstat(fd, &info) == 0 &&
-           (S_ISREG(info.st_mode) || S_ISFIFO(info.st_mode) || S_ISSOCK(info.st_mode));
+    return fstat(fd, &info) == 0 && (S_ISREG(info.st_mode) || S_ISSOCK(info.st_mode) ||
+                                     (S_ISFIFO(info.st_mode) && !(writes && n <= PIPE_BUF)));
 }
 
-static size_t cut(size_t n, int fd, int fault)
+static size_t cut(size_t n, int fd, bool writes, int fault)
 {
-    return fault == FAULT_SHORT && n > 1 && may_be_short(fd) ? n / 2 : n;
+    return fault == FAULT_SHORT && n > 1 && may_be_short(fd, writes, n) ? n / 2 : n;
 }
 
-#define WRAP_BYTES(name, buffer, more_params, more_args)                                           \
+#define WRAP_BYTES(name, buffer, writes, more_params, more_args)                                   \
     ssize_t name(int fd, buffer buf, size_t n more_params)                                         \
     {                                                                                              \
         FAIL(name, -1)                                                                             \
-        return REAL(name)(fd, buf, cut(n, fd, fault_) more_args);                                  \
+        return REAL(name)(fd, buf, cut(n, fd, writes, fault_) more_args);                          \
     }
 
 #define AND(...) , __VA_ARGS__
 
-WRAP_BYTES(read, void *, , )
-WRAP_BYTES(pread, void *, AND(off_t at), AND(at))
-WRAP_BYTES(pread64, void *, AND(off64_t at), AND(at))
-WRAP_BYTES(recv, void *, AND(int flags), AND(flags))
-WRAP_BYTES(write, const void *, , )
-WRAP_BYTES(pwrite, const void *, AND(off_t at), AND(at))
-WRAP_BYTES(pwrite64, const void *, AND(off64_t at), AND(at))
-WRAP_BYTES(send, const void *, AND(int flags), AND(flags))
+WRAP_BYTES(read, void *, false, , )
+WRAP_BYTES(pread, void *, false, AND(off_t at), AND(at))
+WRAP_BYTES(pread64, void *, false, AND(off64_t at), AND(at))
+WRAP_BYTES(recv, void *, false, AND(int flags), AND(flags))
+WRAP_BYTES(write, const void *, true, , )
+WRAP_BYTES(pwrite, const void *, true, AND(off_t at), AND(at))
+WRAP_BYTES(pwrite64, const void *, true, AND(off64_t at), AND(at))
+WRAP_BYTES(send, const void *, true, AND(int flags), AND(flags))
 
 /* With O_CREAT a name of its own: only that can find the disk full. */
 #define OPEN_BODY(name, args)                                                                      \
@@ -254,9 +256,20 @@ WRAP(int, setpgid, (pid_t pid, pid_t group), (pid, group), -1)
 WRAP(int, setrlimit, (__rlimit_resource_t what, const struct rlimit *limit), (what, limit), -1)
 WRAP(int, sched_setaffinity, (pid_t pid, size_t n, const cpu_set_t *set), (pid, n, set), -1)
 WRAP(ssize_t, getrandom, (void *to, size_t n, unsigned int flags), (to, n, flags), -1)
-WRAP(int, pthread_create,
-     (pthread_t * thread, const pthread_attr_t *how, void *(*run)(void *), void *arg),
-     (thread, how, run, arg), fault_)
+
+/* A thread's stack goes back to a cache, and with it what hangs on it. */
+int pthread_create(pthread_t *thread, const pthread_attr_t *how, void *(*run)(void *), void *arg)
+{
+    const int fault = fault_now("pthread_create", CALLER);
+
+    if (fault != 0) {
+        return fault;
+    }
+    live_pause(true);
+    const int rc = REAL(pthread_create)(thread, how, run, arg);
+    live_pause(false);
+    return rc;
+}
 
 /* ---- waiting, sockets ---- */
 
