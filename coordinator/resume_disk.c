@@ -200,7 +200,7 @@ static status parameters_set(const struct journal_stream *s, struct journal_entr
 }
 
 /* The session sees the tokens again, and comes to the same text. */
-static void answer_replay(struct front_call *f, const struct journal_stream *s)
+static status answer_replay(struct front_call *f, const struct journal_stream *s)
 {
     const struct coord *c = f->coord;
 
@@ -210,10 +210,14 @@ static void answer_replay(struct front_call *f, const struct journal_stream *s)
             break; /* it is complete, or not what it was: nobody computes it, nothing to cancel */
         }
     }
+    if (session_is_complete(f->session) && session_end(f->session).code == ST_ERR_NOMEM) {
+        return ST_ERR_NOMEM;
+    }
     if (s->has_end && front_is_running(f->entry)) {
         session_finish(f->session, &s->end);
     }
     session_set_times(f->session, session_first_token_ns(f->session), 0);
+    return ST_OK;
 }
 
 /* One answer without a client; `head` has those of its request that came before. */
@@ -276,10 +280,10 @@ static status request_restore(struct coord *c, struct journal_stream *const *lis
     ASSERT(head != NULL);
     head->left_ns = coord_now(c);
     resume_link(head);
-    for (struct front_call *f = head; f != NULL; f = f->next_choice) {
-        answer_replay(f, list[f->entry->choice]);
+    for (struct front_call *f = head; f != NULL && st == ST_OK; f = f->next_choice) {
+        st = answer_replay(f, list[f->entry->choice]);
     }
-    return ST_OK;
+    return st == ST_OK ? ST_OK : err_set(err, st, "no memory for its tokens");
 }
 
 /* Half an answer is worth nothing without the weights that the other half came from: ranks that have
@@ -303,8 +307,14 @@ static status streams_restore(struct coord *c, const struct journal_image *image
     status st = journal_image_list(image, &list, err);
 
     for (uint32_t i = 0; st == ST_OK && i < image->n_streams; i += list[i]->n_choices) {
-        digest_expect(c, list[i]);
-        if (request_restore(c, list + i, list[i]->n_choices, &why) < 0) {
+        const status restored = request_restore(c, list + i, list[i]->n_choices, &why);
+        if (restored == ST_ERR_NOMEM) { /* nothing is written yet: the next start may have more */
+            st =
+                err_set(err, restored, "request %s, %s (the journal keeps it)", list[i]->request_id,
+                        why.text[0] != '\0' ? why.text : "no memory to go on with it");
+            break;
+        }
+        if (restored < 0) {
             log_error("journal", "request %s cannot go on: %s", list[i]->request_id, why.text);
             continue;
         }

@@ -51,6 +51,7 @@ static status owner_check(const char *path, struct err *err)
     snprintf(file, sizeof(file), "%s/endpoint.json", path);
     const status st = buf_read_file(&text, file, FILE_BYTES_MAX, &why);
     if (st != ST_OK) {
+        buf_fini(&text);
         return st == ST_ERR_NOT_FOUND ? ST_OK : err_set(err, st, "%s", why.text);
     }
     json_t *root = json_loadb(text.data, text.len, 0, &at);

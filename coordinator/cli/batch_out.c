@@ -200,14 +200,24 @@ static status write_line(struct batch_out *out, const char *line, size_t len, st
 static status header_compare(struct batch_out *out, const char *mine, size_t len, struct err *err)
 {
     char *there = malloc(len + 1);
-    const ssize_t n = there != NULL ? pread(out->fd, there, len, 0) : -1;
+    size_t n = 0;
     status st = ST_OK;
 
-    if (n != (ssize_t)len || memcmp(there, mine, len) != 0) {
+    if (there == NULL) {
+        return err_set(err, ST_ERR_NOMEM, "%s: no memory for its first line", out->part_path);
+    }
+    for (ssize_t more = 1; n < len && more != 0; n += more > 0 ? (size_t)more : 0) {
+        more = pread(out->fd, there + n, len - n, (off_t)n);
+        if (more < 0 && errno != EINTR) {
+            st = err_set_errno(err, ST_ERR_IO, errno, "%s cannot be read", out->part_path);
+            break;
+        }
+    }
+    if (st == ST_OK && (n != len || memcmp(there, mine, len) != 0)) {
         st = err_set(err, ST_ERR_MISMATCH,
                      "%s was begun with another input, model or numeric profile: its first line is "
                      "%.*s, this batch's %.*s; remove it to begin anew",
-                     out->part_path, n > 0 ? (int)MIN(n - 1, 300) : 0, n > 0 ? there : "",
+                     out->part_path, n > 0 ? (int)MIN(n - 1, (size_t)300) : 0, n > 0 ? there : "",
                      (int)MIN(len - 1, (size_t)300), mine);
     }
     free(there);

@@ -8,6 +8,7 @@ import os
 import pathlib
 import subprocess
 import tempfile
+import time
 
 import chaos
 import start
@@ -68,26 +69,58 @@ class Command(start.Ends):
 
 
 class Batch(Command):
-    """`gantry batch`, in a folder of its own each time."""
+    """`gantry batch`, in a folder of its own each time; `is_second`: where a killed one has left its answers."""
 
-    def __init__(self, page, model, names):
+    def __init__(self, page, model, names, is_second=False):
         super().__init__(page, ["batch", str(model)], names)
-        self.model = str(model)
+        self.model, self.part, self.wanted = str(model), None, None
+        self.is_second = is_second
+
+    def place(self, where):
+        """Its input and words; what it is started with."""
+        (where / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in RECORDS))
+        if self.part is not None:
+            (where / "out.jsonl.part").write_bytes(self.part)
+        self.words = ["batch", self.model, str(where / "in.jsonl"), "--output", str(where / "out.jsonl"), "--concurrency", "1", "--",
+                      "--threads", "1", "--run-dir", str(where / "run")]
+        return dict(XDG_CACHE_HOME=str(where), TMPDIR=str(where), GANTRY_CHAOS=str(where))
+
+    def record(self):
+        if self.is_second:
+            self.part = self.killed()
+        return super().record()
+
+    def killed(self):
+        """The PART of one that was killed after two answers."""
+        with tempfile.TemporaryDirectory(prefix="gantry-fault-") as folder:
+            where = pathlib.Path(folder)
+            env, part = dict(os.environ, **self.place(where)), where / "out.jsonl.part"
+            process = subprocess.Popen([chaos.GANTRY, *self.words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
+            end = time.monotonic() + self.seconds
+            while not part.exists() or part.read_bytes().count(b"\n") < 3:
+                if process.poll() is not None or time.monotonic() > end:
+                    raise chaos.Failed("a batch that should have been killed has ended, or gives no answers")
+                time.sleep(0.002)
+            process.kill()
+            process.wait()
+            start.all_gone(f"GANTRY_CHAOS={folder}")
+            return b"".join(part.read_bytes().splitlines(keepends=True)[:3])
 
     def result(self):
         with tempfile.TemporaryDirectory(prefix="gantry-fault-") as folder:
             where = pathlib.Path(folder)
-            (where / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in RECORDS))
-            out = where / "out.jsonl"
-            self.words = ["batch", self.model, str(where / "in.jsonl"), "--output", str(out), "--concurrency", "3", "--", "--threads",
-                          "1", "--run-dir", str(where / "run")]
-            marker = dict(XDG_CACHE_HOME=folder, TMPDIR=folder, GANTRY_CHAOS=folder)
-            code, _, said = self.once(True, marker)
+            marker, out = self.place(where), where / "out.jsonl"
+            code, told, said = self.once(True, marker)
             pid = self.pid
             start.all_gone(f"GANTRY_CHAOS={folder}")
+            if self.is_second and code == 0 and "records are answered already" not in told:
+                raise chaos.Failed(f"it began anew: {told}")
             if code == 0:
                 return 0, out.read_text(), said
+            if self.is_second and not (where / "out.jsonl.part").read_bytes().startswith(self.part):
+                raise chaos.Failed(f"answers that were there are gone: {said}")
             again, _, words = self.once(False, marker)
+            start.all_gone(f"GANTRY_CHAOS={folder}")
             if again != 0 or out.read_text() != self.wanted:
                 raise chaos.Failed(f"ended with {code}; started again: {again}, "
                                    f"{'other bytes' if out.exists() else 'no file'}:\n{said[-800:]}\n{words[-800:]}")

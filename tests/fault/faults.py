@@ -103,6 +103,12 @@ def batch(tally, page, args, rng, _):
     over_ends(tally, commands.Batch(page, MODEL, tally.names), "batch", args, rng, args.points)
 
 
+def batches(tally, page, args, rng, _):
+    """Only what a first start does not come by."""
+    usual = set(commands.Batch(page, MODEL, tally.names).record())
+    over_ends(tally, commands.Batch(page, MODEL, tally.names, is_second=True), "batch again", args, rng, args.points, usual)
+
+
 def asking(tally, page, args, rng, _):
     """Commands that look, and those that ask a service that nothing disturbs."""
     with start.Service(MODEL, BASE) as service:
@@ -150,7 +156,7 @@ def start_steady(page, role, tally):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--what", default="starts,takeovers,steady,batch,asking")
+    parser.add_argument("--what", default="starts,takeovers,steady,batch,batches,asking")
     parser.add_argument("--roles", default="serve,leader")
     parser.add_argument("--points", type=int, default=2)
     parser.add_argument("--steady", type=int, default=8)
@@ -162,7 +168,7 @@ def main():
     tally = Tally(args, board.Names(os.environ["GANTRY"]))
     with start.Service(MODEL, BASE) as service:
         wanted = start.ask(service)
-    kinds = dict(starts=starts, takeovers=takeovers, steady=steady, batch=batch, asking=asking)
+    kinds = dict(starts=starts, takeovers=takeovers, steady=steady, batch=batch, batches=batches, asking=asking)
     with tempfile.TemporaryDirectory(prefix="gantry-fault-") as folder:
         page = board.Board(folder)
         for what in args.what.split(","):
