@@ -307,6 +307,7 @@ static status streams_restore(struct coord *c, const struct journal_image *image
     status st = journal_image_list(image, &list, err);
 
     for (uint32_t i = 0; st == ST_OK && i < image->n_streams; i += list[i]->n_choices) {
+        digest_expect(c, list[i]);
         const status restored = request_restore(c, list + i, list[i]->n_choices, &why);
         if (restored == ST_ERR_NOMEM) { /* nothing is written yet: the next start may have more */
             st =
