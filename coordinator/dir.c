@@ -69,13 +69,30 @@ static status file_write(const char *path, const char *data, size_t len, struct 
     if (fd < 0) {
         return err_set_errno(err, ST_ERR_IO, errno, "%s cannot be written", path);
     }
-    /* An existing file keeps its mode on open. */
-    const bool ok = fchmod(fd, 0600) == 0 && fd_write_all(fd, data, len) == ST_OK;
+    /* An existing file keeps its mode on open. Synced before it is renamed: else the new name may be on the
+     * disk without the bytes when the machine dies. */
+    const bool ok =
+        fchmod(fd, 0600) == 0 && fd_write_all(fd, data, len) == ST_OK && fdatasync(fd) == 0;
     const int errnum = errno;
     if (close(fd) != 0 || !ok) {
         return err_set_errno(err, ST_ERR_IO, ok ? errno : errnum, "%s cannot be written", path);
     }
     return ST_OK;
+}
+
+/* The folder's names as well: what was replaced must not come back. Some file systems cannot. */
+static void folder_sync(const char *path)
+{
+    char dir[DIR_PATH_BYTES + 64];
+    const char *slash = strrchr(path, '/');
+
+    snprintf(dir, sizeof(dir), "%.*s", slash != NULL ? (int)(slash - path) : 1,
+             slash != NULL ? path : ".");
+    const int fd = open(dir[0] != '\0' ? dir : "/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd >= 0) {
+        (void)fsync(fd);
+        close(fd);
+    }
 }
 
 status file_replace(const char *path, const char *data, size_t len, struct err *err)
@@ -88,6 +105,9 @@ status file_replace(const char *path, const char *data, size_t len, struct err *
     status st = file_write(temp, data, len, err);
     if (st == ST_OK && rename(temp, path) != 0) {
         st = err_set_errno(err, ST_ERR_IO, errno, "%s cannot be replaced", path);
+    }
+    if (st == ST_OK) {
+        folder_sync(path);
     }
     return st;
 }

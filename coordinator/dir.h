@@ -13,7 +13,8 @@ enum { DIR_PATH_BYTES = 768 };
  * ST_ERR_DENIED: it has one of the mode bits `mask` (022: others may write) or another owner. */
 status dir_make(const char *path, const char *what, unsigned mask, struct err *err);
 
-/* A file of mode 0600, all of it or as it was: written beside it and renamed. */
+/* A file of mode 0600, all of it or as it was, also when the machine dies: written beside it, synced and
+ * renamed. */
 status file_replace(const char *path, const char *data, size_t len, struct err *err);
 
 #endif
