@@ -387,6 +387,7 @@ static void segment_next(struct journal_disk *d)
     }
     if (!d->is_durable) { /* the old segment stays: a part of the truth is better than none */
         unlink(temp);
+        d->segment--; /* it is the one that goes when a next one is there */
         if (d->fd >= 0) {
             close(d->fd);
         }
