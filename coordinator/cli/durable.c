@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { END_S = 15, EPOCH_SHIFT = 40 };
+enum { END_S = 15, EPOCH_SHIFT = 40, TRY_AGAIN_S = 5 };
 
 /* ---- what was there ---- */
 
@@ -225,9 +225,19 @@ void durable_write(struct durable *d, const struct jobs *j, const struct coord *
     for (uint32_t i = 0; i < s->n_replicas; i++) {
         jobs_describe(j, i, &s->replicas[i]);
     }
-    if (service_state_write(d->args->journal, s, &err) < 0) {
+    const bool is_bad = service_state_write(d->args->journal, s, &err) < 0;
+    if (is_bad && !d->is_stale) {
         log_error("journal", "%s; should this coordinator die, its ranks are not taken over",
                   err.text);
+    }
+    d->is_stale = is_bad;
+}
+
+void durable_tick(struct durable *d, uint64_t now_ns)
+{
+    if (d->is_stale && now_ns >= d->try_at_ns) {
+        d->try_at_ns = now_ns + TRY_AGAIN_S * NS_PER_S;
+        durable_write(d, d->jobs, d->coord);
     }
 }
 

@@ -24,6 +24,8 @@ struct durable {
     uint32_t first_generation;     /* where nothing is */
     const struct jobs *jobs;       /* borrowed, as the next one */
     const struct coord *coord;     /* NULL: does not listen yet */
+    bool is_stale;                 /* service.json could not be written */
+    uint64_t try_at_ns;
     char run_dir[DIR_PATH_BYTES];
     char control_file[DIR_PATH_BYTES + 16];
 };
@@ -44,6 +46,8 @@ status durable_begin(struct durable *d, const char *control, const struct coord 
                      struct err *err);
 /* What runs now (jobs), for the coordinator after this one. */
 void durable_write(struct durable *d, const struct jobs *j, const struct coord *coord);
+/* Now and then: what could not be written is tried again. */
+void durable_tick(struct durable *d, uint64_t now_ns);
 /* `clean`: an orderly end, nothing is left to go on with. `had_jobs`: what this one has started, or
  * taken over, has been ended. */
 void durable_close(struct durable *d, bool clean, bool had_jobs);

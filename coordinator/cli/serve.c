@@ -437,6 +437,7 @@ static void on_tick(void *arg)
         return;
     }
     jobs_tick(&s->jobs, now);
+    durable_tick(&s->durable, now);
     if (coord_state(s->coord) == COORD_STARTING) {
         say_progress(s, now);
         if (!s->args.external_only && now - s->started_ns > s->args.start_timeout_s * NS_PER_S) {
