@@ -358,13 +358,25 @@ void jobs_describe(const struct jobs *j, uint32_t replica, struct service_replic
     }
 }
 
-static status first_start(struct jobs *j, uint32_t i, struct err *err)
+/* What runs is taken over before anything is started: with each start all of it is described for the next
+ * coordinator, which would take what is not there yet for what never was. */
+static status first_starts(struct jobs *j, struct err *err)
 {
-    if (j->adopted != NULL && j->adopted[i].is_running) {
-        return job_adopt(j, i, err);
+    status st = ST_OK;
+
+    for (uint32_t i = 0; i < j->n; i++) {
+        j->jobs[i].generation = j->last != NULL ? j->last[i].generation : j->first_generation - 1;
     }
-    return job_start(j, i, j->adopted != NULL ? j->adopted[i].generation : j->first_generation,
-                     err);
+    for (uint32_t i = 0; st == ST_OK && j->adopted != NULL && i < j->n; i++) {
+        st = j->adopted[i].is_running ? job_adopt(j, i, err) : ST_OK;
+    }
+    for (uint32_t i = 0; st == ST_OK && i < j->n; i++) {
+        if (j->adopted == NULL || !j->adopted[i].is_running) {
+            st = job_start(
+                j, i, j->adopted != NULL ? j->adopted[i].generation : j->first_generation, err);
+        }
+    }
+    return st;
 }
 
 status jobs_start(struct jobs *j, struct err *err)
@@ -384,10 +396,7 @@ status jobs_start(struct jobs *j, struct err *err)
         }
     }
     st = jobs_place(j, err);
-    for (uint32_t i = 0; st == ST_OK && i < j->n; i++) {
-        st = first_start(j, i, err);
-    }
-    return st;
+    return st == ST_OK ? first_starts(j, err) : st;
 }
 
 /* ---- running ---- */
