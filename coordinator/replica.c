@@ -428,11 +428,11 @@ static void refuse(struct attach *a, status st, const char *text)
 }
 
 /* One of our own ranks that does not match will not match later: this start has failed. A rank of
- * an older generation says nothing about the one that is starting; before the first there was
- * none. */
+ * an older generation says nothing about the one that is starting; before the first one, of all
+ * coordinators, there was none. */
 static void mismatch_sign(struct replica *r, const struct msg_hello *h, const char *text)
 {
-    const bool is_first = r->generation == r->coord->config.generation;
+    const bool is_first = r->generation == r->coord->config.generation && r->generation <= 1;
 
     if (r->state == REPLICA_STARTING && (is_first || h->generation == r->generation)) {
         replica_sign(r, SIGN_OWN_FAULT, ST_ERR_MISMATCH, text);
