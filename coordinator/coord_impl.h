@@ -71,6 +71,7 @@ struct front_call {
     uint64_t left_ns;      /* of the head: since when nobody reads; 0: somebody does */
     uint64_t over_ns;      /* when its answer was complete; 0: it is not */
     bool is_place_written; /* the journal on disk has its first profile */
+    bool is_end_written;   /* and its end */
     uint32_t n_profiles_written;
 };
 
@@ -323,6 +324,8 @@ void resume_write_end(const struct front_call *f);
 /* Its entry knows its first profile, and its client is about to hear of it: that must not be
  * forgotten. */
 void resume_placed(struct front_call *head);
+/* What its client is about to be told is in the journal first, an end included. */
+void resume_before_send(struct front_call *f);
 /* Its session has taken this token, if n_before was fewer. */
 void resume_token(struct front_call *f, const struct msg_token *t, uint32_t n_before);
 /* The streams of another coordinator's journal; then the journal goes on with this one's. */

@@ -20,16 +20,19 @@ static status sink_send(void *self, const void *data, size_t len)
 {
     struct front_call *f = self;
 
+    resume_before_send(f);
     return f->call != NULL && !f->head->is_ended ? rpc_call_send(f->call, data, len) : ST_ERR_PEER;
 }
 
 static void sink_finish(void *self, status st, const char *text)
 {
+    resume_before_send(self);
     choices_finish(self, st, text);
 }
 
 static void sink_reply(void *self, const void *data, size_t len)
 {
+    resume_before_send(self);
     choices_reply(self, data, len);
 }
 

@@ -217,6 +217,11 @@ void journal_close(struct journal *j, struct journal_entry *entry)
     entry_unlink(j, entry);
 }
 
+void journal_set_bound(struct journal *j, uint32_t n_max)
+{
+    j->n_max = n_max;
+}
+
 void journal_number_from(struct journal *j, uint64_t stream)
 {
     j->next_stream = MAX(j->next_stream, stream);

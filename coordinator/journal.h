@@ -82,6 +82,8 @@ void journal_close(struct journal *j, struct journal_entry *entry);
 /* The answer is complete and may still be asked for: it counts as open no more, and only
  * journal_find_request finds it (choice 0 alone). */
 void journal_retire(struct journal *j, struct journal_entry *entry);
+/* At most n_max from here on; what is open stays. */
+void journal_set_bound(struct journal *j, uint32_t n_max);
 /* Numbers of streams go up from here; never back. */
 void journal_number_from(struct journal *j, uint64_t stream);
 status journal_append(struct journal_entry *entry, uint32_t token) WARN_UNUSED; /* ST_ERR_NOMEM */

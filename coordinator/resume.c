@@ -118,7 +118,7 @@ void resume_settle(struct front_call *f)
         return;
     }
     f->over_ns = coord_now(c);
-    if (c->config.disk != NULL) {
+    if (c->config.disk != NULL && !f->is_end_written) {
         resume_write_end(f);
     }
     route_leave(c, f->entry);

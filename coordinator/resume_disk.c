@@ -76,10 +76,25 @@ void resume_write_end(const struct front_call *f)
     const struct journal_ending end = {
         .finish = session_end(f->session),
         .first_token_us = wall_of(c, session_first_token_ns(f->session)),
-        .ended_us = wall_of(c, f->over_ns),
+        .ended_us = wall_of(c, f->over_ns != 0 ? f->over_ns : coord_now(c)),
     };
 
     journal_disk_end(c->config.disk, &end);
+}
+
+void resume_before_send(struct front_call *f)
+{
+    struct journal_disk *disk = f->coord->config.disk;
+
+    if (disk == NULL) {
+        return;
+    }
+    if (f->entry != NULL && f->entry->is_kept && session_is_complete(f->session) &&
+        f->over_ns == 0 && !f->is_end_written) {
+        resume_write_end(f);
+        f->is_end_written = true;
+    }
+    journal_disk_flush(disk);
 }
 
 void resume_token(struct front_call *f, const struct msg_token *t, uint32_t n_before)
@@ -117,7 +132,7 @@ static void answer_write(struct front_call *f)
                                      .top = r->tokens[i].top };
         journal_disk_token(f->coord->config.disk, &t, e->want_logprobs, r->tokens[i].n_top);
     }
-    if (f->over_ns != 0) {
+    if (f->over_ns != 0 || f->is_end_written) {
         resume_write_end(f);
     }
 }
@@ -199,10 +214,30 @@ static status parameters_set(const struct journal_stream *s, struct journal_entr
     return journal_set_biases(e, m->biases, m->n_biases);
 }
 
+/* A write that was cut may have the last token and not the end that came with it. */
+static struct msg_finish end_of(const struct journal_stream *s)
+{
+    struct msg_finish f = { .stream = s->stream, .reason = FINISH_NONE, .text = "" };
+
+    if (s->has_end) {
+        return s->end;
+    }
+    for (uint32_t i = 0; s->n_tokens != 0 && i < s->submit.n_stop_ids; i++) {
+        if (s->tokens[s->n_tokens - 1].token == s->submit.stop_ids[i]) {
+            f.reason = FINISH_STOP;
+        }
+    }
+    if (f.reason == FINISH_NONE && s->n_tokens == s->submit.max_tokens) {
+        f.reason = FINISH_LENGTH;
+    }
+    return f;
+}
+
 /* The session sees the tokens again, and comes to the same text. */
 static status answer_replay(struct front_call *f, const struct journal_stream *s)
 {
     const struct coord *c = f->coord;
+    const struct msg_finish end = end_of(s);
 
     session_set_times(f->session, clock_of(c, s->first_token_us), clock_of(c, s->ended_us));
     for (uint32_t i = 0; i < s->n_tokens && front_is_running(f->entry); i++) {
@@ -213,8 +248,8 @@ static status answer_replay(struct front_call *f, const struct journal_stream *s
     if (session_is_complete(f->session) && session_end(f->session).code == ST_ERR_NOMEM) {
         return ST_ERR_NOMEM;
     }
-    if (s->has_end && front_is_running(f->entry)) {
-        session_finish(f->session, &s->end);
+    if (end.reason != FINISH_NONE && front_is_running(f->entry)) {
+        session_finish(f->session, &end);
     }
     session_set_times(f->session, session_first_token_ns(f->session), 0);
     return ST_OK;
@@ -283,7 +318,13 @@ static status request_restore(struct coord *c, struct journal_stream *const *lis
     for (struct front_call *f = head; f != NULL && st == ST_OK; f = f->next_choice) {
         st = answer_replay(f, list[f->entry->choice]);
     }
-    return st == ST_OK ? ST_OK : err_set(err, st, "no memory for its tokens");
+    if (st != ST_OK) {
+        return err_set(err, st, "no memory for its tokens");
+    }
+    for (struct front_call *f = head; f != NULL; f = f->next_choice) {
+        resume_settle(f); /* the snapshot that follows has its end */
+    }
+    return ST_OK;
 }
 
 /* Half an answer is worth nothing without the weights that the other half came from: ranks that have
@@ -339,16 +380,13 @@ status resume_restore(struct coord *c, struct err *err)
     status st = ST_OK;
 
     journal_number_from(c->journal, c->config.first_stream);
-    if (c->config.image != NULL) {
+    if (c->config.image != NULL) { /* all of it, however many are complete: they were accepted */
+        journal_set_bound(c->journal, UINT32_MAX);
         st = streams_restore(c, c->config.image, err);
+        journal_set_bound(c->journal, c->config.queue_max);
     }
     if (st == ST_OK && c->config.disk != NULL) {
         journal_disk_begin(c->config.disk, snapshot, c);
-    }
-    for (struct front_call *head = c->kept; st == ST_OK && head != NULL; head = head->next_kept) {
-        for (struct front_call *f = head; f != NULL; f = f->next_choice) {
-            resume_settle(f);
-        }
     }
     return st;
 }
