@@ -121,6 +121,11 @@ static void print_totals(const struct sim_totals *t, uint64_t real_ns, uint32_t 
            (unsigned long long)t->steps, (unsigned long long)t->preemptions,
            (unsigned long long)t->cache_hits, (unsigned long long)t->losses,
            (unsigned long long)t->restarts);
+    printf(
+        "%llu ranks came back to another coordinator, %llu streams restored, %llu calls resumed, "
+        "%llu answers forgotten\n",
+        (unsigned long long)t->reattached, (unsigned long long)t->restored,
+        (unsigned long long)t->resumed, (unsigned long long)t->forgotten);
     printf("%llu faults:", (unsigned long long)n_faults);
     for (int i = 0; i < N_FAULTS; i++) {
         printf("%s %llu %s", i == 0 ? "" : ",", (unsigned long long)t->faults[i],

@@ -73,6 +73,7 @@ struct rpc_server {
     uint32_t message_bytes_max, send_queue_max;
     uint32_t n_calls;
     bool stopping, down;
+    uint16_t port;
     rpc_fn done;
     void *done_arg;
     struct rpc_timer grace;
@@ -89,6 +90,8 @@ struct rpc_loop {
     struct rpc_server *all;        /* owned */
     struct rpc_server *servers[2]; /* that are open, in order of creation: public, control */
     uint32_t n_servers;
+    bool is_dead;          /* its process is no more: what it still says is heard by nobody */
+    struct rpc_loop *next; /* in sim->dead_loops */
 };
 
 /* wire.c */
@@ -98,6 +101,7 @@ struct packet *fifo_pop(struct fifo *f); /* NULL: empty */
 void fifo_clear(struct fifo *f);
 void wire_to_client(struct rpc_call *call, struct packet *p);
 void wire_finish(struct rpc_call *call, status st, const char *text); /* at the client's end */
+void wire_server_dies(struct rpc_call *call, bool silently);
 
 /* sim_rpc.c: what arrives at the server. `call` lives. */
 void rpc_arrival(struct rpc_call *call, const struct packet *p);

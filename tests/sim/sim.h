@@ -65,6 +65,10 @@ enum sim_fault {
     FAULT_CLIENT_CUT, /* a client's link, or its process */
     FAULT_BROKEN,     /* hosts that compute wrongly, drawn at the start */
     FAULT_DRAIN,      /* not a fault: an operator empties a replica */
+    FAULT_DEATH,      /* the coordinator's process is killed, --journal */
+    FAULT_POWER,      /* its host loses power: mpiruns, and what was not synced */
+    FAULT_WRITE,      /* it is killed between two changes of a file, or within one */
+    FAULT_FULL,       /* the disk takes nothing for some time */
     N_FAULTS
 };
 
@@ -72,6 +76,7 @@ struct sim_totals {
     uint64_t seeds, requests, ok, failed, refused, abandoned, tokens, moves;
     uint64_t events, faults[N_FAULTS], losses, restarts, virtual_ns;
     uint64_t steps, preemptions, cache_hits;
+    uint64_t reattached, restored, resumed, forgotten; /* ranks, streams, calls, streams */
 };
 
 /* What a seed decides before time begins. */
@@ -92,9 +97,13 @@ struct sim_shape {
     bool is_fair; /* no faults at all: nothing may be lost, refused for good, or moved */
     bool stops_early;
     uint64_t stop_ns, grace_ns;
+    bool journal; /* --journal, and somebody who starts the coordinator again */
+    uint32_t resume_s, orphan_s, segment_bytes, n_deaths;
 };
 
 struct coord;
+struct sim_disk;
+struct sim_serve;
 struct plan;
 struct tokenizer;
 struct model_desc;
@@ -118,10 +127,26 @@ struct sim {
     const struct tokenizer *tok; /* borrowed */
     struct model_desc *desc;     /* owned */
     struct plan *plan;           /* owned */
-    struct rpc_loop *loop;       /* owned, sim_rpc.c */
-    struct coord *coord;
+    struct clock clock;          /* the coordinator's */
+    struct rpc_loop *loop;       /* owned, sim_rpc.c; NULL: the coordinator is dead */
+    struct rpc_loop *dead_loops; /* owned: events may still name their servers */
+    struct coord *coord;         /* NULL: it is dead */
+    struct sim_serve *serve;     /* owned: its process */
+    struct sim_disk *disk;       /* owned; the coordinator's host's */
+    uint32_t epoch;              /* coordinators that there have been */
+    uint16_t n_ports;
+    uint64_t died_ns; /* when one did last; 0: none has */
+    uint64_t stream_base,
+        last_base; /* of this coordinator's numbers; of the last that has used one */
+    uint32_t last_base_epoch;
+    bool is_dying; /* buried when the event is over */
+    bool dies_silently;
+    uint64_t tick_ns;      /* of the next tick of serve.c */
+    uint64_t start_due_ns; /* a service that has never served by then is ended */
     struct rpc_call *calls;     /* all there ever were, owned */
     struct sim_job **current;   /* [n_replicas] the newest job of each; borrowed */
+    uint32_t *generations;      /* [n_replicas] that they have had, as jobs.c knows it; owned */
+    uint32_t starting;          /* a job that is about to start; UINT32_MAX */
     struct sim_job *jobs;       /* all, owned */
     struct sim_rescue *rescues; /* all, owned */
     struct sim_client *clients;
@@ -151,25 +176,53 @@ uint64_t sim_real_ns(void);         /* the machine's own clock, for speeds */
 
 /* ---- sim_rpc.c ---- */
 
-uint64_t sim_timer_next(const struct rpc_loop *loop); /* CLOCK_NEVER: none armed */
+uint64_t sim_timer_next(const struct rpc_loop *loop); /* CLOCK_NEVER: none armed, or no loop */
 void sim_timer_run(struct rpc_loop *loop);            /* the first one */
 struct rpc_loop *sim_loop_create(struct sim *s);
 void sim_loop_destroy(struct rpc_loop *loop);
+/* Its process is no more: its calls break, and nothing that it still does has an effect. */
+void sim_loop_dies(struct rpc_loop *loop, bool silently);
 void sim_calls_free(struct sim *s);
+
+/* ---- sim_serve.c ---- */
+
+void serve_begin(struct sim *s);
+void serve_kill(struct sim *s, enum sim_fault how); /* DEATH, POWER, WRITE */
+void serve_fill_disk(struct sim *s);
+void serve_dies(struct sim *s); /* from sim_disk.c: within this event */
+void serve_bury(struct sim *s);
+void serve_write(struct sim *s); /* service.json */
+void serve_end(struct sim *s);   /* after coord_stop */
+void serve_free(struct sim *s);
+void serve_check(struct sim *s); /* what is on its disk */
+bool serve_is_durable(const struct sim *s);
 
 /* ---- sim_job.c, sim_client.c, sim_fault.c, sim_check.c ---- */
 
-void jobs_begin(struct sim *s);
+struct service_replica;
+struct coord_adopted;
+/* Another coordinator: those that it takes over, and new ones. adopted, last: [n_replicas] or NULL. */
+void jobs_take_over(struct sim *s, const struct coord_adopted *adopted,
+                    const struct service_replica *last, uint32_t first_generation);
+void jobs_orphaned(struct sim *s);  /* the coordinator has died */
+void jobs_power_cut(struct sim *s); /* mpiruns go, and ranks that were on that host */
+void jobs_describe_one(const struct sim *s, uint32_t replica, struct service_replica *r_p);
+void jobs_end_pid(struct sim *s, int pid); /* all of it, at once */
 void jobs_free(struct sim *s);
 bool jobs_are_settled(const struct sim *s); /* every replica serves, or is down for good */
 struct coord_config;
-void jobs_config(struct sim *s, struct coord_config *config);
+void jobs_callbacks(struct sim *s, struct coord_config *config);
 void jobs_stop(struct sim *s, uint64_t grace_ns); /* coord_stop */
 void clients_begin(struct sim *s);
 void clients_probe(struct sim *s, uint32_t n); /* requests that nothing disturbs any more */
 void clients_free(struct sim *s);
 void clients_let_go(struct sim *s); /* those that never read hang up */
 void clients_note(struct sim *s);   /* which are open */
+void clients_doubt(struct sim *s);  /* what they were told may not be on disk */
+struct journal_image;
+void clients_check_image(struct sim *s, const struct journal_image *image);
+/* NULL, or what is wrong with computing this request now. */
+const char *clients_check_request(const struct sim *s, const char *request_id);
 void faults_begin(struct sim *s);
 void faults_free(struct sim *s);
 const char *fault_name(enum sim_fault fault);

@@ -165,10 +165,25 @@ void check_often(struct sim *s)
     }
 }
 
+/* Each coordinator has numbers of its own. */
+static void check_number(struct sim *s, uint64_t stream)
+{
+    const uint64_t base = stream >> 40 << 40;
+
+    if (base != s->stream_base || (base == s->last_base && s->last_base_epoch != s->epoch)) {
+        sim_fail(s, "coordinator %u gives a stream the number %llu, which is of coordinator %u",
+                 s->epoch, (unsigned long long)stream, s->last_base_epoch);
+    }
+    s->last_base = base;
+    s->last_base_epoch = s->epoch;
+}
+
 /* What a leader is sent is all that the journal holds. Nothing can be added while it is on its way: no
  * token counts before this attempt's. */
 void check_submit(struct sim *s, uint32_t replica, const struct msg_submit *m)
 {
+    const char *wrong;
+
     const struct journal_entry *e =
         s->coord != NULL ? journal_find(s->coord->journal, m->stream) : NULL;
 
@@ -179,6 +194,13 @@ void check_submit(struct sim *s, uint32_t replica, const struct msg_submit *m)
         sim_fail(s,
                  "replica %u is sent stream %llu with %u tokens, the journal has %u for replica %d",
                  replica, (unsigned long long)m->stream, m->n_emitted, e->n_emitted, e->replica);
+    }
+    if (e != NULL && (wrong = clients_check_request(s, e->request_id)) != NULL) {
+        sim_fail(s, "stream %llu (\"%s\"): %s", (unsigned long long)m->stream, e->request_id,
+                 wrong);
+    }
+    if (m->stream >> 63 == 0 && s->shape.journal) {
+        check_number(s, m->stream);
     }
 }
 
@@ -191,7 +213,7 @@ bool check_is_open(const struct sim *s, uint64_t stream)
 
 uint32_t check_n_slots(const struct sim *s)
 {
-    return s->coord->n_replicas;
+    return s->coord != NULL ? s->coord->n_replicas : s->shape.n_replicas;
 }
 
 uint32_t check_n_serving(const struct sim *s)
@@ -207,7 +229,7 @@ uint32_t check_n_serving(const struct sim *s)
 
 uint32_t check_n_streams(const struct sim *s)
 {
-    return journal_count(s->coord->journal);
+    return s->coord != NULL ? journal_count(s->coord->journal) : 0;
 }
 
 void check_end(struct sim *s)

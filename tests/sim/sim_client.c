@@ -2,6 +2,8 @@
  * judged as they arrive: every token against the truth, every end against what may end it. */
 #include "sim/sim_client.h"
 
+#include "coordinator/journal_disk.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,16 +18,28 @@ static void complain(struct sim_client *c, const char *what)
 
 static void take_started(struct sim_client *c, const struct msg_started *m)
 {
-    if (c->is_started) {
+    if (c->conn->is_started) {
         complain(c, "is told twice that it has started");
         return;
     }
+    c->conn->is_started = true;
+    c->is_doubtful = c->is_doubtful && c->opened_ns < c->sim->died_ns;
     if (m->prompt_tokens != c->n_prompt ||
         (c->id[0] != '\0' && strcmp(m->request_id, c->id) != 0) ||
         (c->request.has_seed && m->seed != c->request.seed)) {
         complain(c, "is told of another prompt, id or seed");
     }
+    if (c->is_keeper != (m->resume_window_s != 0) && !c->is_duplicate) {
+        complain(c, "is not told rightly how long it may come back");
+    }
+    if (c->is_started) {
+        if (m->seed != c->seed) {
+            complain(c, "comes back and is told of another seed");
+        }
+        return;
+    }
     c->is_started = true;
+    c->seed = m->seed;
     for (uint32_t i = 0; i < c->n_answers; i++) {
         sim_truth_make(&c->request, c->prompt, c->n_prompt, c->max_tokens, m->seed, i,
                        &c->answers[i].truth);
@@ -97,12 +111,16 @@ static void take_chunk(struct sim_client *c, const struct msg_chunk *m)
     if (m->has_started) {
         take_started(c, &m->started);
     }
-    if (!c->is_started) {
+    if (!c->conn->is_started) {
         complain(c, "gets a message before it has started");
         return;
     }
     if (a->is_finished) {
         complain(c, "gets a message after it has finished");
+    }
+    const bool has_some = m->n_tokens != 0 || m->text.len != 0 || m->has_finished;
+    if (has_some && (m->token_offset != a->n_tokens || m->text_offset != a->n_text)) {
+        complain(c, "gets a message that does not begin where the last one ended");
     }
     for (uint32_t i = 0; i < m->n_tokens && c->sim->violation[0] == '\0'; i++) {
         take_piece(c, a, &m->tokens[i]);
@@ -113,6 +131,7 @@ static void take_chunk(struct sim_client *c, const struct msg_chunk *m)
         return;
     }
     a->n_text += m->text.len;
+    c->n_most = MAX(c->n_most, a->n_tokens);
     if (m->has_finished) {
         take_finished(c, a, &m->finished);
     }
@@ -153,10 +172,15 @@ static status take_choices(struct sim_client *c, const uint8_t *data, size_t len
 
 static void on_message(void *arg, const void *data, size_t len)
 {
-    struct sim_client *c = arg;
+    struct sim_conn *conn = arg;
+    struct sim_client *c = conn->client;
     struct arena arena = ARENA_INIT(1 << 24);
     struct err err = ERR_INIT;
     status st = ST_OK;
+
+    if (conn != c->conn) {
+        return; /* it listens to its newer call */
+    }
 
     sim_note_bytes(c->sim, &c->index, sizeof(c->index));
     if (c->kind == CLIENT_STREAM || c->kind == CLIENT_UNARY) {
@@ -189,6 +213,8 @@ static void on_message(void *arg, const void *data, size_t len)
 
 /* ---- how it ends ---- */
 
+static const char broke_text[] = "the connection broke"; /* wire.c */
+
 static bool has(const char *text, const char *part)
 {
     return strstr(text, part) != NULL;
@@ -198,12 +224,17 @@ static bool has(const char *text, const char *part)
 static const char *judge(const struct sim_client *c, status st, const char *text)
 {
     const struct sim *s = c->sim;
+    const uint64_t early_ns = c->is_keeper ? 100 * NS_PER_MS : NS_PER_MS; /* LATE_MS */
 
     switch (st) {
     case ST_ERR_CANCELLED:
         return c->has_cancelled ? NULL : "is cancelled, and nobody asked for that";
     case ST_ERR_DEADLINE:
-        return c->deadline_ns <= s->now_ns + NS_PER_MS ? NULL : "fails before its deadline";
+        return c->deadline_ns <= s->now_ns + early_ns ? NULL : "fails before its deadline";
+    case ST_ERR_NOT_FOUND:
+        return c->is_forgotten || !c->is_started || s->is_stopping
+                   ? NULL
+                   : "is told that its answer is not there";
     case ST_ERR_EXISTS:
         return c->is_duplicate ? NULL : "is refused as a duplicate";
     case ST_ERR_LIMIT:
@@ -212,7 +243,7 @@ static const char *judge(const struct sim_client *c, status st, const char *text
         }
         return c->is_slow && has(text, "reads too slowly") ? NULL : "fails by a limit";
     case ST_ERR_UNAVAILABLE:
-        if (c->is_hurt) {
+        if (c->is_hurt || (has(text, broke_text) && s->died_ns != 0)) {
             return NULL;
         }
         if (s->is_stopping) { /* a service that stops lets running answers end, while it can */
@@ -231,8 +262,6 @@ static const char *judge(const struct sim_client *c, status st, const char *text
     }
 }
 
-static void ask(void *arg);
-
 static void end(struct sim_client *c, status st)
 {
     c->is_done = true;
@@ -241,10 +270,93 @@ static void end(struct sim_client *c, status st)
     c->sim->n_watchers -= c->kind == CLIENT_WATCH;
 }
 
+/* ---- it comes back ---- */
+
+static void ask_after(struct sim_client *c, uint64_t ns)
+{
+    c->is_waiting = true;
+    c->sim->n_clients_open++;
+    sim_after(c->sim, ns, client_ask, c);
+}
+
+static void comes_back(struct sim_client *c)
+{
+    struct sim_rng *r = &c->sim->rng;
+
+    c->resumes = c->is_started || rng_chance(r, 500);
+    if (rng_chance(r, 200)) { /* a new process, which has nothing but the id */
+        c->answers[0].n_tokens = 0;
+        c->answers[0].n_text = 0;
+    }
+    ask_after(c, rng_delay(r, 300 * NS_PER_MS));
+}
+
+/* A call that had been accepted is over, and not by an end of its answer. */
+static void note_break(struct sim_client *c)
+{
+    const struct sim *s = c->sim;
+    const bool died = s->died_ns > c->opened_ns;
+
+    if (c->conn->is_started || !c->resumes) {
+        c->broke_ns = died ? MIN(s->died_ns, s->now_ns) : s->now_ns;
+    }
+}
+
+static bool may_be_forgotten(const struct sim_client *c)
+{
+    const uint64_t window_ns = c->sim->shape.resume_s * NS_PER_S;
+
+    /* Whose link is slow may learn of its end long after the service has said it. */
+    return c->is_doubtful || c->is_slow || c->is_cut || c->sim->now_ns >= c->broke_ns + window_ns;
+}
+
+/* One with a request id goes on with its answer, whatever has broken: true. */
+static bool goes_on(struct sim_client *c, status st, const char *text)
+{
+    struct sim *s = c->sim;
+
+    if (!c->is_keeper || s->is_stopping || c->is_gone) {
+        return false;
+    }
+    if (st == ST_ERR_UNAVAILABLE && has(text, broke_text)) {
+        note_break(c);
+        c->is_gone = !c->resumes && rng_chance(&s->rng, 100);
+        if (c->is_gone) {
+            s->totals->abandoned++;
+        } else {
+            comes_back(c);
+        }
+        return true;
+    }
+    if (st == ST_ERR_NOT_FOUND && c->resumes) {
+        if (c->is_started) {
+            c->is_forgotten = may_be_forgotten(c);
+            s->totals->forgotten += c->is_forgotten;
+            return false;
+        }
+        c->resumes = false;
+        ask_after(c, rng_delay(&s->rng, 100 * NS_PER_MS));
+        return true;
+    }
+    if (st == ST_ERR_EXISTS && !c->resumes && c->n_asked > 1) { /* it had been accepted */
+        c->resumes = true;
+        ask_after(c, rng_delay(&s->rng, 100 * NS_PER_MS));
+        return true;
+    }
+    return false;
+}
+
 static void end_generate(struct sim_client *c, status st, const char *text)
 {
     struct sim_totals *t = c->sim->totals;
     char why[256];
+
+    if (st == ST_ERR_UNAVAILABLE && c->is_keeper && c->answers[0].is_finished) {
+        st = c->st = ST_OK; /* it has all of it, but for the call's end */
+    }
+    if (st != ST_OK && goes_on(c, st, text)) {
+        return;
+    }
 
     if (st == ST_OK) {
         for (uint32_t i = 0; i < c->n_answers; i++) {
@@ -265,16 +377,19 @@ static void end_generate(struct sim_client *c, status st, const char *text)
     const bool again = st == ST_ERR_UNAVAILABLE || st == ST_ERR_LIMIT;
     if (again && !c->is_started && !c->sim->is_stopping && c->n_tries < 4 && !c->is_hurt) {
         c->n_tries++;
-        c->sim->n_clients_open++;
-        sim_after(c->sim, rng_delay(&c->sim->rng, 500 * NS_PER_MS), ask, c);
+        ask_after(c, rng_delay(&c->sim->rng, 500 * NS_PER_MS));
     }
 }
 
 static void on_done(void *arg, status st, const char *text)
 {
-    struct sim_client *c = arg;
-    const bool at_end = c->sim->is_stopping || c->is_hurt;
+    struct sim_conn *conn = arg;
+    struct sim_client *c = conn->client;
+    const bool at_end = c->sim->is_stopping || c->is_hurt || has(text, broke_text);
 
+    if (conn != c->conn) {
+        return;
+    }
     sim_note(c->sim, "client ends", c->index, (uint64_t)-st);
     end(c, st);
     switch (c->kind) {
@@ -324,33 +439,49 @@ static const char *path_of(enum client_kind kind)
     return "/gantry.v1.Generation/GenerateStream";
 }
 
-static void cancel_later(void *arg)
+static struct sim_conn *conn_make(struct sim_client *c)
 {
-    client_cancel(arg);
+    struct sim_conn *conn = calloc(1, sizeof(*conn));
+
+    ASSERT(conn != NULL);
+    conn->client = c;
+    conn->next = c->conns;
+    c->conns = conn;
+    return conn;
 }
 
-static void ask(void *arg)
+/* What it sends now: its request, or that it wants to go on. */
+static status request_pack(struct sim_client *c, struct buf *out)
+{
+    const struct msg_generate more = { .request_id = c->id,
+                                       .resume = true,
+                                       .resume_from =
+                                           c->kind == CLIENT_UNARY ? 0 : c->answers[0].n_tokens };
+
+    if (c->kind == CLIENT_CHECK || c->kind == CLIENT_WATCH) {
+        return msg_health_request_pack("", out);
+    }
+    if (c->kind == CLIENT_INVALID && c->index % 3 == 0) {
+        return buf_append(out, "\xff\xff\x07nonsense", 11);
+    }
+    if (c->kind == CLIENT_STATUS) {
+        return ST_OK;
+    }
+    return msg_generate_pack(c->resumes ? &more : &c->request, out);
+}
+
+static void call_open(struct sim_client *c)
 {
     static const struct wire_end ends = { on_message, on_done };
-    struct sim_client *c = arg;
     struct sim *s = c->sim;
     struct buf out = BUF_INIT;
-    status st = ST_OK;
 
-    c->is_done = false;
-    if (s->is_stopping || wire_public(s) == NULL) {
-        end(c, ST_ERR_UNAVAILABLE);
-        return;
-    }
-    if (c->kind == CLIENT_CHECK || c->kind == CLIENT_WATCH) {
-        st = msg_health_request_pack("", &out);
-    } else if (c->kind == CLIENT_INVALID && c->index % 3 == 0) {
-        st = buf_append(&out, "\xff\xff\x07nonsense", 11);
-    } else if (c->kind != CLIENT_STATUS) {
-        st = msg_generate_pack(&c->request, &out);
-    }
-    ASSERT(st == ST_OK);
-    sim_note(s, "client asks", c->index, c->kind);
+    ASSERT(request_pack(c, &out) == ST_OK);
+    sim_note(s, c->resumes ? "client resumes" : "client asks", c->index, c->kind);
+    s->totals->resumed += c->resumes ? 1 : 0;
+    c->n_asked++;
+    c->opened_ns = s->now_ns;
+    c->conn = conn_make(c);
     c->call = wire_open(
         s, &(struct wire_config){ .server = wire_public(s),
                                   .path = path_of(c->kind),
@@ -360,7 +491,7 @@ static void ask(void *arg)
                                   .deadline_ns = c->deadline_ns,
                                   .latency_ns = rng_ns(&s->rng, 100 * NS_PER_US, 20 * NS_PER_MS),
                                   .end = &ends,
-                                  .arg = c });
+                                  .arg = c->conn });
     buf_fini(&out);
     if (c->is_slow) {
         wire_read_delay(c->call, rng_chance(&s->rng, 300)
@@ -369,213 +500,25 @@ static void ask(void *arg)
     }
 }
 
-/* ---- what it wants ---- */
-
-static void draw_prompt(struct sim_client *c)
-{
-    struct sim_rng *r = &c->sim->rng;
-    const uint32_t ctx = c->sim->shape.ctx_max;
-    struct sim_rng shared = { .state = rng_below(r, 3) }; /* one of three common beginnings */
-    const uint32_t n = rng_in(r, 2, MIN(ctx - 2, (uint32_t)SIM_PROMPT_MAX - 2));
-    const uint32_t n_shared = rng_chance(r, 500) ? rng_below(r, n) : 0;
-    const bool is_text = rng_chance(r, 300);
-
-    c->n_prompt = n;
-    c->prompt[0] = SIM_BOS;
-    for (uint32_t i = 1; i < n; i++) {
-        c->prompt[i] = 0x20 + rng_below(i < n_shared ? &shared : r, 0x5F);
-        c->text[i - 1] = (char)c->prompt[i];
-    }
-    if (is_text) {
-        c->request.prompt = (struct msg_str){ c->text, n - 1 };
-    } else {
-        c->request.has_prompt_ids = true;
-        c->request.prompt_ids = c->prompt;
-        c->request.n_prompt_ids = n;
-    }
-}
-
-static void draw_stops(struct sim_client *c)
-{
-    struct sim_rng *r = &c->sim->rng;
-
-    c->request.ignore_eos = rng_chance(r, 300);
-    if (rng_chance(r, 300)) {
-        c->request.n_stop = rng_in(r, 1, 2);
-        for (uint32_t i = 0; i < c->request.n_stop; i++) {
-            const uint32_t len = rng_in(r, 1, 2);
-            for (uint32_t k = 0; k < len; k++) {
-                c->stop_text[i][k] = (char)rng_in(r, 0x30, 0x7E);
-            }
-            c->stops[i] = (struct msg_str){ c->stop_text[i], len };
-        }
-        c->request.stop = c->stops;
-    }
-    if (rng_chance(r, 200)) {
-        c->request.n_stop_ids = 1;
-        c->stop_ids[0] = rng_in(r, 0x20, 0x7E);
-        c->request.stop_ids = c->stop_ids;
-    }
-}
-
-static void draw_sampling(struct sim_client *c)
-{
-    struct sim_rng *r = &c->sim->rng;
-    struct msg_generate *m = &c->request;
-
-    m->has_temperature = rng_chance(r, 600);
-    m->temperature = rng_chance(r, 500) ? 0.0f : 0.25f * (float)rng_in(r, 1, 4);
-    m->has_top_k = rng_chance(r, 300);
-    m->top_k = rng_in(r, 1, 50);
-    m->has_top_p = rng_chance(r, 300);
-    m->top_p = 0.25f * (float)rng_in(r, 1, 4);
-    m->has_seed = rng_chance(r, 500);
-    m->seed = rng_u64(r);
-    m->has_presence_penalty = rng_chance(r, 100);
-    m->presence_penalty = m->has_presence_penalty ? 0.5f * (float)rng_below(r, 4) : 0.0f;
-    m->has_repetition_penalty = rng_chance(r, 100);
-    m->repetition_penalty = 1.0f + 0.25f * (float)rng_below(r, 3);
-    if (rng_chance(r, 100)) {
-        m->n_biases = 2;
-        c->biases[0] = (struct msg_bias){ rng_in(r, 60, 90), 1.5f };
-        c->biases[1] = (struct msg_bias){ rng_in(r, 20, 50), -2.5f };
-        m->biases = c->biases;
-    }
-    m->has_n = rng_chance(r, 100);
-    m->n = rng_in(r, 1, MIN((uint32_t)SIM_CHOICES_MAX, c->sim->shape.queue_max));
-    c->n_answers = m->has_n ? m->n : 1;
-    m->has_logprobs = rng_chance(r, 300);
-    m->logprobs = m->has_logprobs ? rng_below(r, 4) : 0;
-}
-
-static void draw_length(struct sim_client *c)
-{
-    struct sim_rng *r = &c->sim->rng;
-    const uint32_t room = c->sim->shape.ctx_max - c->n_prompt;
-
-    c->request.has_max_tokens = rng_chance(r, 900);
-    c->request.max_tokens = rng_in(r, 1, MIN(room + room / 8 + 1, c->sim->shape.ctx_max));
-    c->max_tokens = c->request.has_max_tokens ? MIN(c->request.max_tokens, room) : room;
-}
-
-static void draw_id(struct sim_client *c)
-{
-    struct sim_rng *r = &c->sim->rng;
-    struct sim_client *other = c->next;
-
-    snprintf(c->id, sizeof(c->id), "c%u", c->index);
-    if (rng_chance(r, 200)) {
-        c->id[0] = '\0';
-    } else if (other != NULL && rng_chance(r, 30)) {
-        snprintf(c->id, sizeof(c->id), "%s", other->id);
-        c->is_duplicate = true;
-        other->is_duplicate = true; /* whichever comes first */
-    }
-    c->request.request_id = c->id;
-}
-
-static void spoil(struct sim_client *c)
-{
-    struct msg_generate *m = &c->request;
-
-    switch (c->index % 4) {
-    case 0:
-        m->has_temperature = true;
-        m->temperature = -1.0f;
-        break;
-    case 1:
-        m->has_top_p = true;
-        m->top_p = 1.5f;
-        break;
-    case 2:
-        m->has_max_tokens = true;
-        m->max_tokens = 0;
-        break;
-    default:
-        m->has_prompt_ids = true;
-        c->prompt[0] = SIM_VOCAB + 5;
-        m->prompt_ids = c->prompt;
-        m->n_prompt_ids = c->n_prompt;
-        m->prompt.len = 0;
-        break;
-    }
-}
-
-static enum client_kind draw_kind(struct sim_rng *r)
-{
-    const uint32_t n = rng_below(r, 1000);
-
-    return n < 700   ? CLIENT_STREAM
-           : n < 900 ? CLIENT_UNARY
-           : n < 930 ? CLIENT_INVALID
-           : n < 940 ? CLIENT_NO_TOKEN
-           : n < 960 ? CLIENT_STATUS
-           : n < 980 ? CLIENT_CHECK
-                     : CLIENT_WATCH;
-}
-
-static struct sim_client *client_make(struct sim *s, enum client_kind kind)
-{
-    struct sim_client *c = calloc(1, sizeof(*c));
-
-    ASSERT(c != NULL);
-    c->sim = s;
-    c->index = s->n_clients++;
-    c->next = s->clients;
-    s->clients = c;
-    c->kind = kind;
-    c->deadline_ns = CLOCK_NEVER;
-    draw_prompt(c);
-    draw_stops(c);
-    draw_sampling(c);
-    draw_length(c);
-    draw_id(c);
-    if (kind == CLIENT_INVALID) {
-        spoil(c);
-    }
-    s->n_clients_open += kind != CLIENT_WATCH;
-    s->n_watchers += kind == CLIENT_WATCH;
-    s->totals->requests++;
-    return c;
-}
-
-static void arrive(void *arg)
+void client_ask(void *arg)
 {
     struct sim_client *c = arg;
     struct sim *s = c->sim;
 
-    if (c->kind <= CLIENT_UNARY && rng_chance(&s->rng, 150)) {
-        c->deadline_ns = s->now_ns + rng_ns(&s->rng, 20 * NS_PER_MS, 5 * NS_PER_S);
-    }
-    c->is_slow = c->kind == CLIENT_STREAM && rng_chance(&s->rng, 100);
-    if (c->kind <= CLIENT_UNARY && rng_chance(&s->rng, 100)) {
-        sim_after(s, rng_ns(&s->rng, 0, 2 * NS_PER_S), cancel_later, c);
-    }
-    ask(c);
-}
-
-void clients_begin(struct sim *s)
-{
-    const uint64_t span_ns = s->shape.healed_ns - s->now_ns;
-    uint64_t at_ns = s->now_ns;
-
-    for (uint32_t i = 0; i < s->shape.n_requests; i++) {
-        if (!rng_chance(&s->rng, s->shape.burst_per_mille)) {
-            at_ns = s->now_ns + rng_u64(&s->rng) % span_ns;
-        }
-        sim_at(s, at_ns, arrive, client_make(s, draw_kind(&s->rng)));
+    c->is_done = c->is_waiting = false;
+    if (s->is_stopping) {
+        end(c, ST_ERR_UNAVAILABLE);
+    } else if (c->deadline_ns <= s->now_ns) {
+        end(c, ST_ERR_DEADLINE);
+        s->totals->failed++;
+    } else {
+        call_open(c);
     }
 }
 
-void clients_probe(struct sim *s, uint32_t n)
+void client_cancel_later(void *arg)
 {
-    for (uint32_t i = 0; i < n; i++) {
-        struct sim_client *c = client_make(s, i % 2 != 0 ? CLIENT_STREAM : CLIENT_UNARY);
-        c->is_probe = true;
-        c->is_duplicate = false;
-        snprintf(c->id, sizeof(c->id), "probe%u", i);
-        sim_after(s, 0, ask, c);
-    }
+    client_cancel(arg);
 }
 
 /* ---- what is done to it ---- */
@@ -601,6 +544,7 @@ void client_hurt(struct sim_client *c)
         wire_reset(c->call);
         break;
     case 1:
+        c->is_cut = true;
         wire_cut(c->call, s->now_ns + rng_ns(&s->rng, 10 * NS_PER_MS, 5 * NS_PER_S));
         break;
     default:
@@ -638,7 +582,90 @@ void clients_free(struct sim *s)
         for (uint32_t i = 0; c->is_started && i < c->n_answers; i++) {
             sim_truth_fini(&c->answers[i].truth);
         }
+        for (struct sim_conn *conn; (conn = c->conns) != NULL;) {
+            c->conns = conn->next;
+            free(conn);
+        }
         free(c);
     }
     s->clients = NULL;
+}
+
+/* ---- and the journal ---- */
+
+void clients_doubt(struct sim *s)
+{
+    for (struct sim_client *c = s->clients; c != NULL; c = c->next) {
+        c->is_doubtful = true;
+    }
+}
+
+static struct sim_client *client_of_id(const struct sim *s, const char *id)
+{
+    for (struct sim_client *c = s->clients; c != NULL; c = c->next) {
+        if (c->is_keeper && strcmp(c->id, id) == 0) {
+            return c;
+        }
+    }
+    return NULL;
+}
+
+static bool has_its_end(const struct sim_client *c)
+{
+    return c->is_done && !c->is_waiting && c->st == ST_OK;
+}
+
+const char *clients_check_request(const struct sim *s, const char *request_id)
+{
+    const struct sim_client *c = client_of_id(s, request_id);
+
+    return c != NULL && !c->is_doubtful && has_its_end(c)
+               ? "its client has had the whole answer, and it is computed again"
+               : NULL;
+}
+
+static void check_stream(struct sim_client *c, const struct journal_stream *j)
+{
+    const struct sim_truth *t = &c->answers[0].truth;
+
+    c->is_in_image = true;
+    if (!c->is_started || c->is_doubtful) {
+        return;
+    }
+    if (j->n_tokens < c->n_most) {
+        complain(c, "has more tokens than the journal");
+    }
+    for (uint32_t i = 0; i < j->n_tokens; i++) {
+        if (i >= t->n || j->tokens[i].token != t->ids[i]) {
+            complain(c, "has other tokens in the journal");
+            return;
+        }
+    }
+    if (has_its_end(c) && !j->has_end) {
+        complain(c, "has had its end, and the journal has none");
+    }
+}
+
+/* At the start of another coordinator: what clients have been told is there. */
+void clients_check_image(struct sim *s, const struct journal_image *image)
+{
+    for (struct sim_client *c = s->clients; c != NULL; c = c->next) {
+        c->is_in_image = false;
+    }
+    for (uint32_t i = 0; i < JOURNAL_BUCKETS && image->n_streams != 0; i++) {
+        for (const struct journal_stream *j = image->buckets[i]; j != NULL; j = j->next) {
+            struct sim_client *c = client_of_id(s, j->request_id);
+            if (c != NULL) {
+                check_stream(c, j);
+            }
+        }
+    }
+    for (struct sim_client *c = s->clients; c != NULL; c = c->next) {
+        const bool is_open = !c->is_done && c->conn != NULL && !c->is_slow && !c->is_cut
+                                 ? true
+                                 : c->is_waiting && !may_be_forgotten(c);
+        if (c->is_keeper && c->is_started && !c->is_doubtful && is_open && !c->is_in_image) {
+            complain(c, "waits for an answer that is not in the journal");
+        }
+    }
 }

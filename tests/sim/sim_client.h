@@ -26,6 +26,13 @@ enum client_kind {
     CLIENT_WATCH
 };
 
+/* One of its calls. Only what comes on the newest one counts. */
+struct sim_conn {
+    struct sim_client *client;
+    struct sim_conn *next;
+    bool is_started;
+};
+
 struct sim_client {
     struct sim *sim;
     struct sim_client *next; /* in sim->clients */
@@ -33,6 +40,7 @@ struct sim_client {
     enum client_kind kind;
     bool is_probe; /* sent when nothing fails any more: must be answered in full */
     struct rpc_call *call;
+    struct sim_conn *conn, *conns; /* the newest; all, owned */
 
     struct msg_generate request;     /* points into the fields below */
     uint32_t prompt[SIM_PROMPT_MAX]; /* ids as the model sees them */
@@ -53,8 +61,20 @@ struct sim_client {
     struct sim_answer answers[SIM_CHOICES_MAX];
     uint32_t n_answers;
     enum health_state health; /* CLIENT_WATCH: the last that was heard */
+
+    /* --journal, and an id that is its own: it goes on with its answer when something breaks */
+    bool is_keeper, resumes, is_waiting;
+    bool is_cut;       /* its link was, for some time */
+    bool is_gone;      /* it never comes back */
+    bool is_doubtful;  /* what it was told may not have been on disk when a coordinator died */
+    bool is_forgotten; /* its answer was gone when it came back, and may be */
+    bool is_in_image;
+    uint32_t n_asked, n_most; /* n_most: tokens that it has had */
+    uint64_t seed, opened_ns, broke_ns;
 };
 
+void client_ask(void *client);
+void client_cancel_later(void *client);
 void client_cancel(struct sim_client *c);
 void client_hurt(struct sim_client *c); /* its link or its process */
 

@@ -107,6 +107,15 @@ void sim_coord_after(struct sim *s, uint64_t delay_ns, sim_fn fn, void *arg)
                 .at_ns = s->now_ns + delay_ns, .fn = fn, .arg = arg, .at_coord = true });
 }
 
+static void after(struct sim *s)
+{
+    if (s->is_dying) {
+        serve_bury(s);
+    } else {
+        check_often(s);
+    }
+}
+
 /* A process that was stopped runs its timers before it reads what has come meanwhile: gRPC's loop
  * looks at them first (cluster/rpc_grpc_loop.c). */
 bool sim_step(struct sim *s)
@@ -121,7 +130,7 @@ bool sim_step(struct sim *s)
         s->now_ns = MAX(s->now_ns, due_ns);
         s->totals->events++;
         sim_timer_run(s->loop);
-        check_often(s);
+        after(s);
         return true;
     }
     const struct sim_event e = pop(s);
@@ -132,8 +141,8 @@ bool sim_step(struct sim *s)
     }
     s->totals->events++;
     e.fn(e.arg);
-    if (e.at_coord) {
-        check_often(s);
+    if (e.at_coord || s->is_dying) {
+        after(s);
     }
     return true;
 }
@@ -142,6 +151,7 @@ void sim_core_init(struct sim *s, uint64_t seed)
 {
     memset(s, 0, sizeof(*s));
     s->seed = seed;
+    s->starting = UINT32_MAX;
     s->rng.state = seed * 0xD1342543DE82EF95ull + 1;
     s->began_ns = 1000 * NS_PER_S;
     s->now_ns = s->began_ns;

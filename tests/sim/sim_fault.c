@@ -29,6 +29,10 @@ static const struct {
     [FAULT_CLIENT_CUT] = { "client cut off", 24 },
     [FAULT_BROKEN] = { "hosts that compute wrongly", 0 },
     [FAULT_DRAIN] = { "replica drained", 8 },
+    [FAULT_DEATH] = { "coordinator killed", 0 },
+    [FAULT_POWER] = { "its host without power", 0 },
+    [FAULT_WRITE] = { "coordinator killed within a write", 0 },
+    [FAULT_FULL] = { "its disk full", 0 },
 };
 
 const char *fault_name(enum sim_fault fault)
@@ -120,7 +124,8 @@ static void cut(struct sim_job *job, struct sim_rank *rank)
     if (rank->call == NULL) {
         return;
     }
-    wire_cut(rank->call, span_ns == CLOCK_NEVER ? CLOCK_NEVER : job->sim->now_ns + span_ns);
+    rank->cut_until_ns = span_ns == CLOCK_NEVER ? CLOCK_NEVER : job->sim->now_ns + span_ns;
+    wire_cut(rank->call, rank->cut_until_ns);
     if (span_ns > keepalive_ns) {
         rescue_after(job, rank, FAULT_CUT, keepalive_ns);
     }
@@ -142,6 +147,9 @@ static void kill(struct sim_job *job, struct sim_rank *rank)
 
 static void hurt_job(struct sim *s, enum sim_fault fault, struct sim_job *job)
 {
+    if (job == NULL) { /* the coordinator died before it had started it */
+        return;
+    }
     struct sim_rank *rank = &job->ranks[rng_below(&s->rng, job->n_ranks)];
 
     sim_note(s, fault_name(fault), job->replica, rank->index);
@@ -183,6 +191,10 @@ static void hurt_job(struct sim *s, enum sim_fault fault, struct sim_job *job)
     case FAULT_START:
     case FAULT_STRANGER:
     case FAULT_CLIENT_CUT:
+    case FAULT_DEATH:
+    case FAULT_POWER:
+    case FAULT_WRITE:
+    case FAULT_FULL:
     case N_FAULTS:
         break;
     }
@@ -358,7 +370,7 @@ static void strike(void *arg)
     const enum sim_fault fault = draw_kind(&s->rng);
     struct sim_job *job = victim(s);
 
-    if (s->is_stopped || s->coord == NULL) {
+    if (s->is_stopped) {
         return;
     }
     fault_count(s, fault);
@@ -367,7 +379,7 @@ static void strike(void *arg)
         const uint64_t until_ns = s->now_ns + rng_ns(&s->rng, 100 * NS_PER_MS, most_ns);
         s->coord_free_ns = MAX(s->coord_free_ns, until_ns);
         sim_note(s, fault_name(fault), (s->coord_free_ns - s->now_ns) / NS_PER_MS, 0);
-    } else if (fault == FAULT_STRANGER && wire_control(s) != NULL) {
+    } else if (fault == FAULT_STRANGER && wire_control(s) != NULL && job != NULL) {
         visit(s, job);
     } else if (fault == FAULT_DRAIN && wire_control(s) != NULL) {
         drain(s);
@@ -390,11 +402,26 @@ void faults_free(struct sim *s)
     }
 }
 
+static void death(void *arg)
+{
+    struct sim *s = arg;
+    const uint32_t n = rng_below(&s->rng, 100);
+
+    if (n < 15) {
+        serve_fill_disk(s);
+    } else {
+        serve_kill(s, n < 55 ? FAULT_DEATH : n < 80 ? FAULT_WRITE : FAULT_POWER);
+    }
+}
+
 void faults_begin(struct sim *s)
 {
     const uint64_t span_ns = s->shape.healed_ns - s->now_ns;
 
     for (uint32_t i = 0; i < s->shape.n_faults; i++) {
         sim_after(s, rng_u64(&s->rng) % span_ns, strike, s);
+    }
+    for (uint32_t i = 0; i < s->shape.n_deaths; i++) {
+        sim_after(s, rng_u64(&s->rng) % span_ns, death, s);
     }
 }

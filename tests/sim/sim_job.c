@@ -2,9 +2,11 @@
 #include "sim/sim_job.h"
 
 #include "coordinator/coord_impl.h"
+#include "coordinator/service_state.h"
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { LAUNCHER_LOOKS_MS = 20 };
 
@@ -16,7 +18,7 @@ struct sim_job *job_of(const struct sim *s, uint32_t replica)
         return s->current[replica];
     }
     for (struct sim_job *job = s->jobs; job != NULL; job = job->next) {
-        if (job->is_joined && job->replica == replica && c != NULL &&
+        if (job->is_joined && job->replica == replica && c != NULL && job->join_epoch == s->epoch &&
             job->generation == c->replicas[replica]->generation) {
             return job;
         }
@@ -26,10 +28,18 @@ struct sim_job *job_of(const struct sim *s, uint32_t replica)
 
 bool job_is_given_up(const struct sim_job *job)
 {
-    const struct coord *c = job->sim->coord;
+    const struct sim *s = job->sim;
+    const struct coord *c = s->coord;
 
-    if (c == NULL || job->replica == UINT32_MAX) {
+    if (job->is_condemned) {
+        return true;
+    }
+    if (c == NULL || job->replica == UINT32_MAX ||
+        (job->is_joined && job->join_epoch != s->epoch)) {
         return false;
+    }
+    if (!job->is_joined && (s->current == NULL || s->current[job->replica] != job)) {
+        return true;
     }
     const struct replica *r = c->replicas[job->replica];
     return r->generation != job->generation || !replica_is_alive(r);
@@ -78,6 +88,9 @@ static struct sim_job *job_make(struct sim *s, uint32_t replica, uint32_t genera
     job->replica = replica;
     job->generation = generation;
     job->n_ranks = s->shape.n_ranks;
+    job->pid = s->jobs->next != NULL ? s->jobs->next->pid + 1 : 100;
+    job->started_ns = s->now_ns;
+    job->port = coord_control_port(s->coord);
     job->start = draw_start(s, generation);
     job->is_hurt = job->start != START_WELL;
     job->culprit = rng_below(&s->rng, job->n_ranks);
@@ -98,10 +111,49 @@ static void ranks_begin(struct sim_job *job)
     }
 }
 
+/* jobs.c, job_start: the generation is on disk before the job is there, its pid afterwards. Whoever dies in
+ * between leaves nothing, or a job that nobody knows of. */
 static void job_start(struct sim *s, uint32_t replica, uint32_t generation)
 {
-    s->current[replica] = job_make(s, replica, generation);
-    ranks_begin(s->current[replica]);
+    struct sim_job *old = s->current[replica];
+
+    s->starting = replica;
+    s->generations[replica] = generation;
+    serve_write(s);
+    s->starting = UINT32_MAX;
+    if (s->is_dying) {
+        return;
+    }
+    struct sim_job *job = job_make(s, replica, generation);
+    if (old != NULL) {
+        old->is_out_of_sight = true;
+    }
+    s->current[replica] = job;
+    ranks_begin(job);
+    serve_write(s);
+    job->is_out_of_sight = s->is_dying;
+}
+
+void jobs_describe_one(const struct sim *s, uint32_t replica, struct service_replica *r_p)
+{
+    const struct sim_job *job = s->current[replica];
+
+    memset(r_p, 0, sizeof(*r_p));
+    r_p->generation = s->generations[replica];
+    if (replica != s->starting && job != NULL && job->state != JOB_OVER) {
+        r_p->pid = job->pid;
+        r_p->start_ticks = (uint64_t)job->pid;
+    }
+}
+
+static struct sim_job *job_of_pid(const struct sim *s, int pid)
+{
+    for (struct sim_job *job = s->jobs; job != NULL; job = job->next) {
+        if (job->pid == pid && !job->is_joined) {
+            return job;
+        }
+    }
+    return NULL;
 }
 
 /* Somebody else's: it brings its own name, and hears its number when it is let in. */
@@ -110,7 +162,11 @@ static void join(void *arg)
     struct sim *s = arg;
     struct sim_job *job;
 
-    if (s->is_stopping || s->coord == NULL) {
+    if (s->coord == NULL && !s->is_stopping) { /* its owner tries again */
+        sim_after(s, NS_PER_S, join, s);
+        return;
+    }
+    if (s->is_stopping) {
         return;
     }
     job = job_make(s, UINT32_MAX, 1);
@@ -132,7 +188,8 @@ static void start_again(void *arg)
         return;
     }
     for (const struct sim_job *other = s->jobs; other != NULL; other = other->next) {
-        if (!other->is_joined && other->replica == job->replica && other->state != JOB_OVER) {
+        if (!other->is_joined && other->replica == job->replica && other->state != JOB_OVER &&
+            !other->is_out_of_sight) {
             sim_fail(s, "replica %u is started while generation %u is still there", job->replica,
                      other->generation);
         }
@@ -146,21 +203,66 @@ static void start_timeout(void *arg)
 {
     struct sim *s = arg;
 
-    if (!s->is_stopping && coord_state(s->coord) == COORD_STARTING) {
+    if (!s->is_stopping && s->coord != NULL && s->now_ns >= s->start_due_ns &&
+        coord_state(s->coord) == COORD_STARTING) {
         jobs_stop(s, 0);
     }
 }
 
-void jobs_begin(struct sim *s)
+static void begin(struct sim *s)
 {
-    sim_coord_after(s, s->shape.start_ns, start_timeout, s);
     s->current = calloc(s->shape.n_replicas, sizeof(struct sim_job *));
-    ASSERT(s->current != NULL);
-    for (uint32_t i = 0; i < s->shape.n_replicas; i++) {
-        job_start(s, i, 1);
-    }
+    s->generations = calloc(s->shape.n_replicas, sizeof(*s->generations));
+    ASSERT(s->current != NULL && s->generations != NULL);
     for (uint32_t i = 0; i < s->shape.n_joins; i++) {
         sim_coord_after(s, rng_u64(&s->rng) % (s->shape.healed_ns - s->now_ns), join, s);
+    }
+}
+
+static void say_ended(void *arg);
+
+/* jobs.c, job_adopt: it is there, or was. */
+static void adopt(struct sim *s, struct sim_job *job)
+{
+    job->start_at_ns = CLOCK_NEVER;
+    job->is_reported = job->is_out_of_sight = false;
+    for (uint32_t i = 0; i < job->n_ranks; i++) {
+        const struct sim_rank *r = &job->ranks[i];
+        const bool is_astray = r->state == RANK_STARTING && wire_at(s, job->port) == NULL;
+        /* astray: it dials the coordinator before. Told to stop: that one had drained it. */
+        job->is_hurt = job->is_hurt || r->was_told_to_stop || is_astray;
+    }
+    if (job->state == JOB_OVER || job->is_launcher_gone) {
+        job->state = JOB_RUNS;
+        sim_coord_after(s, rng_ns(&s->rng, 0, LAUNCHER_LOOKS_MS * NS_PER_MS), say_ended, job);
+    }
+    job->state = JOB_RUNS;
+}
+
+void jobs_take_over(struct sim *s, const struct coord_adopted *adopted,
+                    const struct service_replica *last, uint32_t first_generation)
+{
+    if (s->current == NULL) {
+        begin(s);
+    }
+    sim_coord_after(s, s->shape.start_ns, start_timeout, s);
+    for (uint32_t i = 0; i < s->shape.n_replicas; i++) {
+        struct sim_job *job =
+            adopted != NULL && adopted[i].is_running ? job_of_pid(s, last[i].pid) : NULL;
+        if (s->current[i] != NULL) {
+            s->current[i]->is_out_of_sight = true;
+        }
+        s->current[i] = job;
+        s->generations[i] = last != NULL ? last[i].generation : first_generation - 1;
+        if (job != NULL) {
+            sim_note(s, "take over", i, job->generation);
+            adopt(s, job);
+        }
+    }
+    for (uint32_t i = 0; i < s->shape.n_replicas && !s->is_dying; i++) {
+        if (s->current[i] == NULL) {
+            job_start(s, i, adopted != NULL ? adopted[i].generation : first_generation);
+        }
     }
 }
 
@@ -171,7 +273,8 @@ static void say_ended(void *arg)
     struct sim_job *job = arg;
     struct sim *s = job->sim;
 
-    if (job->state == JOB_RUNS && !job->is_joined && !s->is_stopping && s->coord != NULL) {
+    if (job->state == JOB_RUNS && !job->is_joined && !s->is_stopping && s->coord != NULL &&
+        s->current[job->replica] == job) {
         job->state = JOB_ENDED;
         sim_note(s, "job ended", job->replica, job->generation);
         coord_job_ended(s->coord, job->replica, "mpirun has ended with exit code 1");
@@ -196,6 +299,7 @@ void job_check_over(struct sim_job *job)
             return;
         }
     }
+    job->is_launcher_gone = true;
     if (job->is_joined) {
         if (job->state != JOB_OVER && s->now_ns < s->shape.healed_ns) {
             sim_coord_after(s, rng_ns(&s->rng, NS_PER_S / 10, 5 * NS_PER_S), join, s);
@@ -228,9 +332,52 @@ void job_collapse(struct sim_job *job, uint64_t within_ns)
     }
 }
 
-void job_launcher_ends(struct sim_job *job)
+void jobs_orphaned(struct sim *s)
+{
+    for (struct sim_job *job = s->jobs; s->shape.orphan_s == 0 && job != NULL; job = job->next) {
+        job->is_hurt = true; /* its ranks do not wait for another coordinator */
+    }
+}
+
+void job_dies(struct sim_job *job)
 {
     job->is_hurt = true;
+    for (uint32_t i = 0; i < job->n_ranks; i++) {
+        rank_die(&job->ranks[i], false);
+    }
+}
+
+void jobs_end_pid(struct sim *s, int pid)
+{
+    struct sim_job *job = job_of_pid(s, pid);
+
+    if (job != NULL && job->state != JOB_OVER) {
+        job->is_condemned = true;
+        job_dies(job);
+        job->state = JOB_OVER;
+    }
+}
+
+/* The coordinator's host: every mpirun was there, and with some of them their ranks. Those on other hosts are
+ * ended by what is left of their job, sooner or later. */
+void jobs_power_cut(struct sim *s)
+{
+    for (struct sim_job *job = s->jobs; job != NULL; job = job->next) {
+        if (job->is_joined || job->state == JOB_OVER || job->is_launcher_gone) {
+            continue;
+        }
+        job->is_hurt = job->is_launcher_gone = job->is_out_of_sight = true;
+        if (rng_chance(&s->rng, 500)) {
+            job_dies(job);
+        } else {
+            job_collapse(job, 15 * NS_PER_S);
+        }
+    }
+}
+
+void job_launcher_ends(struct sim_job *job)
+{
+    job->is_hurt = job->is_launcher_gone = true;
     sim_coord_after(job->sim, LAUNCHER_LOOKS_MS * NS_PER_MS, say_ended, job);
     job_collapse(job, 3 * NS_PER_S);
 }
@@ -243,7 +390,7 @@ static bool on_culprit(void *arg, uint32_t replica, uint32_t *rank_p, char *sign
     struct sim *s = arg;
     const struct sim_job *job = job_of(s, replica);
 
-    if (!job->has_culprit) {
+    if (s->is_dying || !job->has_culprit) {
         return false;
     }
     *rank_p = job->culprit;
@@ -256,6 +403,9 @@ static void on_lost(void *arg, uint32_t replica, uint64_t delay_ns)
     struct sim *s = arg;
     struct sim_job *job = job_of(s, replica);
 
+    if (s->is_dying) {
+        return;
+    }
     const struct replica *r = s->coord->replicas[replica];
     const bool is_drained = r->state == REPLICA_DRAINED;
 
@@ -301,14 +451,20 @@ static void on_change(void *arg, enum coord_state state)
 {
     struct sim *s = arg;
 
+    if (s->is_dying) {
+        return;
+    }
     sim_note(s, "state", state, 0);
+    if (state == COORD_SERVING) {
+        serve_write(s); /* the digest is known now */
+    }
     if (state == COORD_FAILED && !s->is_stopping) {
         s->is_stopping = true;
         coord_stop(s->coord, 0, on_stopped, s);
     }
 }
 
-void jobs_config(struct sim *s, struct coord_config *config)
+void jobs_callbacks(struct sim *s, struct coord_config *config)
 {
     config->on_change = on_change;
     config->culprit = on_culprit;
@@ -329,6 +485,9 @@ void jobs_stop(struct sim *s, uint64_t grace_ns)
 
 bool jobs_are_settled(const struct sim *s)
 {
+    if (s->coord == NULL) {
+        return false;
+    }
     for (uint32_t i = 0; i < s->shape.n_replicas; i++) {
         const struct replica *r = s->coord->replicas[i];
         if (r->state != REPLICA_SERVING && !replica_is_over(r)) {
@@ -346,4 +505,5 @@ void jobs_free(struct sim *s)
         free(job);
     }
     free(s->current);
+    free(s->generations);
 }

@@ -34,7 +34,15 @@ struct sim_rank {
     struct rpc_call *call;
     bool is_held; /* SIGSTOP: nothing of it runs */
     bool beat_is_due;
-    uint64_t ticks, ready_ns;
+    uint64_t ticks, beat_ns; /* of the next heartbeat */
+
+    /* worker/ctrl_orphan.c */
+    uint32_t epoch;   /* of the coordinator that welcomed it last; 0: none */
+    uint32_t grace_s; /* that it said; 0: do not wait for another */
+    uint16_t port;    /* where it was dialled last */
+    char control_file[64];
+    bool is_orphan, was_told_to_stop;
+    uint64_t until_ns, delay_ns, cut_until_ns;
 };
 
 enum sim_job_state {
@@ -58,6 +66,13 @@ struct sim_job {
     uint32_t replica, generation; /* UINT32_MAX: one that has not been let in */
     bool is_joined;               /* started by somebody else */
     uint8_t name[MSG_JOB_BYTES];  /* of a joined one */
+    int pid;                      /* of its mpirun */
+    bool is_launcher_gone;        /* it runs no more */
+    bool is_out_of_sight;         /* no coordinator knows of it */
+    bool is_condemned;   /* it was given up, and that is on disk: nothing of it may count again */
+    uint16_t port;       /* where its ranks were told to dial */
+    uint32_t join_epoch; /* the coordinator that gave a joined one its number */
+    uint64_t started_ns;
     enum sim_job_state state;
     enum sim_start start;
     bool is_hurt;         /* something was done to it: it may be given up */
@@ -83,6 +98,8 @@ struct sim_job {
     uint64_t busy_until_ns, last_due_ns;
     uint64_t turn_at_ns; /* of the next turn; CLOCK_NEVER: none is due */
     bool is_stuck, is_told_to_stop;
+    uint32_t n_fences,
+        n_fences_seen; /* coordinators lost, and those that its computing thread knows of */
     uint64_t slow_until_ns;
     uint32_t slowness;
     uint64_t n_turns;
@@ -96,6 +113,7 @@ void job_collapse(struct sim_job *job, uint64_t within_ns); /* all ranks die; th
 bool job_computes(const struct sim_job *job);               /* every rank is there and runs */
 void job_check_over(struct sim_job *job);                   /* a rank has gone */
 void job_launcher_ends(struct sim_job *job); /* mpirun goes, its ranks some time later */
+void job_dies(struct sim_job *job);          /* all of it, now */
 
 /* sim_rank.c */
 void rank_begin(struct sim_rank *r);
@@ -104,12 +122,21 @@ void rank_die(struct sim_rank *r, bool silently);
 void rank_fault(struct sim_rank *r, status code, const char *text);
 void rank_hold(struct sim_rank *r, bool hold);
 void rank_leave(struct sim_rank *r); /* in order */
+/* Is there a coordinator that it speaks to, and is it the one that lives? */
+bool rank_is_attached(const struct sim_rank *r);
+void rank_attach(struct sim_rank *r, uint16_t port); /* a connection, hello */
+void rank_ends_itself(struct sim_rank *r);
+
+/* sim_orphan.c: worker/ctrl_orphan.c, played */
+bool orphan_begin(struct sim_rank *r, status st); /* its stream is over. false: no reason to wait */
+void orphan_welcome(struct sim_rank *r, uint32_t grace_s, const char *control_file);
 
 /* sim_leader.c */
 void leader_init(struct sim_job *job);
 void leader_fini(struct sim_job *job);
 void leader_take(struct sim_job *job, const void *data, size_t len); /* into its inbox */
 void leader_wake(struct sim_job *job);
+void leader_fence(struct sim_job *job); /* the coordinator is gone, and all that it wanted */
 void leader_check(struct sim_job *job);
 bool leader_is_idle(const struct sim_job *job); /* but for a canary */
 

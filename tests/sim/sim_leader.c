@@ -93,11 +93,22 @@ void leader_take(struct sim_job *job, const void *data, size_t len)
     leader_wake(job);
 }
 
+void leader_fence(struct sim_job *job)
+{
+    if (job->sched != NULL) {
+        job->n_fences++;
+        leader_take(job, "", 0);
+    }
+}
+
 /* ---- what it says ---- */
 
+/* What was computed for another coordinator than the one that is there now goes nowhere. */
 static void say_events(struct sim_job *job, const struct msg_events *events)
 {
-    if (events->n_tokens != 0 || events->n_finishes != 0) {
+    const bool is_current = job->n_fences_seen == job->n_fences && !job->ranks[0].is_orphan;
+
+    if (is_current && (events->n_tokens != 0 || events->n_finishes != 0)) {
         rank_say(&job->ranks[0], &(struct msg_rank){ .kind = MSG_EVENTS, .events = *events });
     }
 }
@@ -119,11 +130,17 @@ static void feed_one(struct sim_job *job, const struct sim_packet *p)
     struct err err = ERR_INIT;
     struct msg_coord m;
 
+    if (p->len == 0) {
+        job->n_fences_seen++;
+        sched_cancel_all(job->sched);
+        return;
+    }
     if (msg_coord_unpack(p->data, p->len, &arena, &m, &err) != ST_OK) {
         sim_fail(job->sim, "the coordinator sends what cannot be read: %s", err.text);
     } else if (m.kind == MSG_SUBMIT) {
         sim_note(job->sim, "submit", m.submit.stream, job->replica);
-        if (!job_is_given_up(job)) {
+        if (!job_is_given_up(job) && rank_is_attached(&job->ranks[0]) &&
+            job->n_fences_seen == job->n_fences) {
             check_submit(job->sim, job->replica, &m.submit);
         }
         if (sched_submit(job->sched, &m.submit, &err) != ST_OK) {
@@ -206,9 +223,10 @@ static void take_results(struct sim_job *job)
     struct sim *s = job->sim;
     struct step_head *plan = job->plans[job->i_oldest];
     struct err err = ERR_INIT;
-    const uint64_t lie = job_is_given_up(job) || job->start == START_BROKEN ? s->seed + 1 : 0;
+    const bool lies = job_is_given_up(job) || job->start == START_BROKEN;
+    const struct sim_lie lie = { lies ? s->seed + 1 : 0, s->seed + 1, s->stream_base };
 
-    sim_model_run(&job->kv, plan, lie, job->chosen, job->results);
+    sim_model_run(&job->kv, plan, &lie, job->chosen, job->results);
     for (uint32_t i = 0; i < plan->n_samples; i++) {
         job->chosen[i] = job->results[i].sampled.token;
     }
@@ -331,6 +349,9 @@ static void check_orphans(struct sim_job *job)
         return;
     }
     job->orphan_ns = MAX(MAX(job->orphan_ns, s->coord_free_ns), job->slow_until_ns);
+    if (!rank_is_attached(&job->ranks[0])) {
+        job->orphan_ns = s->now_ns; /* it will forget them */
+    }
     if (s->now_ns > job->orphan_ns + 1500 * NS_PER_MS && !job->is_hurt && !job->is_touched &&
         !s->is_stopping && s->shape.control_queue_max == UINT32_MAX) {
         sim_fail(job->sim, "stream %llu is over, and replica %u goes on with it",

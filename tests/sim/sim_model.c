@@ -96,7 +96,7 @@ static uint64_t *slot(struct sim_kv *kv, const uint32_t *table, uint32_t pos)
     return &kv->at[(size_t)block * KERN_KV_BLOCK + pos % KERN_KV_BLOCK];
 }
 
-void sim_model_run(struct sim_kv *kv, const struct step_head *plan, uint64_t lie,
+void sim_model_run(struct sim_kv *kv, const struct step_head *plan, const struct sim_lie *lie,
                    const uint32_t *fed, struct step_result *results)
 {
     uint32_t n = 0;
@@ -128,8 +128,9 @@ void sim_model_run(struct sim_kv *kv, const struct step_head *plan, uint64_t lie
                                       .penalties = q->params.penalties,
                                       .adjusts = adjusts_of(plan, q) };
         struct chosen c = choose(sum, &p, pos, tokens[q->n_rows - 1]);
-        if (lie != 0) {
-            c.token = 0x20 + (uint32_t)(mix(sum ^ lie) % 0x5F);
+        const uint64_t spoils = q->stream < lie->before ? lie->old : lie->all;
+        if (spoils != 0) {
+            c.token = 0x20 + (uint32_t)(mix(sum ^ spoils) % 0x5F);
         }
         struct step_result *r = &results[n++];
         *r = (struct step_result){ .stream = q->stream, .attempt = q->attempt };

@@ -22,10 +22,15 @@ struct sim_kv {
 void sim_kv_init(struct sim_kv *kv, uint32_t n_blocks);
 void sim_kv_fini(struct sim_kv *kv);
 
-/* Run a plan: write its rows, choose its tokens. results: [plan->n_samples]. `lie` is 0, or spoils
- * every token (a replica that was given up, and whose word no longer counts). `fed`: the samples of
+/* What spoils tokens: 0, or those of every stream (of a replica that was given up, and whose word no longer
+ * counts); and those of streams with a number below `before`, of a coordinator that is gone. */
+struct sim_lie {
+    uint64_t all, old, before;
+};
+
+/* Run a plan: write its rows, choose its tokens. results: [plan->n_samples]. `fed`: the samples of
  * the plan before. */
-void sim_model_run(struct sim_kv *kv, const struct step_head *plan, uint64_t lie,
+void sim_model_run(struct sim_kv *kv, const struct step_head *plan, const struct sim_lie *lie,
                    const uint32_t *fed, struct step_result *results);
 
 /* ---- what a request must be answered ---- */

@@ -33,13 +33,22 @@ static const char *phase_of(const struct sim_rank *r)
     return r->job->n_out != 0 ? "step" : "idle";
 }
 
+static void beat(void *arg);
+
+static void beat_at(struct sim_rank *r, uint64_t at_ns)
+{
+    r->beat_ns = at_ns;
+    sim_at(r->job->sim, at_ns, beat, r);
+}
+
 static void beat(void *arg)
 {
     struct sim_rank *r = arg;
     const struct sim_job *job = r->job;
     struct sched_stats stats;
 
-    if (r->state == RANK_GONE || r->state == RANK_LEAVING || !wire_is_open(r->call)) {
+    if (r->state == RANK_GONE || r->state == RANK_LEAVING || !wire_is_open(r->call) ||
+        r->is_orphan || job->sim->now_ns != r->beat_ns) {
         return;
     }
     if (r->is_held) {
@@ -70,10 +79,23 @@ static void beat(void *arg)
                        .queued = queued }
     };
     rank_say(r, &m);
-    sim_after(job->sim, heartbeat_ns, beat, r);
+    beat_at(r, job->sim->now_ns + heartbeat_ns);
 }
 
 /* ---- its life ---- */
+
+bool rank_is_attached(const struct sim_rank *r)
+{
+    return !r->is_orphan && r->epoch == r->job->sim->epoch && r->job->sim->coord != NULL;
+}
+
+static void say_ready(struct sim_rank *r)
+{
+    rank_say(r, &(struct msg_rank){ .kind = MSG_READY,
+                                    .ready = { .weights_digest = { { r->index == 0 ? 0xAB : 0 } },
+                                               .weight_bytes = 1,
+                                               .kv_bytes = 1 } });
+}
 
 static void ready(void *arg)
 {
@@ -87,11 +109,23 @@ static void ready(void *arg)
         return;
     }
     r->state = RANK_READY;
-    rank_say(r, &(struct msg_rank){ .kind = MSG_READY,
-                                    .ready = { .weights_digest = { { r->index == 0 ? 0xAB : 0 } },
-                                               .weight_bytes = 1,
-                                               .kv_bytes = 1 } });
+    if (!r->is_orphan) { /* else the next coordinator is told with its welcome */
+        say_ready(r);
+    }
     leader_wake(r->job);
+}
+
+static void load(struct sim_rank *r)
+{
+    struct sim_job *job = r->job;
+    struct sim *s = job->sim;
+
+    r->state = RANK_LOADING;
+    if (job->start == START_FAULTS && r->index == job->culprit) {
+        rank_fault(r, ST_ERR_IO, "model.safetensors: Input/output error");
+    } else if (job->start != START_HANGS || r->index != job->culprit) {
+        sim_after(s, rng_delay(&s->rng, 300 * NS_PER_MS), ready, r);
+    }
 }
 
 static void welcome(struct sim_rank *r, const void *data, size_t len)
@@ -100,32 +134,56 @@ static void welcome(struct sim_rank *r, const void *data, size_t len)
     struct err err = ERR_INIT;
     struct sim_job *job = r->job;
     struct sim *s = job->sim;
+    const bool was_orphan = r->is_orphan;
     struct msg_coord m;
 
     if (msg_coord_unpack(data, len, &arena, &m, &err) != ST_OK || m.kind != MSG_WELCOME) {
         sim_fail(s, "a rank is not welcomed first: %s", err.text);
-    } else if (job->is_joined) {
-        job->replica = m.welcome.replica;
-        job->generation = m.welcome.generation;
+    } else {
+        if (job->is_joined) {
+            job->replica = m.welcome.replica;
+            job->generation = m.welcome.generation;
+            job->join_epoch = s->epoch;
+        }
+        orphan_welcome(r, m.welcome.orphan_grace_s, m.welcome.control_file);
     }
     arena_fini(&arena);
-
-    r->state = RANK_LOADING;
-    sim_after(s, 0, beat, r);
-    if (job->start == START_FAULTS && r->index == job->culprit) {
-        rank_fault(r, ST_ERR_IO, "model.safetensors: Input/output error");
-    } else if (job->start != START_HANGS || r->index != job->culprit) {
-        sim_after(s, rng_delay(&s->rng, 300 * NS_PER_MS), ready, r);
+    beat_at(r, s->now_ns);
+    if (!was_orphan) {
+        load(r);
+        return;
     }
+    sim_note(s, "is back", job->replica, r->index);
+    s->totals->reattached++;
+    if (r->state == RANK_READY) {
+        say_ready(r);
+    }
+}
+
+/* The computing thread of a leader takes a Stop from its inbox; here it only matters that a stream which
+ * ends after it has not broken. */
+static void look(struct sim_rank *r, const void *data, size_t len)
+{
+    struct arena arena = ARENA_INIT(1 << 20);
+    struct err err = ERR_INIT;
+    struct msg_coord m;
+
+    if (len <= 16 && msg_coord_unpack(data, len, &arena, &m, &err) == ST_OK && m.kind == MSG_STOP) {
+        r->was_told_to_stop = true;
+    }
+    arena_fini(&arena);
 }
 
 static void on_message(void *arg, const void *data, size_t len)
 {
     struct sim_rank *r = arg;
 
-    if (r->state == RANK_HELLO) {
+    if (r->state == RANK_HELLO || r->is_orphan) {
         welcome(r, data, len);
-    } else if (r->index == 0 && r->job->sched != NULL) {
+        return;
+    }
+    look(r, data, len);
+    if (r->index == 0 && r->job->sched != NULL) {
         leader_take(r->job, data, len);
     } else {
         struct arena arena = ARENA_INIT(1 << 20);
@@ -155,6 +213,17 @@ static void end_self(void *arg)
     job_collapse(r->job, 200 * NS_PER_MS);
 }
 
+void rank_ends_itself(struct sim_rank *r)
+{
+    struct sim *s = r->job->sim;
+
+    r->job->is_hurt = true;
+    r->is_orphan = false;
+    r->grace_s = 0;
+    sim_after(s, rng_ns(&s->rng, NS_PER_MS, r->job->is_stuck ? 2 * NS_PER_S : 50 * NS_PER_MS),
+              end_self, r);
+}
+
 static void on_done(void *arg, status st, const char *text)
 {
     struct sim_rank *r = arg;
@@ -167,37 +236,35 @@ static void on_done(void *arg, status st, const char *text)
     if (r->state == RANK_LEAVING) {
         r->state = RANK_GONE;
         job_check_over(r->job);
-    } else if (r->state != RANK_GONE) {
-        if (r->job->is_joined && r->state >= RANK_LOADING && !r->job->is_hurt && !s->is_stopping) {
+    } else if (r->state != RANK_GONE && !orphan_begin(r, st)) {
+        if (r->job->is_joined && r->state >= RANK_LOADING && !r->job->is_hurt && !s->is_stopping &&
+            s->shape.orphan_s != 0) {
             sim_fail(s, "replica %u, which had joined, is given up, and nothing was wrong: %s",
                      r->job->replica, text);
         }
-        r->job->is_hurt = true;
-        sim_after(s, rng_ns(&s->rng, NS_PER_MS, r->job->is_stuck ? 2 * NS_PER_S : 50 * NS_PER_MS),
-                  end_self, r);
+        rank_ends_itself(r);
     }
 }
 
-static void attach(void *arg)
+void rank_attach(struct sim_rank *r, uint16_t port)
 {
     static const struct wire_end end = { on_message, on_done };
-    struct sim_rank *r = arg;
     struct sim_job *job = r->job;
     struct sim *s = job->sim;
     const bool is_wrong = job->start == START_MISMATCH && r->index == job->culprit;
 
-    if (r->state != RANK_STARTING || wire_control(s) == NULL) {
-        return;
-    }
+    r->port = port;
     r->call = wire_open(
-        s, &(struct wire_config){ .server = wire_control(s),
+        s, &(struct wire_config){ .server = wire_at(s, port),
                                   .path = "/gantry.control.v1.Control/Attach",
                                   .token = "secret",
                                   .deadline_ns = CLOCK_NEVER,
                                   .latency_ns = rng_ns(&s->rng, 50 * NS_PER_US, 2 * NS_PER_MS),
                                   .end = &end,
                                   .arg = r });
-    r->state = RANK_HELLO;
+    if (r->cut_until_ns > s->now_ns) {
+        wire_cut(r->call, r->cut_until_ns);
+    }
     struct msg_join joins = { .tp = s->shape.tp,
                               .pp = s->shape.pp,
                               .kv_blocks = s->plan->kv_blocks,
@@ -218,9 +285,28 @@ static void attach(void *arg)
                                                .n_ranks = job->n_ranks,
                                                .plan_digest = s->plan->digest,
                                                .profile = s->plan->profile,
+                                               .is_reattach = r->is_orphan,
                                                .host = "host",
                                                .kernels = "none",
                                                .pid = 1000 + r->index } });
+}
+
+/* Where nobody listens it dials on, as long as --start-timeout. */
+static void attach(void *arg)
+{
+    struct sim_rank *r = arg;
+    struct sim_job *job = r->job;
+    struct sim *s = job->sim;
+
+    if (r->state != RANK_STARTING) {
+        return;
+    }
+    if (wire_at(s, job->port) == NULL && s->now_ns < job->started_ns + s->shape.start_ns) {
+        sim_after(s, rng_delay(&s->rng, 300 * NS_PER_MS), attach, r);
+        return;
+    }
+    r->state = RANK_HELLO;
+    rank_attach(r, job->port);
 }
 
 void rank_begin(struct sim_rank *r)
@@ -270,7 +356,7 @@ void rank_hold(struct sim_rank *r, bool hold)
     if (!hold) {
         if (r->beat_is_due) {
             r->beat_is_due = false;
-            sim_after(r->job->sim, 0, beat, r);
+            beat_at(r, r->job->sim->now_ns);
         }
         leader_wake(r->job);
     }

@@ -88,7 +88,7 @@ status rpc_timer_set(struct rpc_loop *loop, struct rpc_timer *timer, uint64_t at
 
 uint64_t sim_timer_next(const struct rpc_loop *loop)
 {
-    return loop->n != 0 ? loop->heap[1].at_ns : CLOCK_NEVER;
+    return loop != NULL && loop->n != 0 ? loop->heap[1].at_ns : CLOCK_NEVER;
 }
 
 void sim_timer_run(struct rpc_loop *loop)
@@ -282,6 +282,12 @@ void rpc_arrival(struct rpc_call *call, const struct packet *p)
 
 /* ---- the header's calls ---- */
 
+/* The process has died in the middle of a callback, or its memory is being freed. */
+static bool is_dead(const struct rpc_call *call)
+{
+    return call->server->loop->is_dead;
+}
+
 static void check_alive(struct rpc_call *call, const char *what)
 {
     if (call->over) {
@@ -292,6 +298,9 @@ static void check_alive(struct rpc_call *call, const char *what)
 
 status rpc_call_send(struct rpc_call *call, const void *data, size_t len)
 {
+    if (is_dead(call)) {
+        return ST_OK;
+    }
     check_alive(call, "rpc_call_send");
     ASSERT(call->method != NULL && call->method->kind != RPC_UNARY);
     if (call->ended || call->closed) {
@@ -312,6 +321,9 @@ status rpc_call_send(struct rpc_call *call, const void *data, size_t len)
 
 void rpc_call_finish(struct rpc_call *call, status st, const char *text)
 {
+    if (is_dead(call)) {
+        return;
+    }
     check_alive(call, "rpc_call_finish");
     if (call->ended || call->closed) {
         return;
@@ -326,6 +338,9 @@ void rpc_call_finish(struct rpc_call *call, status st, const char *text)
 
 void rpc_call_reply(struct rpc_call *call, const void *data, size_t len)
 {
+    if (is_dead(call)) {
+        return;
+    }
     check_alive(call, "rpc_call_reply");
     ASSERT(call->method != NULL && call->method->kind == RPC_UNARY);
     if (call->ended || call->closed) {
@@ -341,6 +356,9 @@ void rpc_call_reply(struct rpc_call *call, const void *data, size_t len)
 
 void rpc_call_cancel(struct rpc_call *call)
 {
+    if (is_dead(call)) {
+        return;
+    }
     check_alive(call, "rpc_call_cancel");
     call->ended = true;
     wire_finish(call, ST_ERR_CANCELLED, "cancelled by the server");
@@ -349,7 +367,9 @@ void rpc_call_cancel(struct rpc_call *call)
 
 void rpc_call_set_user(struct rpc_call *call, void *user)
 {
-    check_alive(call, "rpc_call_set_user");
+    if (!is_dead(call)) {
+        check_alive(call, "rpc_call_set_user");
+    }
     call->user = user;
 }
 
@@ -370,16 +390,34 @@ const char *rpc_call_peer(const struct rpc_call *call)
 
 /* ---- servers ---- */
 
+/* "sim:0": a free port. One that is asked for may be in other hands by now. */
+static bool port_take(struct sim *s, const char *listen, uint16_t *port_p)
+{
+    const char *colon = listen != NULL ? strrchr(listen, ':') : NULL;
+    const uint16_t port = colon != NULL ? (uint16_t)strtoul(colon + 1, NULL, 10) : 0;
+
+    if (port != 0 && rng_chance(&s->rng, 150)) {
+        return false;
+    }
+    *port_p = port != 0 ? port : ++s->n_ports;
+    return true;
+}
+
 status rpc_server_create(struct rpc_loop *loop, const struct rpc_server_config *config,
-                         struct rpc_server **server_p, struct err *err UNUSED)
+                         struct rpc_server **server_p, struct err *err)
 {
     struct sim *s = loop->sim;
     const bool is_public = loop->n_servers == 0;
     const uint32_t max = is_public ? s->shape.public_queue_max : s->shape.control_queue_max;
-    struct rpc_server *server = calloc(1, sizeof(*server));
+    uint16_t port = 0;
 
+    if (!port_take(s, config->listen, &port)) {
+        return err_set(err, ST_ERR_EXISTS, "%s is in use", config->listen);
+    }
+    struct rpc_server *server = calloc(1, sizeof(*server));
     ASSERT(server != NULL && loop->n_servers < ARRAY_LEN(loop->servers));
     server->sim = s;
+    server->port = port;
     server->loop = loop;
     server->methods = config->methods;
     server->n_methods = config->n_methods;
@@ -396,7 +434,7 @@ status rpc_server_create(struct rpc_loop *loop, const struct rpc_server_config *
 
 uint16_t rpc_server_port(const struct rpc_server *server)
 {
-    return server == server->loop->servers[0] ? 50051 : 50052;
+    return server->port;
 }
 
 static void server_down(void *arg)
@@ -450,7 +488,9 @@ void rpc_server_destroy(struct rpc_server *server)
     server->done = NULL;
     for (struct rpc_call *call = server->sim->calls; call != NULL; call = call->next) {
         if (call->server == server && call->method != NULL && !call->over) {
-            wire_finish(call, ST_ERR_UNAVAILABLE, "the server is gone");
+            if (!loop->is_dead) {
+                wire_finish(call, ST_ERR_UNAVAILABLE, "the server is gone");
+            }
             call->closed = true;
             call->cancelled = true;
             tell_done(call);
@@ -468,12 +508,33 @@ void rpc_server_destroy(struct rpc_server *server)
     }
 }
 
+void sim_loop_dies(struct rpc_loop *loop, bool silently)
+{
+    loop->is_dead = true;
+    for (struct rpc_call *call = loop->sim->calls; call != NULL; call = call->next) {
+        if (call->server != NULL && call->server->loop == loop && !call->over) {
+            wire_server_dies(call, silently);
+        }
+    }
+}
+
 struct rpc_server *wire_public(struct sim *s)
 {
-    return s->loop->servers[0];
+    return s->loop != NULL ? s->loop->servers[0] : NULL;
 }
 
 struct rpc_server *wire_control(struct sim *s)
 {
-    return s->loop->servers[1];
+    return s->loop != NULL ? s->loop->servers[1] : NULL;
+}
+
+struct rpc_server *wire_at(struct sim *s, uint16_t port)
+{
+    for (uint32_t i = 0; s->loop != NULL && i < s->loop->n_servers; i++) {
+        struct rpc_server *server = s->loop->servers[i];
+        if (server != NULL && server->port == port) {
+            return server;
+        }
+    }
+    return NULL;
 }

@@ -5,6 +5,7 @@
  * Everything after "healed" must happen within bounds. Some seeds stop the service in the middle of
  * it all instead. */
 #include "coordinator/coord.h"
+#include "sim/sim_disk.h"
 #include "sim/sim_job.h"
 #include "unit/coordinator/bytes_tok.h"
 
@@ -35,6 +36,22 @@ static void draw_model(struct sim *s, struct sim_rng *r)
     h->prefix_cache = rng_chance(r, 800);
     h->ahead = h->pp == 1 && rng_chance(r, 400);
     h->step_ns = rng_ns(r, 2 * NS_PER_MS, 20 * NS_PER_MS);
+}
+
+/* --journal, and how often the coordinator dies. */
+static void draw_journal(struct sim_shape *h, struct sim_rng *r, bool is_large)
+{
+    h->journal = rng_chance(r, is_large ? 250 : 500);
+    if (!h->journal) {
+        return;
+    }
+    h->resume_s = rng_in(r, 1, 8);
+    h->orphan_s = rng_chance(r, 900) ? rng_in(r, 5, 20) : 0;
+    h->segment_bytes = rng_chance(r, 700) ? rng_in(r, 200, 20000) : 1 << 20;
+    h->n_deaths = h->is_fair ? 0 : rng_below(r, 5);
+    if (h->n_deaths != 0) { /* the next coordinator asks anew which canary is right */
+        h->broken_per_mille = 0;
+    }
 }
 
 static void draw_shape(struct sim *s, uint32_t n_replicas)
@@ -77,16 +94,10 @@ static void draw_shape(struct sim *s, uint32_t n_replicas)
     h->stops_early = rng_chance(r, 150);
     h->stop_ns = rng_ns(r, s->now_ns, h->healed_ns);
     h->grace_ns = rng_chance(r, 500) ? 0 : rng_ns(r, 0, 10 * NS_PER_S);
+    draw_journal(h, r, is_large);
 }
 
-/* ---- the coordinator ---- */
-
-static uint64_t clock_of(void *self)
-{
-    const struct sim *s = self;
-
-    return s->now_ns;
-}
+/* ---- what the coordinator is given ---- */
 
 static const struct tokenizer *tokenizer_get(void)
 {
@@ -135,34 +146,6 @@ static void plan_make(struct sim *s)
     }
 }
 
-static void coord_make(struct sim *s, const struct clock *clock)
-{
-    const struct sim_shape *h = &s->shape;
-    struct coord_config config = { .plan = s->plan,
-                                   .tok = s->tok,
-                                   .clock = clock,
-                                   .n_replicas = h->n_replicas,
-                                   .generation = 1,
-                                   .retries = h->retries,
-                                   .restarts = h->restarts,
-                                   .hang_ns = h->hang_ns,
-                                   .start_ns = h->start_ns,
-                                   .canary_ns = h->canary_ns,
-                                   .join_max = h->n_joins,
-                                   .rejoin_ns = 5 * NS_PER_S,
-                                   .queue_max = h->queue_max,
-                                   .prefix_cache = h->prefix_cache,
-                                   .listen = "sim:0",
-                                   .token = "public",
-                                   .control_token = "secret" };
-    struct err err = ERR_INIT;
-
-    jobs_config(s, &config);
-    if (coord_create(s->loop, &config, &s->coord, &err) != ST_OK) {
-        sim_fail(s, "no coordinator: %s", err.text);
-    }
-}
-
 /* ---- history ---- */
 
 enum phase { PHASE_STORM, PHASE_HEAL, PHASE_PROBE, PHASE_STOP, PHASE_OVER };
@@ -176,7 +159,7 @@ static bool leaders_are_idle(const struct sim *s)
 {
     for (uint32_t i = 0; i < s->shape.n_replicas; i++) {
         const struct sim_job *job = job_of(s, i);
-        if (!job_is_given_up(job) && job->state == JOB_RUNS && !leader_is_idle(job)) {
+        if (job != NULL && !job_is_given_up(job) && job->state == JOB_RUNS && !leader_is_idle(job)) {
             return false;
         }
     }
@@ -185,8 +168,8 @@ static bool leaders_are_idle(const struct sim *s)
 
 static bool is_quiet(const struct sim *s)
 {
-    return s->n_clients_open == 0 && jobs_are_settled(s) && leaders_are_idle(s) &&
-           check_n_streams(s) == 0;
+    return s->coord != NULL && s->n_clients_open == 0 && jobs_are_settled(s) &&
+           leaders_are_idle(s) && check_n_streams(s) == 0;
 }
 
 static void look_heal(struct sim *s, struct history *h)
@@ -226,6 +209,7 @@ static void look(struct sim *s, struct history *h)
     case PHASE_PROBE:
         if (is_quiet(s)) {
             check_end(s);
+            serve_check(s);
             jobs_stop(s, s->shape.grace_ns);
         }
         break;
@@ -234,6 +218,7 @@ static void look(struct sim *s, struct history *h)
             clients_let_go(s);
         }
         if (s->is_stopped && s->n_clients_open == 0) {
+            serve_end(s);
             h->phase = PHASE_OVER;
         }
         break;
@@ -248,6 +233,9 @@ static void overdue(struct sim *s, const struct history *h)
 
     for (uint32_t i = 0; i < s->shape.n_replicas; i++) {
         const struct sim_job *job = job_of(s, i);
+        if (job == NULL) {
+            continue;
+        }
         if (!sched_is_idle(job->sched)) {
             sim_note(s, "busy", i, job->generation);
             sim_note(s, job_computes(job) ? "  computes" : "  does not", job->n_out, job->n_turns);
@@ -268,7 +256,9 @@ static void stop_early(void *arg)
 {
     struct sim *s = arg;
 
-    if (!s->is_stopping) {
+    if (s->coord == NULL) { /* its supervisor starts it before it hears of this */
+        sim_coord_after(s, NS_PER_S / 10, stop_early, s);
+    } else if (!s->is_stopping) {
         jobs_stop(s, s->shape.grace_ns);
     }
 }
@@ -296,21 +286,17 @@ static void play(struct sim *s)
 bool sim_run(struct sim *s, uint64_t seed, uint32_t n_replicas, bool trace,
              struct sim_totals *totals)
 {
-    struct clock clock = { clock_of, s };
-
     const struct tokenizer *tok = tokenizer_get();
     sim_core_init(s, seed);
     s->trace = trace;
     s->totals = totals;
     s->tok = tok;
-    s->loop = sim_loop_create(s);
     draw_shape(s, n_replicas);
     plan_make(s);
     if (!s->is_over) {
-        coord_make(s, &clock);
+        serve_begin(s);
     }
     if (!s->is_over) {
-        jobs_begin(s);
         clients_begin(s);
         faults_begin(s);
         if (s->shape.stops_early) {
@@ -320,13 +306,12 @@ bool sim_run(struct sim *s, uint64_t seed, uint32_t n_replicas, bool trace,
     }
     totals->seeds++;
     totals->virtual_ns += s->now_ns - s->began_ns;
-    coord_destroy(s->coord);
-    s->coord = NULL;
+    serve_free(s);
     jobs_free(s);
     faults_free(s);
     clients_free(s);
     sim_calls_free(s);
-    sim_loop_destroy(s->loop);
+    sim_disk_destroy(s->disk);
     plan_destroy(s->plan);
     free(s->desc);
     sim_core_fini(s);

@@ -78,6 +78,9 @@ static void client_arrival(void *arg)
         call->n_held++;
         return;
     }
+    if (call->to_client.first != NULL && call->to_client.first->kind == PACKET_RESET) {
+        call->client_free_ns = 0; /* its library tells it, whether it reads or not */
+    }
     if (call->cut_until_ns > s->now_ns || call->client_free_ns > s->now_ns) {
         const uint64_t at = MAX(call->cut_until_ns, call->client_free_ns);
         if (at != CLOCK_NEVER) {
@@ -89,7 +92,9 @@ static void client_arrival(void *arg)
     if (p == NULL) {
         return;
     }
-    if (p->kind == PACKET_STATUS) {
+    if (p->kind == PACKET_RESET) {
+        wire_finish(call, ST_ERR_UNAVAILABLE, "the connection broke");
+    } else if (p->kind == PACKET_STATUS) {
         status st;
         memcpy(&st, p->data, sizeof(st));
         wire_finish(call, st, p->data + sizeof(st));
@@ -171,6 +176,11 @@ struct rpc_call *wire_open(struct sim *s, const struct wire_config *config)
     call->latency_ns = config->latency_ns;
     call->end = config->end;
     call->arg = config->arg;
+    if (call->server == NULL) { /* nobody listens there */
+        call->over = true;
+        wire_to_client(call, packet_make(PACKET_RESET, NULL, 0));
+        return call;
+    }
     to_server(call, PACKET_OPEN, config->data, config->len);
     if (config->deadline_ns != CLOCK_NEVER) {
         sim_at(s, config->deadline_ns, client_deadline, call);
@@ -282,6 +292,40 @@ void wire_hold(struct rpc_call *call, bool hold)
 void wire_read_delay(struct rpc_call *call, uint64_t delay_ns)
 {
     call->read_delay_ns = delay_ns;
+}
+
+static void gone_for_long(void *arg)
+{
+    struct rpc_call *call = arg;
+
+    if (!call->client_over) {
+        wire_to_client(call, packet_make(PACKET_RESET, NULL, 0));
+    }
+}
+
+/* What the kernel had of it may still arrive, and then, from a machine that lives, the connection's end. */
+void wire_server_dies(struct rpc_call *call, bool silently)
+{
+    struct fifo *f = &call->to_client, kept = { .last_ns = f->last_ns };
+    const uint32_t n = f->n != 0 ? rng_below(&call->sim->rng, f->n + 1) : 0;
+
+    fifo_clear(&call->out);
+    if (call->client_over) {
+        return;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        struct packet *p = fifo_pop(f);
+        p->next = NULL;
+        fifo_push(&kept, p);
+    }
+    fifo_clear(f);
+    *f = kept;
+    if (silently) { /* a keepalive, or the next start of that machine */
+        sim_after(call->sim, rng_ns(&call->sim->rng, NS_PER_S / 10, 4 * NS_PER_S), gone_for_long,
+                  call);
+    } else {
+        wire_to_client(call, packet_make(PACKET_RESET, NULL, 0));
+    }
 }
 
 bool wire_is_open(const struct rpc_call *call)

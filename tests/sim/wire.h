@@ -16,7 +16,7 @@ struct wire_end {
 };
 
 struct wire_config {
-    struct rpc_server *server;
+    struct rpc_server *server; /* NULL: nobody listens there, the connection is refused */
     const char *path, *token;
     const void *data; /* the request; NULL with RPC_BIDI */
     size_t len;
@@ -44,8 +44,9 @@ void wire_hold(struct rpc_call *call, bool hold);
 /* It takes this long over each message; CLOCK_NEVER: it reads nothing more. */
 void wire_read_delay(struct rpc_call *call, uint64_t delay_ns);
 bool wire_is_open(const struct rpc_call *call); /* on_done has not been called */
-/* The coordinator's two servers. */
+/* The coordinator's two servers; NULL: it is dead. */
 struct rpc_server *wire_public(struct sim *s);
 struct rpc_server *wire_control(struct sim *s);
+struct rpc_server *wire_at(struct sim *s, uint16_t port); /* NULL: nobody listens there */
 
 #endif
