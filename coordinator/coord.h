@@ -66,6 +66,7 @@ struct coord_config {
     uint64_t orphan_ns;
     const char *control_file;            /* in which they find its address; NULL: none */
     bool handover;                       /* an end leaves open streams in the journal */
+    bool is_successor;                   /* of another, whose ranks may still be about */
     const struct coord_adopted *adopted; /* [n_replicas]; NULL: all of them begin here */
 
     const char *listen; /* of the public server */

@@ -432,7 +432,8 @@ static void refuse(struct attach *a, status st, const char *text)
  * coordinators, there was none. */
 static void mismatch_sign(struct replica *r, const struct msg_hello *h, const char *text)
 {
-    const bool is_first = r->generation == r->coord->config.generation && r->generation <= 1;
+    const struct coord_config *config = &r->coord->config;
+    const bool is_first = r->generation == config->generation && !config->is_successor;
 
     if (r->state == REPLICA_STARTING && (is_first || h->generation == r->generation)) {
         replica_sign(r, SIGN_OWN_FAULT, ST_ERR_MISMATCH, text);

@@ -154,6 +154,7 @@ void durable_config(const struct durable *d, struct coord_config *config)
     config->adopted = d->adopted;
     config->generation = d->first_generation;
     config->handover = d->args->handover;
+    config->is_successor = d->has_last;
 }
 
 const char *durable_listen(const char *listen, uint16_t port, char text[300])

@@ -141,8 +141,8 @@ struct sim {
     uint32_t last_base_epoch;
     bool is_dying; /* buried when the event is over */
     bool dies_silently;
-    uint64_t tick_ns;      /* of the next tick of serve.c */
-    uint64_t start_due_ns; /* a service that has never served by then is ended */
+    uint64_t tick_ns;           /* of the next tick of serve.c */
+    uint64_t start_due_ns;      /* a service that has never served by then is ended */
     struct rpc_call *calls;     /* all there ever were, owned */
     struct sim_job **current;   /* [n_replicas] the newest job of each; borrowed */
     uint32_t *generations;      /* [n_replicas] that they have had, as jobs.c knows it; owned */
@@ -204,7 +204,8 @@ struct coord_adopted;
 /* Another coordinator: those that it takes over, and new ones. adopted, last: [n_replicas] or NULL. */
 void jobs_take_over(struct sim *s, const struct coord_adopted *adopted,
                     const struct service_replica *last, uint32_t first_generation);
-void jobs_orphaned(struct sim *s);  /* the coordinator has died */
+/* The coordinator has died; is_stale: and could not write service.json. */
+void jobs_orphaned(struct sim *s, bool is_stale);
 void jobs_power_cut(struct sim *s); /* mpiruns go, and ranks that were on that host */
 void jobs_describe_one(const struct sim *s, uint32_t replica, struct service_replica *r_p);
 void jobs_end_pid(struct sim *s, int pid); /* all of it, at once */

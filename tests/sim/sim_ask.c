@@ -168,8 +168,7 @@ static struct sim_client *client_make(struct sim *s, enum client_kind kind)
     if (kind == CLIENT_INVALID) {
         spoil(c);
     }
-    c->is_keeper = s->shape.journal && kind <= CLIENT_UNARY && c->id[0] != '\0' &&
-                   c->n_answers == 1 && !c->is_duplicate;
+    c->is_keeper = s->shape.journal && kind <= CLIENT_UNARY && c->id[0] != '\0' && !c->is_duplicate;
     s->n_clients_open += kind != CLIENT_WATCH;
     s->n_watchers += kind == CLIENT_WATCH;
     s->totals->requests++;
@@ -211,7 +210,7 @@ void clients_probe(struct sim *s, uint32_t n)
         c->is_probe = true;
         c->is_duplicate = false;
         snprintf(c->id, sizeof(c->id), "probe%u", i);
-        c->is_keeper = s->shape.journal && c->n_answers == 1;
+        c->is_keeper = s->shape.journal;
         sim_after(s, 0, client_ask, c);
     }
 }

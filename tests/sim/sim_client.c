@@ -23,11 +23,16 @@ static void take_started(struct sim_client *c, const struct msg_started *m)
         return;
     }
     c->conn->is_started = true;
-    c->is_doubtful = c->is_doubtful && c->opened_ns < c->sim->died_ns;
+    if (c->is_doubtful && c->opened_ns >= c->sim->died_ns) {
+        c->is_doubtful = false;
+        for (uint32_t i = 0; i < c->n_answers; i++) {
+            c->answers[i].n_most = 0; /* it may be ahead of this coordinator */
+        }
+    }
     if (m->prompt_tokens != c->n_prompt ||
         (c->id[0] != '\0' && strcmp(m->request_id, c->id) != 0) ||
-        (c->request.has_seed && m->seed != c->request.seed)) {
-        complain(c, "is told of another prompt, id or seed");
+        (c->request.has_seed && m->seed != c->request.seed) || m->n != c->n_answers) {
+        complain(c, "is told of another prompt, id, seed or number of choices");
     }
     if (c->is_keeper != (m->resume_window_s != 0) && !c->is_duplicate) {
         complain(c, "is not told rightly how long it may come back");
@@ -118,6 +123,9 @@ static void take_chunk(struct sim_client *c, const struct msg_chunk *m)
     if (a->is_finished) {
         complain(c, "gets a message after it has finished");
     }
+    if (a->had_end && m->text_offset <= a->n_text) {
+        a->n_text = m->text_offset;
+    }
     const bool has_some = m->n_tokens != 0 || m->text.len != 0 || m->has_finished;
     if (has_some && (m->token_offset != a->n_tokens || m->text_offset != a->n_text)) {
         complain(c, "gets a message that does not begin where the last one ended");
@@ -131,7 +139,7 @@ static void take_chunk(struct sim_client *c, const struct msg_chunk *m)
         return;
     }
     a->n_text += m->text.len;
-    c->n_most = MAX(c->n_most, a->n_tokens);
+    a->n_most = MAX(a->n_most, a->n_tokens);
     if (m->has_finished) {
         take_finished(c, a, &m->finished);
     }
@@ -285,8 +293,10 @@ static void comes_back(struct sim_client *c)
 
     c->resumes = c->is_started || rng_chance(r, 500);
     if (rng_chance(r, 200)) { /* a new process, which has nothing but the id */
-        c->answers[0].n_tokens = 0;
-        c->answers[0].n_text = 0;
+        for (uint32_t i = 0; i < c->n_answers; i++) {
+            c->answers[i].n_tokens = 0;
+            c->answers[i].n_text = 0;
+        }
     }
     ask_after(c, rng_delay(r, 300 * NS_PER_MS));
 }
@@ -308,6 +318,16 @@ static bool may_be_forgotten(const struct sim_client *c)
 
     /* Whose link is slow may learn of its end long after the service has said it. */
     return c->is_doubtful || c->is_slow || c->is_cut || c->sim->now_ns >= c->broke_ns + window_ns;
+}
+
+static bool has_all(const struct sim_client *c)
+{
+    for (uint32_t i = 0; i < c->n_answers; i++) {
+        if (!c->answers[i].is_finished) {
+            return false;
+        }
+    }
+    return true;
 }
 
 /* One with a request id goes on with its answer, whatever has broken: true. */
@@ -351,7 +371,7 @@ static void end_generate(struct sim_client *c, status st, const char *text)
     struct sim_totals *t = c->sim->totals;
     char why[256];
 
-    if (st == ST_ERR_UNAVAILABLE && c->is_keeper && c->answers[0].is_finished) {
+    if (st == ST_ERR_UNAVAILABLE && c->is_keeper && has_all(c)) {
         st = c->st = ST_OK; /* it has all of it, but for the call's end */
     }
     if (st != ST_OK && goes_on(c, st, text)) {
@@ -453,11 +473,24 @@ static struct sim_conn *conn_make(struct sim_client *c)
 /* What it sends now: its request, or that it wants to go on. */
 static status request_pack(struct sim_client *c, struct buf *out)
 {
-    const struct msg_generate more = { .request_id = c->id,
-                                       .resume = true,
-                                       .resume_from =
-                                           c->kind == CLIENT_UNARY ? 0 : c->answers[0].n_tokens };
+    uint32_t from[SIM_CHOICES_MAX], n_had = 0;
+    struct msg_generate more = { .request_id = c->id, .resume = true };
 
+    for (uint32_t i = 0; i < c->n_answers; i++) {
+        from[i] = c->answers[i].n_tokens;
+        n_had += from[i];
+        if (c->resumes) {
+            struct sim_answer *a = &c->answers[i];
+            a->had_end = (a->had_end || a->is_finished) && from[i] == a->truth.n;
+            c->answers[i].is_finished = false;
+        }
+    }
+    if (c->n_answers == 1 && c->kind == CLIENT_STREAM) {
+        more.resume_from = from[0];
+    } else if (c->kind == CLIENT_STREAM && n_had != 0) {
+        more.n_resume_from_choices = c->n_answers;
+        more.resume_from_choices = from;
+    }
     if (c->kind == CLIENT_CHECK || c->kind == CLIENT_WATCH) {
         return msg_health_request_pack("", out);
     }
@@ -626,14 +659,21 @@ const char *clients_check_request(const struct sim *s, const char *request_id)
 
 static void check_stream(struct sim_client *c, const struct journal_stream *j)
 {
-    const struct sim_truth *t = &c->answers[0].truth;
+    const struct sim_answer *a = &c->answers[j->submit.choice % SIM_CHOICES_MAX];
+    const struct sim_truth *t = &a->truth;
+    char text[100];
 
     c->is_in_image = true;
     if (!c->is_started || c->is_doubtful) {
         return;
     }
-    if (j->n_tokens < c->n_most) {
-        complain(c, "has more tokens than the journal");
+    if (j->n_choices != c->n_answers || j->submit.choice >= c->n_answers) {
+        complain(c, "has another number of choices in the journal");
+    }
+    if (j->n_tokens < a->n_most) {
+        snprintf(text, sizeof(text), "has %u tokens of choice %u, and the journal %u", a->n_most,
+                 j->submit.choice, j->n_tokens);
+        complain(c, text);
     }
     for (uint32_t i = 0; i < j->n_tokens; i++) {
         if (i >= t->n || j->tokens[i].token != t->ids[i]) {

@@ -10,10 +10,12 @@ enum { SIM_PROMPT_MAX = 256, SIM_CHOICES_MAX = 4 };
 
 /* One of the answers to a request, as far as it has come. */
 struct sim_answer {
-    struct sim_truth truth; /* once it is started */
-    uint32_t n_tokens;
+    struct sim_truth truth;    /* once it is started */
+    uint32_t n_tokens, n_most; /* n_most: that it has ever had */
     size_t n_text;
     bool is_finished;
+    bool
+        had_end; /* on an earlier call: it is said again, with what text came behind the last token */
 };
 
 enum client_kind {
@@ -69,7 +71,7 @@ struct sim_client {
     bool is_doubtful;  /* what it was told may not have been on disk when a coordinator died */
     bool is_forgotten; /* its answer was gone when it came back, and may be */
     bool is_in_image;
-    uint32_t n_asked, n_most; /* n_most: tokens that it has had */
+    uint32_t n_asked;
     uint64_t seed, opened_ns, broke_ns;
 };
 

@@ -332,10 +332,16 @@ void job_collapse(struct sim_job *job, uint64_t within_ns)
     }
 }
 
-void jobs_orphaned(struct sim *s)
+/* Without --orphan-grace they do not wait for another. And a generation that nobody could write down would be
+ * used again beside its first owner: two faults at once (a disk that is full, a coordinator that dies) of
+ * which nothing is promised. */
+void jobs_orphaned(struct sim *s, bool is_stale)
 {
-    for (struct sim_job *job = s->jobs; s->shape.orphan_s == 0 && job != NULL; job = job->next) {
-        job->is_hurt = true; /* its ranks do not wait for another coordinator */
+    for (struct sim_job *job = s->jobs; job != NULL; job = job->next) {
+        job->is_hurt = job->is_hurt || s->shape.orphan_s == 0 || is_stale;
+        if (is_stale && !job->is_joined && job->state != JOB_OVER && !job->is_launcher_gone) {
+            job_dies(job);
+        }
     }
 }
 

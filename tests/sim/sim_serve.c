@@ -303,8 +303,9 @@ void serve_bury(struct sim *s)
     if (s->loop != NULL && !s->loop->is_dead) {
         sim_loop_dies(s->loop, is_power);
     }
+    const bool is_stale = s->serve->durable.is_stale;
     process_free(s, false);
-    jobs_orphaned(s);
+    jobs_orphaned(s, is_stale);
     if (is_power) {
         sim_disk_power_cut(s->disk);
         jobs_power_cut(s);

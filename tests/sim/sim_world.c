@@ -159,7 +159,8 @@ static bool leaders_are_idle(const struct sim *s)
 {
     for (uint32_t i = 0; i < s->shape.n_replicas; i++) {
         const struct sim_job *job = job_of(s, i);
-        if (job != NULL && !job_is_given_up(job) && job->state == JOB_RUNS && !leader_is_idle(job)) {
+        if (job != NULL && !job_is_given_up(job) && job->state == JOB_RUNS &&
+            !leader_is_idle(job)) {
             return false;
         }
     }
