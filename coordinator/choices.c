@@ -73,6 +73,7 @@ void choices_finish(struct front_call *f, status st, const char *text)
     if (f->call == NULL || head->is_ended) {
         return;
     }
+    resume_before_send(f);
     if (st == ST_OK && --head->n_ending > 0) {
         return;
     }
@@ -103,6 +104,7 @@ void choices_reply(struct front_call *f, const void *data, size_t len)
     if (f->call == NULL || head->is_ended) {
         return;
     }
+    resume_before_send(f);
     if (head->n_choices == 1) {
         head->is_ended = true;
         rpc_call_reply(f->call, data, len);

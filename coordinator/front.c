@@ -26,13 +26,11 @@ static status sink_send(void *self, const void *data, size_t len)
 
 static void sink_finish(void *self, status st, const char *text)
 {
-    resume_before_send(self);
     choices_finish(self, st, text);
 }
 
 static void sink_reply(void *self, const void *data, size_t len)
 {
-    resume_before_send(self);
     choices_reply(self, data, len);
 }
 

@@ -205,7 +205,9 @@ static status parameters_set(const struct journal_stream *s, struct journal_entr
     e->n_logprobs = m->n_logprobs;
     e->cache_scope = m->cache_scope;
     e->n_stop_ids = m->n_stop_ids;
-    memcpy(e->stop_ids, m->stop_ids, m->n_stop_ids * sizeof(*m->stop_ids));
+    for (uint32_t i = 0; i < m->n_stop_ids; i++) {
+        e->stop_ids[i] = m->stop_ids[i];
+    }
     e->exact = s->exact;
     snprintf(e->profile, sizeof(e->profile), "%s", s->profile);
     e->presence_penalty = m->presence_penalty;

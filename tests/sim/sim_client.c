@@ -2,13 +2,11 @@
  * judged as they arrive: every token against the truth, every end against what may end it. */
 #include "sim/sim_client.h"
 
-#include "coordinator/journal_disk.h"
-
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-static void complain(struct sim_client *c, const char *what)
+void client_complain(struct sim_client *c, const char *what)
 {
     sim_fail(c->sim, "client %u (\"%s\", %u choices, %u of %u tokens): %s", c->index, c->id,
              c->n_answers, c->answers[0].n_tokens, c->answers[0].truth.n, what);
@@ -19,7 +17,7 @@ static void complain(struct sim_client *c, const char *what)
 static void take_started(struct sim_client *c, const struct msg_started *m)
 {
     if (c->conn->is_started) {
-        complain(c, "is told twice that it has started");
+        client_complain(c, "is told twice that it has started");
         return;
     }
     c->conn->is_started = true;
@@ -32,14 +30,14 @@ static void take_started(struct sim_client *c, const struct msg_started *m)
     if (m->prompt_tokens != c->n_prompt ||
         (c->id[0] != '\0' && strcmp(m->request_id, c->id) != 0) ||
         (c->request.has_seed && m->seed != c->request.seed) || m->n != c->n_answers) {
-        complain(c, "is told of another prompt, id, seed or number of choices");
+        client_complain(c, "is told of another prompt, id, seed or number of choices");
     }
     if (c->is_keeper != (m->resume_window_s != 0) && !c->is_duplicate) {
-        complain(c, "is not told rightly how long it may come back");
+        client_complain(c, "is not told rightly how long it may come back");
     }
     if (c->is_started) {
         if (m->seed != c->seed) {
-            complain(c, "comes back and is told of another seed");
+            client_complain(c, "comes back and is told of another seed");
         }
         return;
     }
@@ -57,24 +55,24 @@ static void take_piece(struct sim_client *c, struct sim_answer *a, const struct 
     char text[128];
 
     if (a->n_tokens >= t->n) {
-        complain(c, "gets a token behind the end of its answer");
+        client_complain(c, "gets a token behind the end of its answer");
         return;
     }
     const uint32_t want = t->ids[a->n_tokens];
     const float logprob = t->logprobs[a->n_tokens];
     if (p->id != want) {
         snprintf(text, sizeof(text), "token %u is %u and should be %u", a->n_tokens, p->id, want);
-        complain(c, text);
+        client_complain(c, text);
         return;
     }
     if (p->has_logprob != c->request.has_logprobs ||
         (p->has_logprob && (p->logprob != logprob || p->n_top != c->request.logprobs))) {
-        complain(c, "gets other log-probabilities");
+        client_complain(c, "gets other log-probabilities");
     }
     for (uint32_t k = 0; k < p->n_top; k++) {
         const struct msg_logprob top = sim_top(want, logprob, k);
         if (p->top[k].id != top.id || p->top[k].logprob != top.logprob) {
-            complain(c, "gets other top log-probabilities");
+            client_complain(c, "gets other top log-probabilities");
         }
     }
     a->n_tokens++;
@@ -87,19 +85,19 @@ static void take_finished(struct sim_client *c, struct sim_answer *a, const stru
     const struct msg_str *stop = t->i_stop >= 0 ? &c->request.stop[t->i_stop] : &none;
 
     if (a->is_finished) {
-        complain(c, "finishes twice");
+        client_complain(c, "finishes twice");
     }
     a->is_finished = true;
     if (a->n_tokens != t->n || a->n_text != t->text.len) {
-        complain(c, "finishes before its answer is complete");
+        client_complain(c, "finishes before its answer is complete");
     }
     if (f->reason != t->reason || f->stop.len != stop->len ||
         memcmp(f->stop.data, stop->data, stop->len) != 0) {
-        complain(c, "finishes for another reason");
+        client_complain(c, "finishes for another reason");
     }
     if (f->prompt_tokens != c->n_prompt || f->completion_tokens != t->n ||
         f->cached_tokens > c->n_prompt || f->first_token_us > f->total_us) {
-        complain(c, "gets a wrong usage");
+        client_complain(c, "gets a wrong usage");
     }
 }
 
@@ -109,7 +107,7 @@ static void take_chunk(struct sim_client *c, const struct msg_chunk *m)
     const struct sim_truth *t = &a->truth;
 
     if (m->choice >= c->n_answers) {
-        complain(c, "gets a choice that it has not asked for");
+        client_complain(c, "gets a choice that it has not asked for");
         return;
     }
 
@@ -117,25 +115,25 @@ static void take_chunk(struct sim_client *c, const struct msg_chunk *m)
         take_started(c, &m->started);
     }
     if (!c->conn->is_started) {
-        complain(c, "gets a message before it has started");
+        client_complain(c, "gets a message before it has started");
         return;
     }
     if (a->is_finished) {
-        complain(c, "gets a message after it has finished");
+        client_complain(c, "gets a message after it has finished");
     }
     if (a->had_end && m->text_offset <= a->n_text) {
         a->n_text = m->text_offset;
     }
     const bool has_some = m->n_tokens != 0 || m->text.len != 0 || m->has_finished;
     if (has_some && (m->token_offset != a->n_tokens || m->text_offset != a->n_text)) {
-        complain(c, "gets a message that does not begin where the last one ended");
+        client_complain(c, "gets a message that does not begin where the last one ended");
     }
     for (uint32_t i = 0; i < m->n_tokens && c->sim->violation[0] == '\0'; i++) {
         take_piece(c, a, &m->tokens[i]);
     }
     if (m->text.len > t->text.len - a->n_text ||
         memcmp(m->text.data, t->text.data + a->n_text, m->text.len) != 0) {
-        complain(c, "gets another text");
+        client_complain(c, "gets another text");
         return;
     }
     a->n_text += m->text.len;
@@ -206,15 +204,15 @@ static void on_message(void *arg, const void *data, size_t len)
         st = msg_status_unpack(data, len, &arena, &m, &err);
         if (st == ST_OK &&
             (m.n_replicas < c->sim->shape.n_replicas || m.streams > c->sim->shape.queue_max)) {
-            complain(c, "gets a status that cannot be");
+            client_complain(c, "gets a status that cannot be");
         }
     } else if (c->kind == CLIENT_CHECK || c->kind == CLIENT_WATCH) {
         st = msg_health_response_unpack(data, len, &arena, &c->health, &err);
     } else {
-        complain(c, "gets a message, and its request was wrong");
+        client_complain(c, "gets a message, and its request was wrong");
     }
     if (st != ST_OK) {
-        complain(c, err.text);
+        client_complain(c, err.text);
     }
     arena_fini(&arena);
 }
@@ -312,7 +310,7 @@ static void note_break(struct sim_client *c)
     }
 }
 
-static bool may_be_forgotten(const struct sim_client *c)
+bool client_may_be_forgotten(const struct sim_client *c)
 {
     const uint64_t window_ns = c->sim->shape.resume_s * NS_PER_S;
 
@@ -350,7 +348,7 @@ static bool goes_on(struct sim_client *c, status st, const char *text)
     }
     if (st == ST_ERR_NOT_FOUND && c->resumes) {
         if (c->is_started) {
-            c->is_forgotten = may_be_forgotten(c);
+            c->is_forgotten = client_may_be_forgotten(c);
             s->totals->forgotten += c->is_forgotten;
             return false;
         }
@@ -381,7 +379,7 @@ static void end_generate(struct sim_client *c, status st, const char *text)
     if (st == ST_OK) {
         for (uint32_t i = 0; i < c->n_answers; i++) {
             if (!c->answers[i].is_finished) {
-                complain(c, "ends well and has not finished");
+                client_complain(c, "ends well and has not finished");
             }
             t->tokens += c->answers[i].n_tokens;
         }
@@ -391,7 +389,7 @@ static void end_generate(struct sim_client *c, status st, const char *text)
     const char *wrong = judge(c, st, text);
     if (wrong != NULL) {
         snprintf(why, sizeof(why), "%s: %s: %.150s", wrong, status_name(st), text);
-        complain(c, why);
+        client_complain(c, why);
     }
     *(c->is_started ? &t->failed : &t->refused) += 1;
     const bool again = st == ST_ERR_UNAVAILABLE || st == ST_ERR_LIMIT;
@@ -420,19 +418,19 @@ static void on_done(void *arg, status st, const char *text)
     case CLIENT_INVALID:
         /* Nothing is looked at before somebody serves. */
         if (st != ST_ERR_ARG && st != ST_ERR_UNAVAILABLE && !at_end) {
-            complain(c, "sends nonsense and is not told so");
+            client_complain(c, "sends nonsense and is not told so");
         }
         break;
     case CLIENT_NO_TOKEN:
         if (st != ST_ERR_UNAUTH && !at_end) {
-            complain(c, "has no token and is let in");
+            client_complain(c, "has no token and is let in");
         }
         break;
     case CLIENT_STATUS:
     case CLIENT_CHECK:
     case CLIENT_WATCH:
         if (st != ST_OK && !at_end) {
-            complain(c, text);
+            client_complain(c, text);
         }
         break;
     }
@@ -622,90 +620,4 @@ void clients_free(struct sim *s)
         free(c);
     }
     s->clients = NULL;
-}
-
-/* ---- and the journal ---- */
-
-void clients_doubt(struct sim *s)
-{
-    for (struct sim_client *c = s->clients; c != NULL; c = c->next) {
-        c->is_doubtful = true;
-    }
-}
-
-static struct sim_client *client_of_id(const struct sim *s, const char *id)
-{
-    for (struct sim_client *c = s->clients; c != NULL; c = c->next) {
-        if (c->is_keeper && strcmp(c->id, id) == 0) {
-            return c;
-        }
-    }
-    return NULL;
-}
-
-static bool has_its_end(const struct sim_client *c)
-{
-    return c->is_done && !c->is_waiting && c->st == ST_OK;
-}
-
-const char *clients_check_request(const struct sim *s, const char *request_id)
-{
-    const struct sim_client *c = client_of_id(s, request_id);
-
-    return c != NULL && !c->is_doubtful && has_its_end(c)
-               ? "its client has had the whole answer, and it is computed again"
-               : NULL;
-}
-
-static void check_stream(struct sim_client *c, const struct journal_stream *j)
-{
-    const struct sim_answer *a = &c->answers[j->submit.choice % SIM_CHOICES_MAX];
-    const struct sim_truth *t = &a->truth;
-    char text[100];
-
-    c->is_in_image = true;
-    if (!c->is_started || c->is_doubtful) {
-        return;
-    }
-    if (j->n_choices != c->n_answers || j->submit.choice >= c->n_answers) {
-        complain(c, "has another number of choices in the journal");
-    }
-    if (j->n_tokens < a->n_most) {
-        snprintf(text, sizeof(text), "has %u tokens of choice %u, and the journal %u", a->n_most,
-                 j->submit.choice, j->n_tokens);
-        complain(c, text);
-    }
-    for (uint32_t i = 0; i < j->n_tokens; i++) {
-        if (i >= t->n || j->tokens[i].token != t->ids[i]) {
-            complain(c, "has other tokens in the journal");
-            return;
-        }
-    }
-    if (has_its_end(c) && !j->has_end) {
-        complain(c, "has had its end, and the journal has none");
-    }
-}
-
-/* At the start of another coordinator: what clients have been told is there. */
-void clients_check_image(struct sim *s, const struct journal_image *image)
-{
-    for (struct sim_client *c = s->clients; c != NULL; c = c->next) {
-        c->is_in_image = false;
-    }
-    for (uint32_t i = 0; i < JOURNAL_BUCKETS && image->n_streams != 0; i++) {
-        for (const struct journal_stream *j = image->buckets[i]; j != NULL; j = j->next) {
-            struct sim_client *c = client_of_id(s, j->request_id);
-            if (c != NULL) {
-                check_stream(c, j);
-            }
-        }
-    }
-    for (struct sim_client *c = s->clients; c != NULL; c = c->next) {
-        const bool is_open = !c->is_done && c->conn != NULL && !c->is_slow && !c->is_cut
-                                 ? true
-                                 : c->is_waiting && !may_be_forgotten(c);
-        if (c->is_keeper && c->is_started && !c->is_doubtful && is_open && !c->is_in_image) {
-            complain(c, "waits for an answer that is not in the journal");
-        }
-    }
 }

@@ -75,6 +75,8 @@ struct sim_client {
     uint64_t seed, opened_ns, broke_ns;
 };
 
+void client_complain(struct sim_client *c, const char *what);
+bool client_may_be_forgotten(const struct sim_client *c); /* its answer, by now */
 void client_ask(void *client);
 void client_cancel_later(void *client);
 void client_cancel(struct sim_client *c);
