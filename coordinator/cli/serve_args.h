@@ -49,7 +49,7 @@ struct serve_setup {
     struct hash128 digest;
     struct cli_device device;
     struct cli_rates rates; /* owned; the plan points into it */
-    char device_word[16]; /* "cuda:1", where the user named one by its number; else empty */
+    char device_word[16];   /* "cuda:1", where the user named one by its number; else empty */
 };
 
 /* ST_END: --help was printed. */
