@@ -1,6 +1,7 @@
 /* base/arena.c - see arena.h. Chunks double from 4 KiB to 1 MiB; a larger request gets its own. */
 #include "base/arena.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,16 +32,29 @@ static struct arena_chunk *add_chunk(struct arena *arena, size_t need)
     return chunk;
 }
 
+/* size 0 takes a unit too, so that every pointer is distinct and inside a chunk. */
+static size_t need_of(size_t size)
+{
+    return (MAX(size, (size_t)1) + ALIGN - 1) & ~(size_t)(ALIGN - 1);
+}
+
+static bool has_room(const struct arena *arena, size_t size)
+{
+    return size <= SIZE_MAX / 2 && arena->used <= arena->max &&
+           need_of(size) <= arena->max - arena->used;
+}
+
+status arena_lack(const struct arena *arena, size_t size)
+{
+    return has_room(arena, size) ? ST_ERR_NOMEM : ST_ERR_LIMIT;
+}
+
 void *arena_alloc(struct arena *arena, size_t size)
 {
-    if (size > SIZE_MAX / 2) {
-        return NULL;
-    }
-    /* size 0 takes a unit too, so that every pointer is distinct and inside a chunk. */
-    const size_t need = (MAX(size, (size_t)1) + ALIGN - 1) & ~(size_t)(ALIGN - 1);
+    const size_t need = need_of(size);
     struct arena_chunk *chunk = arena->chunks;
 
-    if (arena->used > arena->max || need > arena->max - arena->used) {
+    if (!has_room(arena, size)) {
         return NULL;
     }
     if (chunk == NULL || need > chunk->size - chunk->used) {

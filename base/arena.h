@@ -23,6 +23,8 @@ struct arena {
 /* 16-byte aligned, zeroed. NULL when memory or the bound is used up. size 0 gives a valid pointer.
  */
 void *arena_alloc(struct arena *arena, size_t size);
+/* Why arena_alloc gave NULL for this size: ST_ERR_LIMIT is the bound, ST_ERR_NOMEM is memory. */
+status arena_lack(const struct arena *arena, size_t size);
 void *arena_copy(struct arena *arena, const void *data, size_t size);    /* NULL as above */
 char *arena_copy_str(struct arena *arena, const char *data, size_t len); /* adds a NUL */
 void arena_reset(struct arena *arena);

@@ -48,7 +48,7 @@ status record_add(struct record *r, const struct msg_token *t, uint32_t n_top)
     if (n_top != 0) {
         top = arena_copy(&r->tops, t->top, n_top * sizeof(*top));
         if (top == NULL) {
-            return ST_ERR_LIMIT;
+            return arena_lack(&r->tops, n_top * sizeof(*top));
         }
     }
     r->tokens[r->n++] = (struct record_token){ .id = t->token,

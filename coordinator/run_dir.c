@@ -54,10 +54,10 @@ static status owner_check(const char *path, struct err *err)
         buf_fini(&text);
         return st == ST_ERR_NOT_FOUND ? ST_OK : err_set(err, st, "%s", why.text);
     }
-    json_t *root = json_loadb(text.data, text.len, 0, &at);
+    json_t *root = json_read(text.data, text.len, 0, &at);
     buf_fini(&text);
     if (root == NULL) { /* or the rest of a crash */
-        return !json_error_is_memory(&at)
+        return !json_read_lacked_memory()
                    ? ST_OK
                    : err_set(err, ST_ERR_NOMEM, "%s: no memory for its JSON", file);
     }

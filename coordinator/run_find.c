@@ -36,11 +36,11 @@ static status endpoint_read(const char *file, const struct buf *text, struct run
                             struct err *err)
 {
     json_error_t at;
-    json_t *root = json_loadb(text->data, text->len, JSON_REJECT_DUPLICATES, &at);
+    json_t *root = json_read(text->data, text->len, JSON_REJECT_DUPLICATES, &at);
     const char *word = json_string_value(json_object_get(root, "control"));
     status st = ST_OK;
 
-    if (root == NULL && json_error_is_memory(&at)) {
+    if (root == NULL && json_read_lacked_memory()) {
         st = err_set(err, ST_ERR_NOMEM, "%s: no memory for its JSON", file);
     } else if (root == NULL) {
         st = err_set(err, ST_ERR_FORMAT, "%s is not JSON: %s (line %d)", file, at.text, at.line);

@@ -164,12 +164,12 @@ status service_state_parse(const char *name, const char *data, size_t len,
 {
     struct service_state s;
     json_error_t at;
-    json_t *root = json_loadb(data, len, JSON_REJECT_DUPLICATES, &at);
+    json_t *root = json_read(data, len, JSON_REJECT_DUPLICATES, &at);
     const struct fields f = { name, root, err };
 
     memset(&s, 0, sizeof(s));
     if (root == NULL) {
-        return json_error_is_memory(&at)
+        return json_read_lacked_memory()
                    ? err_set(err, ST_ERR_NOMEM, "%s: no memory for its JSON", name)
                    : err_set(err, ST_ERR_FORMAT, "%s is not JSON: line %d, column %d", name,
                              at.line, at.column);

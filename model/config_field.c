@@ -144,10 +144,10 @@ status field_parse_object(const char *file, const char *text, size_t len, json_t
                           struct err *err)
 {
     json_error_t why;
-    json_t *object = json_loadb(text, len, JSON_REJECT_DUPLICATES, &why);
+    json_t *object = json_read(text, len, JSON_REJECT_DUPLICATES, &why);
 
     if (object == NULL) {
-        return json_error_is_memory(&why)
+        return json_read_lacked_memory()
                    ? err_set(err, ST_ERR_NOMEM, "%s: no memory for its JSON", file)
                    : err_set(err, ST_ERR_FORMAT, "%s: line %d, column %d: %s", file, why.line,
                              why.column, why.text);

@@ -1,20 +1,19 @@
 /* model/json_memory.h - jansson where memory may run out.
  *
- * Reading: it has a code for that, but where an allocation fails before or below its parser it
- * leaves its error as it began, without a text. Building: what could not be made is NULL, what is
- * put into NULL is dropped, and a value that lacks a part looks like any other; hence `ok`, which
- * says at the end whether all of it is there. */
+ * Reading: where an allocation fails inside its parser jansson says something about the text ("invalid
+ * token"), so its allocations are watched. Building: what could not be made is NULL, what is put
+ * into NULL is dropped, and a value that lacks a part looks like any other; hence `ok`, which says
+ * at the end whether all of it is there. */
 #ifndef MODEL_JSON_MEMORY_H
 #define MODEL_JSON_MEMORY_H
 
 #include <jansson.h>
 #include <stdbool.h>
 
-/* Why a text gave no value: memory, or else the text. */
-static inline bool json_error_is_memory(const json_error_t *why)
-{
-    return why->text[0] == '\0' || json_error_code(why) == json_error_out_of_memory;
-}
+/* As json_loadb. */
+json_t *json_read(const char *text, size_t len, size_t flags, json_error_t *why);
+/* Why this thread's last json_read gave NULL: memory, or else the text. */
+bool json_read_lacked_memory(void);
 
 /* Both take `value`; *ok becomes false if it is not in there afterwards. */
 static inline void json_add(json_t *array, json_t *value, bool *ok)

@@ -19,9 +19,9 @@ status tok_json_parse(const char *file, const char *data, size_t len, json_t **r
         return err_set(err, ST_ERR_LIMIT, "%s: %zu bytes, the limit is %zu", file, len,
                        TOK_FILE_BYTES_MAX);
     }
-    json_t *root = json_loadb(data, len, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &why);
+    json_t *root = json_read(data, len, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &why);
     if (root == NULL) {
-        return json_error_is_memory(&why)
+        return json_read_lacked_memory()
                    ? err_set(err, ST_ERR_NOMEM, "%s: no memory for its JSON", file)
                    : err_set(err, ST_ERR_FORMAT, "%s: line %d: %s", file, why.line, why.text);
     }

@@ -359,6 +359,9 @@ static status create_parts(struct ctrl *c, struct err *err)
     }
     if (st == ST_OK) {
         st = rpc_loop_post(c->loop, open_stream, c);
+        if (st != ST_OK) {
+            err_set(err, st, "no memory to open the control stream");
+        }
     }
     if (st == ST_OK && pthread_create(&c->thread, NULL, thread_main, c) != 0) {
         st = err_set(err, ST_ERR_LIMIT, "cannot start the control thread");

@@ -173,11 +173,12 @@ static status attach(struct life *l, struct err *err)
     if (a->join) {
         config.hello.join = join_of(l);
     }
-    const status st = ctrl_create(&config, a->attach_timeout_s, &l->ctrl, err);
+    status st = ctrl_create(&config, a->attach_timeout_s, &l->ctrl, err);
     if (st != ST_OK && a->join && status_exit_code(st) != status_exit_code(ST_ERR_UNAUTH)) {
         err->code = ST_ERR_MISMATCH; /* whatever it was: this replica does not become one */
+        st = ST_ERR_MISMATCH;
     }
-    return st == ST_OK ? ST_OK : err->code;
+    return st;
 }
 
 /* Threads of this rank: what was asked for, or the cores of this host over its ranks. */

@@ -281,8 +281,8 @@ status batch_request_parse(const char *line, size_t len, uint64_t number,
 
     memset(r, 0, sizeof(*r));
     r->m.request_id = ""; /* the service's own: one of ours may still be running after a restart */
-    r->root = json_loadb(line, len, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &at);
-    if (r->root == NULL && json_error_is_memory(&at)) {
+    r->root = json_read(line, len, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &at);
+    if (r->root == NULL && json_read_lacked_memory()) {
         st = err_set(err, ST_ERR_NOMEM, "no memory for a record");
     } else if (r->root == NULL) {
         st = err_set(err, ST_ERR_FORMAT, "not JSON: %s (column %d)", at.text, at.column);

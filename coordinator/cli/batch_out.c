@@ -24,12 +24,12 @@ static status line_take(struct batch_out *out, struct batch_in *in, const char *
                         uint64_t offset, uint32_t *n_done, struct err *err)
 {
     json_error_t at;
-    json_t *root = json_loadb(line, len, JSON_ALLOW_NUL, &at);
+    json_t *root = json_read(line, len, JSON_ALLOW_NUL, &at);
     const char *id = json_string_value(json_object_get(root, "id"));
     uint32_t i;
     status st = ST_OK;
 
-    if (root == NULL && json_error_is_memory(&at)) {
+    if (root == NULL && json_read_lacked_memory()) {
         st = err_set(err, ST_ERR_NOMEM, "%s: no memory for an answer", out->part_path);
     } else if (root == NULL || (id == NULL && out->has_header)) {
         st = err_set(err, ST_ERR_FORMAT,
@@ -90,10 +90,10 @@ static status line_is_of(const char *line, size_t len, const char *id, bool *is_
                          struct err *err)
 {
     json_error_t at;
-    json_t *root = json_loadb(line, len, JSON_ALLOW_NUL, &at);
+    json_t *root = json_read(line, len, JSON_ALLOW_NUL, &at);
     const char *there = json_string_value(json_object_get(root, "id"));
 
-    if (root == NULL && json_error_is_memory(&at)) {
+    if (root == NULL && json_read_lacked_memory()) {
         return err_set(err, ST_ERR_NOMEM, "no memory for an answer");
     }
     *is_same_p = there != NULL && strcmp(there, id) == 0;

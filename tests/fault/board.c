@@ -138,7 +138,7 @@ struct walk {
     const char *top_name;
 };
 
-/* One frame outwards; whatever called our functions is not asked any more. */
+/* One frame outwards; whatever else calls our functions is not asked any more. */
 static _Unwind_Reason_Code step(struct _Unwind_Context *frame, void *arg)
 {
     struct walk *w = arg;
@@ -149,6 +149,9 @@ static _Unwind_Reason_Code step(struct _Unwind_Context *frame, void *arg)
     if (who == OURS) {
         w->o.frames[w->n++] = place;
         return w->n < FAULT_FRAMES ? _URC_NO_REASON : _URC_NORMAL_STOP;
+    }
+    if (who != FOREIGN && w->n > 0) {
+        return _URC_NO_REASON; /* ours, called back by a clear one */
     }
     if (w->n > 0) {
         return _URC_NORMAL_STOP;

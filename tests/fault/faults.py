@@ -11,6 +11,7 @@ import argparse
 import os
 import pathlib
 import random
+import re
 import sys
 import tempfile
 import time
@@ -68,8 +69,10 @@ class Tally:
               f" ({time.monotonic() - began:.0f} s)", flush=True)
 
 
-def chosen(todo, n, rng):
+def chosen(tally, todo, n, rng):
     """n of them, or all, in an order by the seed: a sweep that is broken off has seen something of everything."""
+    if tally.args.match:
+        todo = [p for p in todo if re.search(tally.args.match, p.words(tally.names))]
     return rng.sample(todo, min(n or len(todo), len(todo)))
 
 
@@ -79,11 +82,11 @@ def over_ends(tally, what, title, args, rng, n_points, but=()):
     ours = [site for site in sites.values() if site.is_ours]
     print(f"  {title}: {len(ours)} sites of ours, {len(sites) - len(ours)} of other libraries", flush=True)
     todo = points.plan(sites.values(), rng, args.foreign)
-    if args.foreign is None and not n_points:
+    if args.foreign is None and not n_points and not args.match:
         hidden = [p for p in todo if p.is_invisible and p.n == 1]
         todo = sum((together(what, f"{title}, {e}", [p for p in hidden if p.error == e]) for e in sorted(points.INVISIBLE)), []) + [
             p for p in todo if not p.is_invisible]
-    tally.sweep(title, chosen(todo, n_points, rng), lambda p: what.judge([p]))
+    tally.sweep(title, chosen(tally, todo, n_points, rng), lambda p: what.judge([p]))
 
 
 def starts(tally, page, args, rng, wanted):
@@ -113,7 +116,7 @@ def asking(tally, page, args, rng, _):
     """Commands that look, and those that ask a service that nothing disturbs."""
     with start.Service(MODEL, BASE) as service:
         where = ["--connect", service.target]
-        for words, same in ((["plan", str(MODEL), "--tp", "2"], True), (["inspect", str(MODEL)], True), (["status", *where], False),
+        for words, same in ((["plan", str(MODEL), "--tp", "2"], False), (["inspect", str(MODEL)], True), (["status", *where], False),
                             (["generate", "The whale", "--seed", "1", "--max-tokens", "12", *where], True)):
             over_ends(tally, commands.Command(page, words, tally.names, same), words[0], args, rng, args.points)
 
@@ -145,7 +148,7 @@ def steady(tally, page, args, rng, _):
             for site in mine:
                 site.calls = found[site.id][1]
                 todo += points.plan([site], rng, args.foreign)
-            todo = chosen(todo, args.steady, rng)
+            todo = chosen(tally, todo, args.steady, rng)
             todo.sort(key=lambda p: ("stream", "drain", "kill").index(found[p.site.id][0]))
             tally.sweep(title, todo, lambda p: s.judge(p, found[p.site.id][0]))
 
@@ -162,6 +165,7 @@ def main():
     parser.add_argument("--steady", type=int, default=8)
     parser.add_argument("--foreign", choices=["calls", "allocations"])
     parser.add_argument("--seed", type=int, default=int(os.environ.get("GANTRY_SEED", "1")))
+    parser.add_argument("--match", help="only points whose words (error, call, chain) hold this regular expression")
     parser.add_argument("--done")
     parser.add_argument("--verbose", action="store_true", default=bool(os.environ.get("GANTRY_VERBOSE")))
     args = parser.parse_args()

@@ -11,6 +11,7 @@ import subprocess
 import time
 
 import chaos
+import points
 
 ANY = object()  # an answer that is not compared
 GOOD_CODES = {2, 3, 4, 5, 6, 7, 8}
@@ -187,7 +188,7 @@ class Ends:
             raise chaos.Failed("a process ended by a signal")
         if how == "ends" and all(p.is_invisible for p in group):
             raise chaos.Failed(f"nobody should have noticed: {words}")
-        if how == "ends" and not self.role.startswith(("leader", "rank")) and all(p.error == "ENOMEM" for p in group) and not re.search(
+        if how == "ends" and not self.role.startswith(("leader", "rank")) and all(p.site.call in points.ALLOCATIONS for p in group) and not re.search(
                 "memory|thread.*temporarily unavailable", words):
             raise chaos.Failed(f"its sentence names another cause: {words}")
         leaks = self.leaks() if how != "aborts" else []
@@ -220,6 +221,8 @@ class Starts(Ends):
         except Ended as ended:
             result = "ends", judge_end(*ended.args)
             self.pid = service.process.pid if self.role == "serve" else None
+        if self.role != "serve" and re.search(r" error +rank ", service.launcher_said):
+            self.pid = None  # it did not come to an orderly end after all
         if self.page.hits() and re.search(r"on signal (4|6|7|8|11) ", service.launcher_said + service.said):
             result = "aborts", result[1]
         return result

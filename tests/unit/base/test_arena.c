@@ -79,6 +79,8 @@ static void test_arena__out_of_memory_leaves_it_usable(void **state UNUSED)
     alloc_fail_at(1);
     assert_null(arena_alloc(&arena, 8));
     assert_true(alloc_fail_off());
+    assert_int_equal(arena_lack(&arena, 10), ST_ERR_NOMEM);
+    assert_int_equal(arena_lack(&arena, (size_t)1 << 40), ST_ERR_LIMIT);
     assert_non_null(arena_alloc(&arena, 8));
     assert_int_equal(arena.used, 16);
     arena_fini(&arena);
