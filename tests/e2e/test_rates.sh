@@ -28,6 +28,14 @@ measure slowest --cpu-mask scalar
 grep -q " kernels=scalar " "$dir/slowest" || fail "the slowest kernels are measured, too" "$dir/slowest"
 ok "measure writes a file, by any kernels"
 
+# Two ranks of this host: it is measured once, and what lies between them as well.
+timeout $((120 * slow)) mpirun --oversubscribe --bind-to none -n 2 "$GANTRY" measure --format bf16 --threads 1 -o "$dir/links" \
+    > "$dir/out" 2>&1 < /dev/null || fail "measure runs under mpirun" "$dir/out"
+[ "$(grep -c '^host=' "$dir/links")" -eq 1 ] || fail "a host is measured once" "$dir/links"
+grep -Eq '^link=host latency_us=[0-9.e+-]+ gb_s=[0-9.e+-]+$' "$dir/links" || fail "links of a host" "$dir/links"
+expect "links that were measured are not assumed" 0 "Predicted from the rates of host" "$GANTRY" plan "$demo" --rates "$dir/links" --tp 2
+if grep -q "assumed" "$dir/out"; then fail "nothing is assumed" "$dir/out"; fi
+
 # ---- plan ----
 
 expect "without rates the plan says how to get times" 0 "gantry measure -o FILE" "$GANTRY" plan "$demo"
@@ -76,5 +84,17 @@ ok "the fast host has more layers"
 printf 'fast\nother\n' > "$dir/hosts"
 expect "hosts that were not measured are said to be assumed" 0 "1 of 2 ranks are on hosts that were not measured" \
     "$GANTRY" plan "$demo" --rates "$dir/two" --hostfile "$dir/hosts" --pp 2
+
+# ---- serve ----
+
+serve service "$demo" --tp 2 --pp 2 --threads 1 --rates "$dir/links"
+ready
+grep -q "one stream at that length" "$log" || fail "serve says how fast it will be" "$log"
+predicted() { "$GANTRY" status --connect "$at" --json | grep -Eq '"predicted_step_us": ?[1-9]'; }
+within 20 predicted || fail "status shows the predicted step" "$log"
+kill -INT "$serve"
+serve_ends 30 0 "a service with rates predicts, and ends in order"
+expect "serve refuses a wrong file before anything is started" 3 'line 2: "speed": no such key' \
+    "$GANTRY" serve "$demo" --listen 127.0.0.1:0 --rates "$dir/wrong"
 
 all_well
