@@ -6,6 +6,7 @@
 #   step      a decode step of the demo model over MPI: what is left outside kernels, for tp 2 and for pp 2
 #   model     random weights of TinyLlama-1.1B's shape: decode at batch 1 and prefill of 512 tokens, as shares of the
 #             bandwidth and the peak that `kernels` measured in this run
+#   predict   what gantry plan predicts from rates measured in this run, beside what happens: the demo model and the 1.1B shape
 #   serve     start to SERVING; time to first token and tokens/s for 1 and 16 streams through gRPC
 #
 #   chaos --seed S --kills N ...   faults at random under streams that must not notice (chaos.py; not among "all")
@@ -93,6 +94,23 @@ bench_model() {
         }' "$tmp/kernels" "$tmp/model"
 }
 
+# MODEL STREAMS PROMPT TOKENS: predicted for the middle of the answer, then measured.
+predict_one() {
+    "$gantry" plan "$1" --rates "$tmp/rates" --seqs "$2" --prompt "$3" | grep -E '^  prompt of'
+    "$gantry" plan "$1" --rates "$tmp/rates" --seqs "$2" --prompt $(($3 + $4 / 2)) | grep -E "^  $(if [ "$2" = 1 ]; then echo one; else echo "$2"; fi) stream"
+    ranks 1 "$build/tests/bench.step_bench" "$1" 1 1 "$threads" "$2" "$3" "$4" | grep -E '^(prefill|step)'
+}
+
+bench_predict() {
+    local dir=${GANTRY_BENCH_DIR:-$tmp}/tinyllama-1.1b
+    title "predicted and measured, bf16, $threads threads"
+    [ -f "$dir/model.safetensors" ] || "$build/tests/bench.make_model" "$dir" tinyllama-1.1b
+    "$gantry" measure --format bf16 --threads "$threads" -o "$tmp/rates"
+    predict_one "$dir" 1 512 64
+    predict_one model/demo 1 512 500
+    predict_one model/demo 16 512 500
+}
+
 now_ms() { echo $(($(date +%s%N) / 1000000)); }
 
 start_service() { # serve options...
@@ -150,12 +168,12 @@ bench_serve() {
     done
 }
 
-if [ $# = 0 ]; then set -- kernels coll step model serve; fi
+if [ $# = 0 ]; then set -- kernels coll step model predict serve; fi
 for name in "$@"; do
     case $name in
-        kernels | coll | step | model | serve) "bench_$name" ;;
+        kernels | coll | step | model | predict | serve) "bench_$name" ;;
         *)
-            echo "run.sh: no bench \"$name\": kernels, coll, step, model, serve" >&2
+            echo "run.sh: no bench \"$name\": kernels, coll, step, model, predict, serve" >&2
             exit 2
             ;;
     esac
