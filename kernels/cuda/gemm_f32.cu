@@ -30,7 +30,7 @@ __global__ static void __launch_bounds__(THREADS)
 {
     const uint32_t n = blockIdx.x * THREADS + threadIdx.x, t0 = blockIdx.y * ROWS;
     const char *at = (const char *)w.data + cu_mat_at(KERN_F32, n_steps, n, 0, 0);
-    struct tree tree[ROWS];
+    struct tree<LEVELS> tree[ROWS];
     const float *row[ROWS];
     float all[ROWS];
 

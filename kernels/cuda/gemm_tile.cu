@@ -14,13 +14,15 @@
  * converted once by each warp that shares its outputs), sums a group and scales it into the piece.
  *
  * Assumes nothing about n_rows. Bytes: W once per ROWS rows, x once per 128 outputs, mostly from the
- * second-level cache. Shared memory at 128 rows, per tile and step of 32 (1 Mflop): 48 KiB read by
- * the warps, 16 KiB written by the copies. */
+ * second-level cache. Shared memory at 128 rows, per Mflop (a tile's step of 32): 48 KiB read by the
+ * warps, 16 KiB written by the copies; at 256 rows 32 and 12 KiB. */
 #include "kernels/cuda/product.cuh"
 
 enum { OUTS = 128, RUNS = OUTS / CU_RUN, THREADS = 256, WARPS = 8, GROUP_ROWS = 16 };
 
-/* Tile: ROWS rows; WN warps over outputs, WARPS / WN over rows. */
+/* Tile: ROWS rows; WN warps over outputs, WARPS / WN over rows. The leaves' sums of 256 rows do not fit
+ * in registers beside the pieces': they lie in shared memory behind the ring (IN_SMEM), where they are
+ * touched once per piece, a thread its own column. */
 template <int ROWS_, int WN_, int STAGES_, bool FP8_ = false> struct shape {
     static constexpr bool FP8 = FP8_;
     static constexpr int ROWS = ROWS_, WN = WN_, WT = WARPS / WN_, STAGES = STAGES_;
@@ -29,6 +31,11 @@ template <int ROWS_, int WN_, int STAGES_, bool FP8_ = false> struct shape {
     static constexpr uint32_t RUN_BYTES = FP8 ? CU_RUN_BYTES_FP8 : CU_RUN_BYTES;
     static constexpr uint32_t W_BYTES = RUNS * RUN_BYTES, X_BYTES = ROWS * 64;
     static constexpr uint32_t STEP_BYTES = W_BYTES + X_BYTES;
+    static constexpr int SUMS = MT * TT * 4; /* outputs of a thread */
+    static constexpr bool IN_SMEM = ROWS > 128;
+    static constexpr int TREE = IN_SMEM ? 4 : LEVELS; /* levels: of 8 leaves at most */
+    static constexpr size_t SMEM_BYTES =
+        (size_t)STAGES * STEP_BYTES + (IN_SMEM ? SUMS * THREADS * sizeof(float) : 0);
 };
 
 /* Where the copies are: the piece and the step in it. */
@@ -149,7 +156,7 @@ __device__ static inline void close_group(float acc[S::MT][S::TT][4], const floa
 /* The trees of a thread's outputs. In local memory, because a level is chosen at run time; the
  * leaves' own sums are therefore kept apart, in registers. */
 template <class S> struct trees {
-    struct tree at[S::MT][S::TT][4];
+    struct tree<S::TREE> at[S::MT][S::TT][4];
     uint32_t next; /* leaf that has not been added yet */
 };
 
@@ -178,6 +185,49 @@ __device__ static inline void close_piece(struct trees<S> *trees, const struct p
                 tree_add(&trees->at[m][t][e], trees->next, empty ? 0.0f : leaf[m][t][e]);
 
             leaf[m][t][e] = empty ? leaf[m][t][e] : all;
+        }
+    }
+}
+
+/* The same where the leaves' sums are in shared memory: sum i of this thread at leaf[i * THREADS]. Only
+ * acc must be unrolled, since nothing else is in registers. */
+template <class S>
+__device__ static inline void close_piece_smem(struct trees<S> *trees, const struct piece &q,
+                                               float acc[S::MT][S::TT][4], float *leaf)
+{
+#pragma unroll
+    for (int i = 0; i < S::SUMS; i++) {
+        float *const a = &acc[i / (S::TT * 4)][i / 4 % S::TT][i % 4];
+
+        leaf[i * THREADS] = q.first ? *a : leaf[i * THREADS] + *a;
+        *a = 0.0f;
+    }
+    if (!q.last) {
+        return;
+    }
+    for (; trees->next <= q.leaf; trees->next++) {
+        const bool empty = trees->next < q.leaf;
+
+#pragma unroll 1
+        for (int i = 0; i < S::SUMS; i++) {
+            struct tree<S::TREE> *const tree = &trees->at[i / (S::TT * 4)][i / 4 % S::TT][i % 4];
+            const float all = tree_add(tree, trees->next, empty ? 0.0f : leaf[i * THREADS]);
+
+            leaf[i * THREADS] = empty ? leaf[i * THREADS] : all;
+        }
+    }
+}
+
+template <class S>
+__device__ static inline void close_product_smem(struct trees<S> *trees, uint32_t n_leaves,
+                                                 float *leaf)
+{
+    for (; trees->next < n_leaves; trees->next++) {
+#pragma unroll 1
+        for (int i = 0; i < S::SUMS; i++) {
+            struct tree<S::TREE> *const tree = &trees->at[i / (S::TT * 4)][i / 4 % S::TT][i % 4];
+
+            leaf[i * THREADS] = tree_add(tree, trees->next, 0.0f);
         }
     }
 }
@@ -232,6 +282,7 @@ __global__ static void __launch_bounds__(THREADS, S::ROWS > 64 ? 1 : 2)
     float acc[S::MT][S::TT][4] = {};
     float sum[S::MT][S::TT][4] = {}; /* fp8: of the piece's groups */
     float leaf[S::MT][S::TT][4] = {};
+    float *const kept = (float *)(ring + S::STAGES * S::STEP_BYTES) + threadIdx.x; /* IN_SMEM */
     float(*const done)[S::TT][4] = S::FP8 ? sum : acc; /* a piece's sum at its end */
     struct trees<S> trees;
     uint32_t row_tile, out_tile, stage = 0;
@@ -265,7 +316,9 @@ __global__ static void __launch_bounds__(THREADS, S::ROWS > 64 ? 1 : 2)
                 close_group<S>(acc, scale, sum);
             }
         }
-        if (groups.n == 1) {
+        if constexpr (S::IN_SMEM) { /* never in groups */
+            close_piece_smem<S>(&trees, q, acc, kept);
+        } else if (groups.n == 1) {
             close_piece<S>(&trees, q, done, leaf);
         } else { /* a group is one leaf or one piece: no tree inside */
 #pragma unroll
@@ -277,7 +330,9 @@ __global__ static void __launch_bounds__(THREADS, S::ROWS > 64 ? 1 : 2)
             }
         }
     }
-    if (groups.n == 1) {
+    if constexpr (S::IN_SMEM) {
+        close_product_smem<S>(&trees, p.n_leaves, kept);
+    } else if (groups.n == 1) {
         close_product<S>(&trees, p.n_leaves, leaf);
     }
     float *out = groups.n == 1 ? p.y : p.sums + (size_t)blockIdx.y * p.n_rows * p.n;
@@ -290,7 +345,7 @@ __global__ static void __launch_bounds__(THREADS, S::ROWS > 64 ? 1 : 2)
         const uint32_t n = n0 + m * CU_RUN + e / 2 * 8, row = t0 + t * 8 + e % 2;
 
         if (row < p.n_rows && n < p.n) {
-            out[(size_t)row * p.n + n] = leaf[m][t][e];
+            out[(size_t)row * p.n + n] = S::IN_SMEM ? kept[i * THREADS] : leaf[m][t][e];
         }
     }
 }
@@ -311,8 +366,8 @@ __global__ static void fold_kernel(const __grid_constant__ struct product p)
 
 /* One group for all, or a leaf (the only leaf: a segment) each where tiles are fewer than `fill`, and
  * the sums fit in scratch. */
-static void group_pieces(const struct kern_stream *s, const struct product &p, uint32_t n_tiles,
-                         uint32_t fill, struct groups *groups)
+static void group_pieces(const struct product &p, uint32_t n_tiles, uint32_t fill,
+                         struct groups *groups)
 {
     const bool by_leaf = p.n_leaves > 1;
     uint32_t n = 0;
@@ -349,30 +404,44 @@ static struct product of_groups(const struct product &p, const struct groups &gr
 template <class S> static void run(struct kern_stream *s, struct product &p)
 {
     const uint32_t n_row_tiles = div_up(p.n_rows, S::ROWS), n_out_tiles = div_up(p.n, OUTS);
-    const size_t smem = (size_t)S::STAGES * S::STEP_BYTES;
     struct groups groups = {};
 
     /* Up to 64 rows the bound is memory. A block of bf16 has 40 KiB of W under way, which is what a
      * multiprocessor needs: a block and a bit for each is enough, and groups cost their sums. */
     const uint32_t fill = S::ROWS > 64 || S::FP8 ? 2 * s->n_sm : s->n_sm + div_up(s->n_sm, 4);
 
-    group_pieces(s, p, n_row_tiles * n_out_tiles, fill, &groups);
+    group_pieces(p, n_row_tiles * n_out_tiles, S::IN_SMEM ? 0 : fill, &groups);
     p.sums = (float *)s->scratch;
     cu_launch(s, "gemm", p.aligned ? gemm_tile_kernel<S, true> : gemm_tile_kernel<S, false>,
-              dim3(n_row_tiles * n_out_tiles, groups.n), THREADS, smem, p, groups, n_row_tiles,
-              n_out_tiles);
+              dim3(n_row_tiles * n_out_tiles, groups.n), THREADS, S::SMEM_BYTES, p, groups,
+              n_row_tiles, n_out_tiles);
     if (groups.n > 1) {
         cu_launch(s, "gemm", fold_kernel, dim3(s->n_sm * 8), 256, 0, of_groups(p, groups));
     }
+}
+
+using wide = shape<256, 2, 4>;
+
+/* Tiles of 256 rows: two thirds of the shared memory's traffic for the same products. Worth it where
+ * the device is filled by them as well: 0.8 of the time that two tiles of 128 rows take. */
+static bool is_wide(const struct kern_stream *s, const struct product &p)
+{
+    const uint32_t n_out_tiles = div_up(p.n, OUTS);
+    const uint32_t waves = div_up((size_t)div_up(p.n_rows, 256) * n_out_tiles, s->n_sm);
+    const uint32_t waves_128 = div_up((size_t)div_up(p.n_rows, 128) * n_out_tiles, s->n_sm);
+
+    /* More leaves would need more local memory than the driver had better set aside (README.md). */
+    return s->smem_max >= wide::SMEM_BYTES && p.n_leaves <= 8 && waves * 8 <= waves_128 * 5;
 }
 
 void cu_gemm_tile(struct kern_stream *s, struct product &p)
 {
     if (p.n_rows <= 32) {
         run<shape<32, 8, 6>>(s, p);
-    } else if (p.n_rows <= 64 ||
-               s->smem_max < shape<128, 2, 8>::STAGES * shape<128, 2, 8>::STEP_BYTES) {
+    } else if (p.n_rows <= 64 || s->smem_max < shape<128, 2, 8>::SMEM_BYTES) {
         run<shape<64, 4, 6>>(s, p);
+    } else if (is_wide(s, p)) {
+        run<wide>(s, p);
     } else {
         run<shape<128, 2, 8>>(s, p);
     }

@@ -114,11 +114,14 @@ __device__ static inline void widen_step(const uint4 &codes, uint4 *lo, uint4 *h
 
 /* The leaves' sums arrive in ascending order and are combined by the binary tree over their
  * indices: with leaf i, as many finished subtrees are closed as i has trailing ones. */
-struct tree {
-    float level[7]; /* 2^6 leaves */
+enum { LEVELS = 7 }; /* of 2^6 leaves */
+
+template <int N> struct tree {
+    float level[N]; /* for 2^(N - 1) leaves */
 };
 
-__device__ static inline float tree_add(struct tree *tree, uint32_t leaf, float sum)
+template <int N>
+__device__ static inline float tree_add(struct tree<N> *tree, uint32_t leaf, float sum)
 {
     uint32_t d = 0;
 
@@ -133,7 +136,7 @@ __device__ static inline float tree_add(struct tree *tree, uint32_t leaf, float 
 __device__ static inline float fold_pieces(const struct product &p, const float *sums,
                                            size_t stride)
 {
-    struct tree tree;
+    struct tree<LEVELS> tree;
     float leaf = 0.0f, all = 0.0f;
     uint32_t next = 0; /* leaf that has not been added yet */
 

@@ -265,6 +265,44 @@ static void run_slices(struct check *c, const struct shape *shape, uint32_t n_ro
     free(whole);
 }
 
+/* Enough rows and outputs for the largest tiles to be chosen on this device: rows of many against the
+ * same rows of few. */
+static void run_wide(struct check *c, uint32_t k, uint32_t n_leaves, uint32_t unit)
+{
+    struct kern_device device;
+    struct err err = ERR_INIT;
+
+    if (c->ops->device_info(c->s, &device, &err) != ST_OK) {
+        check_true(c, err.text, false);
+        return;
+    }
+    /* 512 rows are 2 tiles of 256 and 4 of 128; 64 outputs a multiprocessor are half a tile's. */
+    const struct shape shape = { 64 * device.n_units, k, n_leaves, unit, 0 };
+    const uint32_t n_rows = 512;
+    struct weights w = draw(c, &shape, KERN_SRC_BF16, KERN_BF16);
+    struct kern_mat mat = pack(c, &shape, &w, KERN_BF16, 0, n_leaves);
+    const size_t nx = (size_t)n_rows * k, ny = (size_t)n_rows * shape.n;
+    float *x = check_floats(c, nx, 1.0f), *all = check_host(ny * 4), *y = check_host(ny * 4);
+    uint16_t *in = check_round(x, nx);
+
+    multiply(c, all, in, nx * 2, &mat, n_rows);
+    for (uint32_t row = 0; row < n_rows; row += 16 + check_u32(c) % 100) {
+        const uint32_t n = n_rows - row < 16 ? n_rows - row : 16;
+
+        multiply(c, y, in + (size_t)row * k, (size_t)n * k * 2, &mat, n);
+        check_equal(
+            c,
+            check_name("gemm bf16 [%u,%u] R=%u T=512: rows from %u on", shape.n, k, n_leaves, row),
+            all + (size_t)row * shape.n, y, (size_t)n * shape.n * 4);
+    }
+    check_drop(c, mat.data, c->ops->mat_bytes(&mat));
+    drop_weights(&w);
+    free(x);
+    free(in);
+    free(all);
+    free(y);
+}
+
 void check_gemm(struct check *c)
 {
     static const struct shape shapes[] = {
@@ -290,6 +328,10 @@ void check_gemm(struct check *c)
     for (size_t i = 0; i < ARRAY_LEN(shapes) - (c->quick ? 1 : 0); i++) {
         run_shape(c, &shapes[i], KERN_SRC_BF16, KERN_BF16);
     }
+    run_wide(c, 1100, 1, 8);
+    run_wide(c, 2304, 2, 8);
+    run_wide(c, 172, 8, 2);
+    run_wide(c, 24, 8, 8);
     run_shape(c, &shapes[0], KERN_SRC_F32, KERN_BF16);
     run_shape(c, &shapes[3], KERN_SRC_F16, KERN_BF16);
     run_shape(c, &shapes[0], KERN_SRC_F32, KERN_F32);

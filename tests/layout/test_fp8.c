@@ -32,7 +32,9 @@ struct answer {
     float logprobs[N_TOKENS];
 };
 
-static status run(const struct replica_config *config, struct answer *a, struct err *err)
+/* gaps: NULL, or [N_TOKENS] of a greedy answer. */
+static status run_one(const struct replica_config *config, struct answer *a, float *gaps,
+                      struct err *err)
 {
     static uint32_t prompt[N_PROMPT];
     struct replica_stream stream;
@@ -45,16 +47,22 @@ static status run(const struct replica_config *config, struct answer *a, struct 
     stream.submit = (struct msg_submit){ .n_prompt = N_PROMPT,
                                          .prompt = prompt,
                                          .max_tokens = N_TOKENS,
-                                         .temperature = 0.8f,
+                                         .temperature = gaps != NULL ? 0.0f : 0.8f,
                                          .top_p = 1.0f,
                                          .seed = 4711,
                                          .want_logprobs = true,
-                                         .n_logprobs = 1 };
+                                         .n_logprobs = gaps != NULL ? 3 : 1 };
     stream.tokens = a->tokens;
     stream.logprobs = a->logprobs;
+    stream.gaps = gaps;
     const status st = replica_run(config, &stream, 1, NULL, err);
     assert_true(st != ST_OK || stream.n_tokens == N_TOKENS);
     return st;
+}
+
+static status run(const struct replica_config *config, struct answer *a, struct err *err)
+{
+    return run_one(config, a, NULL, err);
 }
 
 static struct replica_config base_config(const char *model, enum kern_fmt fmt)
@@ -87,26 +95,32 @@ static void compare(const struct replica_config *config, const struct answer *wa
 }
 
 /* The device has other sums, and so other bits, of the same model. Random weights amplify: 0.12 is what
- * tests/golden allows. */
-static void near_the_cpu(const struct replica_config *config, const struct answer *cuda,
-                         const char *name)
+ * tests/golden allows a log-probability. Greedy tokens are equal up to the first that is not clear. */
+static void near_the_cpu(const struct replica_config *config, const char *name)
 {
     struct replica_config on_cpu = *config;
-    struct answer cpu;
+    static struct answer cpu, cuda;
+    static float gaps[N_TOKENS], others[N_TOKENS];
     struct err err = ERR_INIT;
+    uint32_t n = 0;
 
     on_cpu.device = REPLICA_CPU;
-    if (run(&on_cpu, &cpu, &err) != ST_OK) {
+    if (run_one(&on_cpu, &cpu, gaps, &err) != ST_OK ||
+        run_one(config, &cuda, others, &err) != ST_OK) {
         fail_msg("%s: %s", name, err.text);
     }
-    for (uint32_t i = 0; i < 2; i++) {
-        if (cpu.tokens[i] != cuda->tokens[i] ||
-            !(fabsf(cpu.logprobs[i] - cuda->logprobs[i]) <= 0.12f)) {
-            fail_msg("%s, %s: token %u is %u (%g), the CPU's %u (%g)", name,
-                     plan_fmt_name(config->fmt), i, cuda->tokens[i], (double)cuda->logprobs[i],
-                     cpu.tokens[i], (double)cpu.logprobs[i]);
+    for (; n < N_TOKENS && cpu.tokens[n] == cuda.tokens[n]; n++) {
+        if (!(fabsf(cpu.logprobs[n] - cuda.logprobs[n]) <= 0.12f)) {
+            fail_msg("%s, %s: token %u has %g, on the CPU %g", name, plan_fmt_name(config->fmt), n,
+                     (double)cuda.logprobs[n], (double)cpu.logprobs[n]);
         }
     }
+    if (n < N_TOKENS && gaps[n] > 0.24f) {
+        fail_msg("%s, %s: token %u is %u, the CPU's %u, which leads by %g", name,
+                 plan_fmt_name(config->fmt), n, cuda.tokens[n], cpu.tokens[n], (double)gaps[n]);
+    }
+    print_message("%s, %s: %u of %d greedy tokens are the CPU's\n", name,
+                  plan_fmt_name(config->fmt), n, N_TOKENS);
 }
 
 static void one_checkpoint(const char *dir, enum kern_fmt fmt, const char *name)
@@ -133,7 +147,7 @@ static void one_checkpoint(const char *dir, enum kern_fmt fmt, const char *name)
         }
     }
     if (device != REPLICA_CPU) {
-        near_the_cpu(&base, &want, name);
+        near_the_cpu(&base, name);
         config = base;
         config.no_graphs = true;
         compare(&config, &want, "no recorded steps");
