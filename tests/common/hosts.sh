@@ -77,7 +77,7 @@ finish() {
     local code=$? pid
     trap - EXIT
     trap '' INT TERM # a second signal must not leave half of it
-    for pid in $(jobs -p); do kill "$pid" 2> /dev/null || true; done
+    for pid in $(jobs -rp); do kill "$pid" 2> /dev/null || true; done
     hosts_down
     wait 2> /dev/null || true
     rm -rf "$dir"

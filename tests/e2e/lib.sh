@@ -116,13 +116,19 @@ has_text() { [ -s "$dir/$1.text" ]; }
 
 # ---- the end ----
 
+# A number in $started may be somebody else's by now: the shell collects its children whenever they end.
+is_ours() { grep -qs "^PPid:[[:space:]]*$$\$" "/proc/$1/status"; }
+gone_or_foreign() { gone "$1" || ! is_ours "$1"; }
+
 finish() {
     local pid status=$?
     trap - EXIT
     trap '' INT TERM # a second signal must not leave half of it
-    for pid in "${started[@]+"${started[@]}"}"; do kill -TERM "$pid" 2> /dev/null || true; done
     for pid in "${started[@]+"${started[@]}"}"; do
-        within 15 gone "$pid" || kill -KILL "$pid" 2> /dev/null || true
+        if is_ours "$pid"; then kill -TERM "$pid" 2> /dev/null || true; fi
+    done
+    for pid in "${started[@]+"${started[@]}"}"; do
+        within 15 gone_or_foreign "$pid" || kill -KILL "$pid" 2> /dev/null || true
         wait "$pid" 2> /dev/null || true
     done
     rm -rf "$dir" "$shm"
