@@ -568,7 +568,12 @@ void journal_disk_close(struct journal_disk *d, bool clean)
     if (d == NULL) {
         return;
     }
-    journal_disk_flush(d);
+    d->snapshot =
+        NULL; /* whoever makes it is no more: what was said goes out, no segment is begun */
+    if (is_writing(d)) {
+        tokens_close(d);
+        write_pending(d);
+    }
     if (d->fd >= 0) {
         close(d->fd);
     }

@@ -117,7 +117,8 @@ void journal_disk_begin(struct journal_disk *d, void (*snapshot)(void *arg), voi
 /* Nothing more is written. The segment stays for another coordinator, or, if `clean`, goes. NULL is
  * fine. */
 void journal_disk_close(struct journal_disk *d, bool clean);
-void journal_disk_freeze(struct journal_disk *d); /* what is there stays as it is from here on */
+/* What is there stays as it is from here on. */
+void journal_disk_freeze(struct journal_disk *d);
 
 struct journal_opening {
     const struct journal_entry *entry;

@@ -242,6 +242,13 @@ void durable_tick(struct durable *d, uint64_t now_ns)
     }
 }
 
+void durable_freeze(struct durable *d)
+{
+    if (d->disk != NULL) {
+        journal_disk_freeze(d->disk);
+    }
+}
+
 void durable_close(struct durable *d, bool clean, bool had_jobs)
 {
     struct err err = ERR_INIT;

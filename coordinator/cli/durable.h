@@ -48,6 +48,9 @@ status durable_begin(struct durable *d, const char *control, const struct coord 
 void durable_write(struct durable *d, const struct jobs *j, const struct coord *coord);
 /* Now and then: what could not be written is tried again. */
 void durable_tick(struct durable *d, uint64_t now_ns);
+/* Before the coordinator is destroyed, unless its end is an orderly one: it lets go of its streams, and the
+ * journal does not. */
+void durable_freeze(struct durable *d);
 /* `clean`: an orderly end, nothing is left to go on with. `had_jobs`: what this one has started, or
  * taken over, has been ended. */
 void durable_close(struct durable *d, bool clean, bool had_jobs);

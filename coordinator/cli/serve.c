@@ -500,9 +500,12 @@ static status serve_run(struct serve *s, struct err *err)
     signals_stop(&s->signals);
     const bool had_jobs = s->jobs.jobs != NULL;
     jobs_fini(&s->jobs);
+    const bool is_over = st == ST_OK && !s->args.handover;
+    if (!is_over) {
+        durable_freeze(&s->durable);
+    }
     coord_destroy(s->coord);
     rpc_loop_destroy(s->loop);
-    const bool is_over = st == ST_OK && !s->args.handover;
     durable_close(&s->durable, is_over, had_jobs);
     run_dir_close(&s->dir, st == ST_OK);
     return st;

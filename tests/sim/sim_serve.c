@@ -155,6 +155,9 @@ static void process_free(struct sim *s, bool is_clean)
 {
     struct sim_serve *p = s->serve;
 
+    if (!is_clean) {
+        durable_freeze(&p->durable);
+    }
     coord_destroy(s->coord);
     s->coord = NULL;
     durable_close(&p->durable, is_clean, false);
@@ -232,6 +235,7 @@ static void serve_open(struct sim *s)
             sim_fail(s, "coordinator %u does not start: %s", s->epoch, err.text);
         }
         sim_note(s, "no start", s->epoch, (uint64_t)-st);
+        s->has_failed = true;
         serve_dies(s);
         return;
     }
@@ -299,7 +303,8 @@ void serve_bury(struct sim *s)
     if (is_power || !serve_is_durable(s)) {
         clients_doubt(s);
     }
-    sim_disk_mute(s->disk, true);
+    sim_disk_mute(s->disk, !s->has_failed); /* one that fails to start ends by itself */
+    s->has_failed = false;
     if (s->loop != NULL && !s->loop->is_dead) {
         sim_loop_dies(s->loop, is_power);
     }
