@@ -159,8 +159,6 @@ void coord_destroy(struct coord *c)
     rpc_server_destroy(c->control_server);
     rpc_timer_set(c->loop, &c->stop_timer, CLOCK_NEVER);
     detect_stop(c);
-    resume_freeze(
-        c); /* that these end is this process's affair: the journal keeps them (durable.c) */
     resume_fini(c); /* its streams count at their replicas */
     table_fini(c);
     rpc_reflect_destroy(c->reflect);

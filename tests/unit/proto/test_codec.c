@@ -55,13 +55,7 @@ static status again_health_response(const void *data, size_t len, struct arena *
 static const struct msg_logprob tops[] = { { 5, -0.25f }, { 6, -3.5f } };
 static const struct msg_token event_tokens[] = {
     { .stream = 1ull << 40, .attempt = 2, .index = 3, .token = 77, .logprob = -1.5f },
-    { .stream = 9,
-      .attempt = 1,
-      .index = 0,
-      .token = 5,
-      .logprob = -0.25f,
-      .n_top = 2,
-      .top = tops },
+    { .stream = 9, .attempt = 1, .token = 5, .logprob = -0.25f, .n_top = 2, .top = tops },
 };
 static const struct msg_finish event_finishes[] = {
     { .stream = 9, .attempt = 1, .reason = FINISH_LENGTH, .text = "", .cached_tokens = 32 },
@@ -82,16 +76,10 @@ static const struct msg_piece pieces[] = {
     { .id = 9 },
 };
 static const struct msg_rank_status rank_states[] = {
-    { .rank = 0,
-      .pid = 12,
-      .host = "a",
-      .phase = "step",
-      .kernels = "avx2",
-      .step = 4,
-      .sums = "mpi" },
+    { .rank = 0, .pid = 12, .host = "a", .phase = "step", .kernels = "avx2", .step = 4 },
     { .rank = 1,
+      .sums = "mpi",
       .stage = 1,
-      .slice = 0,
       .pid = 13,
       .host = "b",
       .phase = "idle",
