@@ -174,6 +174,10 @@ static json_t *stages_json(const struct plan *plan, const struct prediction *p)
                       "rates_of", site->rates->host, "assumed", (int)site->is_assumed, "token_s",
                       t.s, "bound", predict_bound_name(predict_bound_of(&t))));
     }
+    if (json_array_size(stages) != plan->pp) { /* what there was no memory for is not in it */
+        json_decref(stages);
+        return NULL;
+    }
     return stages;
 }
 

@@ -87,6 +87,36 @@ static void test_hosts__each_mpirun_reads_its_own_slots(void **state)
     hosts_close(s.hosts);
 }
 
+static void is_at(const struct setting *s, uint32_t replica, uint32_t rank, const char *name,
+                  uint32_t n_ranks)
+{
+    const struct hosts_spot spot = hosts_spot(s->hosts, replica, rank);
+
+    assert_string_equal(spot.name, name);
+    assert_int_equal(spot.n_ranks, n_ranks);
+}
+
+static void test_hosts__a_rank_has_a_spot_beside_the_ranks_of_all_replicas(void **state)
+{
+    struct setting s;
+
+    (void)state;
+    open_as(&s, "a slots=2\nb slots=4\n",
+            (struct hosts_config){ .n_replicas = 2, .tp = 1, .pp = 2, .shares = true });
+    is_at(&s, 0, 0, "a", 2);
+    is_at(&s, 0, 1, "a", 2);
+    is_at(&s, 1, 1, "b", 2);
+    assert_int_not_equal(hosts_spot(s.hosts, 0, 0).host, hosts_spot(s.hosts, 1, 0).host);
+    hosts_close(s.hosts);
+    /* mpirun's own options decide: nobody knows the host; two ranks each on the average. */
+    open_as(
+        &s, "a slots=4\nb slots=4\n",
+        (struct hosts_config){ .n_replicas = 1, .tp = 2, .pp = 2, .mpirun_args = "--map-by node" });
+    is_at(&s, 0, 3, "", 2);
+    assert_int_equal(hosts_spot(s.hosts, 0, 3).host, 1);
+    hosts_close(s.hosts);
+}
+
 static void test_hosts__a_lost_one_is_replaced_and_remembered(void **state)
 {
     struct setting s;
@@ -155,6 +185,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_hosts__each_mpirun_reads_its_own_slots),
+        cmocka_unit_test(test_hosts__a_rank_has_a_spot_beside_the_ranks_of_all_replicas),
         cmocka_unit_test(test_hosts__a_lost_one_is_replaced_and_remembered),
         cmocka_unit_test(test_hosts__the_last_resort_is_a_host_that_another_uses),
         cmocka_unit_test(test_hosts__a_scheduler_gives_hosts_whole),
