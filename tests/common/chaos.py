@@ -349,7 +349,7 @@ class Crowd:
                         self.differing.append(f"{request_id}: choice {choice} differs at token {at}: {have[1][-1:]}")
 
     def go_on(self, i, which, request_id, arrivals):
-        answer = self.answers[i] = Answer(self.service, REQUESTS[which], request_id, 300, arrivals)
+        answer = self.answers[i] = Answer(self.service, REQUESTS[which], request_id, 300 * SLOW, arrivals)
         answer.run()
         with self.lock:
             self.gaps += answer.gaps

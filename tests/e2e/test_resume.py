@@ -272,7 +272,7 @@ def other_weights(wanted):
                 os.kill(pid, signal.SIGKILL)
             weights.write_bytes(right[:-64] + bytes([right[-64] ^ 1]) + right[-63:])
             service.launch()
-            check(service.process.wait(chaos.START_S) == 6, "other weights end the service with 6", service.process.returncode)
+            check(service.process.wait(chaos.START_S * chaos.SLOW) == 6, "other weights end the service with 6", service.process.returncode)
             check("have the files changed?" in service.log(), "and it says so")
             weights.write_bytes(right)
             service.start()
@@ -281,9 +281,9 @@ def other_weights(wanted):
 
 def at_random(rng):
     """The driver of `./run bench chaos`, a few strikes."""
-    command = [sys.executable, str(SOURCE / "tests" / "bench" / "chaos.py"), "--coordinator", "0.7", "--break", "0.2", "--kills", "5",
+    command = [sys.executable, str(SOURCE / "tests" / "bench" / "chaos.py"), "--coordinator", "0.7", "--break", "0.2", "--kills", "4",
                "--streams", "4", "--replicas", "2", "--tp", "1", "--pp", "2", "--bound", "20", "--seed", str(rng.randrange(1000))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400 * chaos.SLOW)
     check(done.returncode == 0, "faults at random", done.stdout[-2000:] + done.stderr[-6000:])
     print("  " + next(line for line in done.stdout.splitlines() if line.startswith("seed")), flush=True)
 
