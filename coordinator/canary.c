@@ -33,6 +33,14 @@ bool canary_is(uint64_t stream)
     return (stream & canary_stream) != 0;
 }
 
+/* Of this coordinator: what a leader says of a dead one's must not be taken for its own. */
+static uint64_t number_of(const struct replica *r)
+{
+    const uint64_t epoch = r->coord->config.first_stream >> 40;
+
+    return canary_stream | epoch << 16 | r->index;
+}
+
 /* ---- out ---- */
 
 /* Ids spread over the vocabulary; which ones does not matter. */
@@ -48,7 +56,7 @@ static void submit(struct replica *r)
     struct canary *k = &r->canary;
     uint32_t ids[CANARY_PROMPT];
     const struct msg_coord m = { .kind = MSG_SUBMIT,
-                                 .submit = { .stream = canary_stream | r->index,
+                                 .submit = { .stream = number_of(r),
                                              .attempt = k->serial + 1,
                                              .prompt = ids,
                                              .n_prompt = CANARY_PROMPT,
@@ -132,8 +140,7 @@ static bool is_mine(const struct replica *r, uint64_t stream, uint32_t attempt)
 {
     const struct canary *k = &r->canary;
 
-    return replica_is_alive(r) && k->is_out && stream == (canary_stream | r->index) &&
-           attempt == k->serial;
+    return replica_is_alive(r) && k->is_out && stream == number_of(r) && attempt == k->serial;
 }
 
 void canary_token(struct replica *r, const struct msg_token *t)

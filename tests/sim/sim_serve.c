@@ -309,6 +309,7 @@ void serve_bury(struct sim *s)
         sim_loop_dies(s->loop, is_power);
     }
     const bool is_stale = s->serve->durable.is_stale;
+    s->last_base = is_stale ? 0 : s->last_base; /* jobs_orphaned says what is not promised then */
     process_free(s, false);
     jobs_orphaned(s, is_stale);
     if (is_power) {
