@@ -191,7 +191,7 @@ class Ends:
         if how == "ends" and not self.role.startswith(("leader", "rank")) and all(p.site.call in points.ALLOCATIONS for p in group) and not re.search(
                 "memory|thread.*temporarily unavailable", words):
             raise chaos.Failed(f"its sentence names another cause: {words}")
-        leaks = self.leaks() if how != "aborts" else []
+        leaks = self.leaks() if all(p.site.is_ours for p in group) else []
         if leaks:
             raise chaos.Failed("at its end it held " + "; ".join(leaks[:6]))
         return how, words
@@ -219,6 +219,8 @@ class Starts(Ends):
                     self.pid = service.pid(self.role)
             result = "serves", ""
         except Ended as ended:
+            if ended.args[0] < 0 and any(not p.site.is_ours for p in points):
+                return "dies", f"by signal {-ended.args[0]}; all of its ranks have ended"
             result = "ends", judge_end(*ended.args)
             self.pid = service.process.pid if self.role == "serve" else None
         if self.role != "serve" and re.search(r" error +rank ", service.launcher_said):
