@@ -477,6 +477,8 @@ static void test_journal_disk__a_full_disk_costs_durability_only(void **state UN
         journal_disk_flush(w->d);
         assert_true(journal_disk_status(w->d).is_durable);
         assert_string_equal(journal_disk_status(w->d).why, "");
+        size_t len = 0;
+        free(segment(w, &len)); /* asserts that there is one */
         say(w, a, 1);
         again(w);
         assert_int_equal(stream_of(w, "a")->n_tokens, 64);
@@ -537,6 +539,28 @@ static void test_journal_disk__frozen_it_keeps_what_it_has(void **state UNUSED)
     world_free(w);
 }
 
+/* Its coordinator is gone by then. */
+static void test_journal_disk__closing_asks_for_no_snapshot(void **state UNUSED)
+{
+    struct world *w = world_make(0);
+    struct journal_entry *a = add(w, "a", false);
+
+    journal_disk_flush(w->d);
+    w->disk.room = 0;
+    say(w, a, 3);
+    journal_disk_flush(w->d);
+    assert_false(journal_disk_status(w->d).is_durable);
+    w->disk.room = -1;
+    w->now += 6 * NS_PER_S; /* it would be tried again now */
+    const uint32_t n_syncs = w->disk.n_syncs;
+    journal_disk_close(w->d, false);
+    w->d = NULL;
+    assert_int_equal(w->disk.n_syncs, n_syncs);
+    again(w);
+    assert_int_equal(stream_of(w, "a")->n_tokens, 0);
+    world_free(w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -550,6 +574,7 @@ int main(void)
         cmocka_unit_test(test_journal_disk__the_last_whole_segment_stays_when_the_next_fails),
         cmocka_unit_test(test_journal_disk__two_never_share_a_folder),
         cmocka_unit_test(test_journal_disk__frozen_it_keeps_what_it_has),
+        cmocka_unit_test(test_journal_disk__closing_asks_for_no_snapshot),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
