@@ -137,7 +137,9 @@ static void take_chunk(struct sim_client *c, const struct msg_chunk *m)
         return;
     }
     a->n_text += m->text.len;
-    a->n_most = MAX(a->n_most, a->n_tokens);
+    if (has_some) { /* the first message of a call may stand where this coordinator is not yet */
+        a->n_most = MAX(a->n_most, a->n_tokens);
+    }
     if (m->has_finished) {
         take_finished(c, a, &m->finished);
     }
@@ -242,7 +244,8 @@ static const char *judge(const struct sim_client *c, status st, const char *text
                    ? NULL
                    : "is told that its answer is not there";
     case ST_ERR_EXISTS:
-        return c->is_duplicate ? NULL : "is refused as a duplicate";
+        /* Asked again, it may have been accepted the first time (goes_on, but while the service stops). */
+        return c->is_duplicate || c->n_asked > 1 ? NULL : "is refused as a duplicate";
     case ST_ERR_LIMIT:
         if (!c->is_started && (has(text, "(--queue)") || has(text, "takes no more requests now"))) {
             return c->is_probe ? "is refused, and the service is idle" : NULL;
