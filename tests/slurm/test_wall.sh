@@ -34,7 +34,7 @@ for i in "${!clients[@]}"; do
     if wait "${clients[i]}"; then
         same wall $((i + 1))
     else
-        grep -q 'the service is stopping\|draining\|refused\|UNAVAILABLE\|unavailable' "$dir/wall.$((i + 1)).err" ||
+        grep -qE 'Failed to connect|refused|shutting down' "$dir/wall.$((i + 1)).err" ||
             fail "a stream that began too late is refused with a word" "$dir/wall.$((i + 1)).err"
     fi
 done
