@@ -266,7 +266,7 @@ job() { # NAME ARGS...: in place of `serve`
     started+=("$serve")
 }
 
-job one "${four[@]}"
+job one "${four[@]}" --grace $((10 * slow))
 ready
 [ "$("$GANTRY" generate --connect "$at" "Once" --max-tokens 5 --json | grep -o '"id":' | wc -l)" -eq 5 ] ||
     fail "one job: 5 tokens come" "$log"
