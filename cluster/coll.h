@@ -108,6 +108,25 @@ struct coll {
 /* The same of any coll: "" where there is one slice. */
 const char *coll_sums(const struct coll *c);
 
+/* A send or receive and the wait for it. */
+static inline status coll_send_now(struct coll *c, struct kern_stream *s, uint32_t to, uint32_t tag,
+                                   const void *data, size_t bytes, struct err *err)
+{
+    struct coll_req req;
+    const status st = c->ops->send_start(c, s, to, tag, data, bytes, &req, err);
+
+    return st == ST_OK ? c->ops->wait(c, req, err) : st;
+}
+
+static inline status coll_recv_now(struct coll *c, struct kern_stream *s, uint32_t from,
+                                   uint32_t tag, void *data, size_t bytes, struct err *err)
+{
+    struct coll_req req;
+    const status st = c->ops->recv_start(c, s, from, tag, data, bytes, &req, err);
+
+    return st == ST_OK ? c->ops->wait(c, req, err) : st;
+}
+
 struct coll_shape {
     uint32_t tp, pp;
 };

@@ -13,24 +13,6 @@ struct pair {
     double latency_s, bytes_s;
 };
 
-static status send_now(struct coll *c, uint32_t to, uint32_t tag, const void *data, size_t bytes,
-                       struct err *err)
-{
-    struct coll_req req;
-    const status st = c->ops->send_start(c, NULL, to, tag, data, bytes, &req, err);
-
-    return st == ST_OK ? c->ops->wait(c, req, err) : st;
-}
-
-static status recv_now(struct coll *c, uint32_t from, uint32_t tag, void *data, size_t bytes,
-                       struct err *err)
-{
-    struct coll_req req;
-    const status st = c->ops->recv_start(c, NULL, from, tag, data, bytes, &req, err);
-
-    return st == ST_OK ? c->ops->wait(c, req, err) : st;
-}
-
 /* To and fro, begun by rank 0; half of its time. */
 static status bounce(struct coll *c, uint32_t peer, uint32_t tag, unsigned char *data, size_t bytes,
                      double *s_p, struct err *err)
@@ -39,11 +21,11 @@ static status bounce(struct coll *c, uint32_t peer, uint32_t tag, unsigned char 
     status st;
 
     if (c->rank == 0) {
-        (void)((st = send_now(c, peer, tag, data, bytes, err)) ||
-               (st = recv_now(c, peer, tag, data, bytes, err)));
+        (void)((st = coll_send_now(c, NULL, peer, tag, data, bytes, err)) ||
+               (st = coll_recv_now(c, NULL, peer, tag, data, bytes, err)));
     } else {
-        (void)((st = recv_now(c, 0, tag, data, bytes, err)) ||
-               (st = send_now(c, 0, tag, data, bytes, err)));
+        (void)((st = coll_recv_now(c, NULL, 0, tag, data, bytes, err)) ||
+               (st = coll_send_now(c, NULL, 0, tag, data, bytes, err)));
     }
     *s_p = (double)MAX(clock_now_ns(clock_real()) - from, UINT64_C(1)) / 2e9;
     return st;

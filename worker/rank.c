@@ -348,15 +348,6 @@ status rank_finish_stage(struct rank *r, struct err *err)
 
 /* ---- follower ---- */
 
-/* `stream`: NULL for host memory. */
-static status recv_now(struct rank *r, struct kern_stream *stream, uint32_t from, uint32_t tag,
-                       void *data, size_t bytes, struct err *err)
-{
-    struct coll_req req;
-    const status st = r->coll->ops->recv_start(r->coll, stream, from, tag, data, bytes, &req, err);
-    return st == ST_OK ? r->coll->ops->wait(r->coll, req, err) : st;
-}
-
 /* Who passes plans to this rank: its number without the highest bit. */
 static uint32_t plan_parent(uint32_t rank)
 {
@@ -390,7 +381,7 @@ static status await_plan(struct rank *r, struct step_head *plan, struct err *err
                        bytes, r->plan_bytes_max);
     }
     if (st == ST_OK) {
-        st = recv_now(r, NULL, parent, RANK_TAG_PLAN, plan, bytes, err);
+        st = coll_recv_now(r->coll, NULL, parent, RANK_TAG_PLAN, plan, bytes, err);
     }
     return st == ST_OK ? step_check(plan, bytes, &r->limits, r->plan->kv_blocks, err) : st;
 }
@@ -400,7 +391,8 @@ static status await_plan(struct rank *r, struct step_head *plan, struct err *err
 static status compare_plans(struct rank *r, const struct step_head *plan, struct err *err)
 {
     const uint32_t from = r->rank - r->plan->tp;
-    const status st = recv_now(r, NULL, from, RANK_TAG_STAMP, &r->stamp, sizeof(r->stamp), err);
+    const status st =
+        coll_recv_now(r->coll, NULL, from, RANK_TAG_STAMP, &r->stamp, sizeof(r->stamp), err);
 
     if (st == ST_OK && r->stamp != plan->digest) {
         return err_set(err, ST_ERR_MISMATCH,
@@ -422,7 +414,8 @@ static status follow(struct rank *r, const struct step_head *plan, struct err *e
     if (st == ST_OK && r->coll->stage > 0) {
         const size_t bytes = (size_t)exec_rows(r->exec, plan) * r->plan->desc.dim * sizeof(float);
         atomic_store(&r->progress->phase, RANK_WAITING);
-        st = recv_now(r, r->stream, r->rank - r->plan->tp, RANK_TAG_X, r->x[i_x], bytes, err);
+        st = coll_recv_now(r->coll, r->stream, r->rank - r->plan->tp, RANK_TAG_X, r->x[i_x], bytes,
+                           err);
     }
     if (st == ST_OK) {
         st = rank_begin_stage(r, plan, i_x, err);
@@ -431,12 +424,8 @@ static status follow(struct rank *r, const struct step_head *plan, struct err *e
         st = rank_finish_stage(r, err);
     }
     if (st == ST_OK && !r->is_ahead && r->coll->stage + 1 == r->plan->pp && r->coll->slice == 0) {
-        struct coll_req req;
-        st = r->coll->ops->send_start(r->coll, NULL, 0, RANK_TAG_RESULT, r->results,
-                                      plan->n_samples * sizeof(*r->results), &req, err);
-        if (st == ST_OK) {
-            st = r->coll->ops->wait(r->coll, req, err);
-        }
+        st = coll_send_now(r->coll, NULL, 0, RANK_TAG_RESULT, r->results,
+                           plan->n_samples * sizeof(*r->results), err);
     }
     return st;
 }

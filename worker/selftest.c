@@ -85,24 +85,6 @@ static status swap(struct coll *c, uint32_t peer, uint32_t tag, const void *out,
     return st;
 }
 
-static status send_now(struct coll *c, uint32_t to, uint32_t tag, const void *data, size_t bytes,
-                       struct err *err)
-{
-    struct coll_req req;
-    const status st = c->ops->send_start(c, NULL, to, tag, data, bytes, &req, err);
-
-    return st == ST_OK ? c->ops->wait(c, req, err) : st;
-}
-
-static status recv_now(struct coll *c, uint32_t from, uint32_t tag, void *data, size_t bytes,
-                       struct err *err)
-{
-    struct coll_req req;
-    const status st = c->ops->recv_start(c, NULL, from, tag, data, bytes, &req, err);
-
-    return st == ST_OK ? c->ops->wait(c, req, err) : st;
-}
-
 /* To and fro, begun by the lower rank; *ns_p is its time. */
 static status bounce(struct test *t, uint32_t peer, uint32_t tag, size_t bytes, uint64_t *ns_p,
                      struct err *err)
@@ -112,11 +94,11 @@ static status bounce(struct test *t, uint32_t peer, uint32_t tag, size_t bytes, 
     status st = ST_OK;
 
     if (c->rank < peer) {
-        (void)((st = send_now(c, peer, tag, t->mine, bytes, err)) ||
-               (st = recv_now(c, peer, tag, t->theirs, bytes, err)));
+        (void)((st = coll_send_now(c, NULL, peer, tag, t->mine, bytes, err)) ||
+               (st = coll_recv_now(c, NULL, peer, tag, t->theirs, bytes, err)));
     } else {
-        (void)((st = recv_now(c, peer, tag, t->theirs, bytes, err)) ||
-               (st = send_now(c, peer, tag, t->mine, bytes, err)));
+        (void)((st = coll_recv_now(c, NULL, peer, tag, t->theirs, bytes, err)) ||
+               (st = coll_send_now(c, NULL, peer, tag, t->mine, bytes, err)));
     }
     *ns_p = clock_now_ns(clock_real()) - from;
     return st;
@@ -337,7 +319,7 @@ static status collect(struct test *t, struct err *err)
     for (uint32_t i = 1; st == ST_OK && i < c->n_ranks; i++) {
         const uint32_t of_i = links_of(c, i);
         if (of_i != 0) {
-            st = recv_now(t->c, i, TAG_LINKS, t->all + at, of_i * sizeof(*t->all), err);
+            st = coll_recv_now(t->c, NULL, i, TAG_LINKS, t->all + at, of_i * sizeof(*t->all), err);
         }
         at += of_i;
     }
@@ -347,9 +329,9 @@ static status collect(struct test *t, struct err *err)
 static status report(struct test *t, struct msg_self_test *report_p, struct err *err)
 {
     if (t->c->rank != 0) {
-        return t->n_links != 0
-                   ? send_now(t->c, 0, TAG_LINKS, t->links, t->n_links * sizeof(*t->links), err)
-                   : ST_OK;
+        return t->n_links != 0 ? coll_send_now(t->c, NULL, 0, TAG_LINKS, t->links,
+                                               t->n_links * sizeof(*t->links), err)
+                               : ST_OK;
     }
     const status st = collect(t, err);
     if (st == ST_OK) {
