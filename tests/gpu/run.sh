@@ -87,7 +87,7 @@ fi
 # What the plug-in's checks link, and what a replica of ranks as threads links besides.
 shopt -s nullglob
 low=(base/*.c kernels/*.c kernels/ref/*.c kernels/x86/*.c)
-high=(model/config_*.c model/desc*.c model/quant*.c model/safetensors*.c model/weights*.c partition/plan{,_cut,_digest,_speed}.c partition/{predict,rates}.c worker/sched/*.c
+high=(model/config_*.c model/desc*.c model/json_memory.c model/quant*.c model/safetensors*.c model/weights*.c partition/plan{,_cut,_digest,_speed}.c partition/{predict,rates}.c worker/sched/*.c
     tests/replica/*.c tests/common/{fixture,coll_wrap}.c tests/gpu/standin/jansson.c)
 for file in worker/*.c cluster/coll_*.c; do
     case $file in

@@ -12,7 +12,8 @@ on_head env -u SLURM_JOB_ID "$GANTRY" serve "$model" --launcher srun --dry-run >
 [ "$code" -eq 3 ] || fail "outside of a job --launcher srun is refused: code $code" "$dir/out"
 grep -q 'inside a job of SLURM' "$dir/out" || fail "it says why" "$dir/out"
 
-submit -N4 --ntasks-per-node=1 -- --tp 1 --pp 2 --launcher srun --hang-timeout 20 --grace 50
+# SLURM's PMIx gives up after a few tries where a busy machine is late; such a start hangs and is made again.
+submit -N4 --ntasks-per-node=1 -- --tp 1 --pp 2 --launcher srun --hang-timeout 20 --grace 50 --start-timeout 25
 serves
 grep -q 'starting 2 ranks with srun' "$dir/job.log" || fail "srun starts the ranks"
 status > "$dir/status"
@@ -26,9 +27,9 @@ disturbed killed 1 2 3 4
 kill -KILL "$(daemons "$(host 4)" gantry)"
 answers_well killed
 same killed 1 2 3 4
-within 10 grep -q "replica 1.1 is lost: rank [01] (host ${GX_PREFIX}[34]" "$dir/job.log" || fail "the loss is named"
+within 10 grep -q "replica 1\.[0-9]* is lost: rank [01] (host ${GX_PREFIX}[34]" "$dir/job.log" || fail "the loss is named"
 serves
-ok "a killed rank: 4 streams as they would have been, and its replica is started again: $(sed -n 's/.*replica 1.1 is lost: //p' "$dir/job.log" | tail -n 1)"
+ok "a killed rank: 4 streams as they would have been, and its replica is started again: $(sed -n 's/.*replica 1\.[0-9]* is lost: //p' "$dir/job.log" | tail -n 1)"
 
 disturbed cancel 1 2 3 4
 on_head scancel "$job"

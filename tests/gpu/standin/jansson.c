@@ -160,6 +160,12 @@ static json_t *read_value(struct reader *r)
     return v;
 }
 
+void json_set_alloc_funcs(void *(*alloc)(size_t bytes), void (*release)(void *block))
+{
+    (void)alloc;
+    (void)release;
+}
+
 json_t *json_loadb(const char *text, size_t len, size_t flags, json_error_t *error)
 {
     struct reader r = { text, text + len, 0 };

@@ -44,6 +44,11 @@ enum json_error_code { json_error_unknown, json_error_out_of_memory };
 
 json_t *json_loadb(const char *text, size_t len, size_t flags, json_error_t *error);
 void json_decref(json_t *value); /* NULL is fine; there are no counts */
+/* Declared only: what builds values is not linked here. */
+int json_array_append_new(json_t *array, json_t *value);
+int json_object_set_new(json_t *object, const char *key, json_t *value);
+/* Does nothing: a machine that lends a device for minutes does not run out of memory for its config.json. */
+void json_set_alloc_funcs(void *(*alloc)(size_t bytes), void (*release)(void *block));
 json_t *json_object_get(const json_t *object, const char *key);
 json_t *json_array_get(const json_t *array, size_t i);
 
