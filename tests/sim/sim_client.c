@@ -245,7 +245,8 @@ static const char *judge(const struct sim_client *c, status st, const char *text
                    : "is told that its answer is not there";
     case ST_ERR_EXISTS:
         /* Asked again, it may have been accepted the first time (goes_on, but while the service stops). */
-        return c->is_duplicate || c->n_asked > 1 ? NULL : "is refused as a duplicate";
+        return c->is_duplicate || (c->is_keeper && c->n_asked > 1) ? NULL
+                                                                   : "is refused as a duplicate";
     case ST_ERR_LIMIT:
         if (!c->is_started && (has(text, "(--queue)") || has(text, "takes no more requests now"))) {
             return c->is_probe ? "is refused, and the service is idle" : NULL;

@@ -239,7 +239,7 @@ static void on_done(void *arg, status st, const char *text)
         job_check_over(r->job);
     } else if (r->state != RANK_GONE && !orphan_begin(r, st)) {
         if (r->job->is_joined && r->state >= RANK_LOADING && !r->job->is_hurt && !s->is_stopping &&
-            s->shape.orphan_s != 0 && s->coord != NULL &&
+            (!s->shape.journal || s->shape.orphan_s != 0) && s->coord != NULL &&
             coord_weights_digest(s->coord)[0] != '\0') { /* else it has waited for that in vain */
             sim_fail(s, "replica %u, which had joined, is given up, and nothing was wrong: %s",
                      r->job->replica, text);
