@@ -158,7 +158,7 @@ bool plan_balance_speed(const struct plan *plan, const struct plan_request *r,
 {
     struct stage stages[PLAN_STAGES_MAX];
     uint32_t caps[PLAN_STAGES_MAX];
-    struct sizes sizes;
+    struct sizes sizes = { .layer = { 0 } };
 
     if (plan->pp == 1 || are_alike(plan)) {
         return false;

@@ -5,6 +5,7 @@
 #include "worker/rank_priv.h"
 
 #include "base/log.h"
+#include "kernels/math.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -49,14 +50,11 @@ static status device_sum(struct rank *r, const struct pieces *p, struct err *err
 static status device_stages(struct rank *r, const struct pieces *p, struct err *err)
 {
     const uint32_t stage = r->coll->stage, tp = r->plan->tp;
-    struct coll_req req;
     status st = ST_OK;
 
     load(r, p, stage == 0 ? r->coll->slice : UINT32_MAX, false);
     if (stage > 0) {
-        (void)((st = r->coll->ops->recv_start(r->coll, r->stream, r->rank - tp, RANK_TAG_X, p->x,
-                                              bytes_of(p), &req, err)) ||
-               (st = r->coll->ops->wait(r->coll, req, err)));
+        st = coll_recv_now(r->coll, r->stream, r->rank - tp, RANK_TAG_X, p->x, bytes_of(p), err);
     }
     if (st == ST_OK) {
         r->ops->copy_out(r->stream, p->host, p->x, bytes_of(p));
@@ -64,7 +62,7 @@ static status device_stages(struct rank *r, const struct pieces *p, struct err *
     }
     for (size_t i = 0; st == ST_OK && i < p->n; i++) {
         const float want = selftest_float(r->coll->slice, i, false);
-        if (memcmp(&p->host[i], &want, sizeof(want)) != 0) {
+        if (f32_bits(p->host[i]) != f32_bits(want)) {
             st = err_set(err, ST_ERR_MISMATCH,
                          "self-test: float %zu of %zu that rank %u sends from its device arrives "
                          "at rank %u as %a, %a was sent",
@@ -72,9 +70,9 @@ static status device_stages(struct rank *r, const struct pieces *p, struct err *
         }
     }
     if (st == ST_OK && stage + 1 < r->plan->pp) {
-        (void)((st = r->coll->ops->send_start(r->coll, r->stream, r->rank + tp, RANK_TAG_X, p->x,
-                                              bytes_of(p), &req, err)) ||
-               (st = r->coll->ops->wait(r->coll, req, err)) || (st = exec_drain(r->exec, err)));
+        (void)((st = coll_send_now(r->coll, r->stream, r->rank + tp, RANK_TAG_X, p->x, bytes_of(p),
+                                   err)) ||
+               (st = exec_drain(r->exec, err)));
     }
     return st;
 }

@@ -2,6 +2,7 @@
 #include "worker/selftest.h"
 
 #include "base/hash.h"
+#include "kernels/math.h"
 
 #include <math.h>
 #include <stdatomic.h>
@@ -266,7 +267,7 @@ status selftest_sum_check(const struct coll *c, const float *x, size_t n, bool e
 {
     for (size_t i = 0; i < n; i++) {
         const float want = selftest_sum(c->tp, i, exact);
-        if (memcmp(&x[i], &want, sizeof(want)) != 0) {
+        if (f32_bits(x[i]) != f32_bits(want)) {
             return err_set(err, ST_ERR_MISMATCH,
                            "self-test: float %zu of a sum over the %u ranks of stage %u (ranks %u "
                            "to %u) is %a on rank %u, %a was due",

@@ -328,6 +328,7 @@ static status job_start(struct jobs *j, uint32_t replica, uint32_t generation, s
 /* Another coordinator has started it. */
 static status job_adopt(struct jobs *j, uint32_t replica, struct err *err)
 {
+    ASSERT(j->last != NULL); /* comes with j->adopted */
     struct job *job = &j->jobs[replica];
     const struct service_replica *r = &j->last[replica];
     const struct launch_adoption a = { r->pid, r->start_ticks, j->dir->path, job->log_name,
