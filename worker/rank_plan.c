@@ -57,6 +57,7 @@ static status make_room(struct rank *r, uint32_t i, struct err *err)
     uint32_t n = 0;
     status st = ST_OK;
 
+    ASSERT(r->n_plans > 1); /* pp plans and one more */
     for (uint32_t k = 0; st == ST_OK && k < r->n_plans; k++) {
         st = take_off(r, k, err);
         n += r->n_plan_reqs[k];

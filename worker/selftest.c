@@ -122,7 +122,8 @@ static status measure_trips(struct test *t, uint32_t peer, uint32_t n, float *us
     }
     if (st == ST_OK) {
         qsort(ns, n, sizeof(ns[0]), by_size);
-        *us_p = (float)((double)ns[n / 2] / 1e3);
+        const uint64_t p50 = ns[n / 2];
+        *us_p = (float)((double)p50 / 1e3);
     }
     return st;
 }
