@@ -27,6 +27,8 @@
 #include <sys/random.h>
 #include <unistd.h>
 
+enum { LAST_WORDS_US = 250 * 1000 };
+
 /* Everything a rank owns, in the order in which it comes to be. */
 struct life {
     const struct worker_args *args;
@@ -275,7 +277,9 @@ int worker_run(const struct worker_args *args, const struct coll_mpi_world *worl
         ctrl_fault(l.ctrl, &err);
         ctrl_destroy(l.ctrl);
     }
-    /* The other ranks may wait in a collective for this one: no orderly end is possible. */
+    /* The other ranks may wait in a collective for this one: no orderly end is possible. What mpirun then
+     * does to them it does at once; the coordinator tells them sooner, and they say their last steps. */
+    usleep(LAST_WORDS_US);
     coll_mpi_abort(status_exit_code(st));
 }
 

@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { JOB_END_S = 10, IN_ORDER_S = 2 };
+enum { LAST_WORDS_MS = 300, JOB_END_S = 10, IN_ORDER_S = 2 };
 
 /* ---- the workers' command line ---- */
 
@@ -429,7 +429,12 @@ void jobs_lost(struct jobs *j, uint32_t replica, uint64_t delay_ns)
     job->state = JOB_ENDING;
     job->ended_by_ns = now;
     job->start_at_ns = delay_ns == CLOCK_NEVER ? CLOCK_NEVER : now + delay_ns;
-    if (job->launch != NULL) {
+}
+
+/* Its ranks are told by their streams, and say their last steps; mpirun would kill them over that. */
+static void end_lost(struct job *job, uint64_t now)
+{
+    if (now >= job->ended_by_ns + LAST_WORDS_MS * NS_PER_MS) {
         launch_end(job->launch, now);
     }
 }
@@ -479,7 +484,7 @@ static void look_at_ending(struct job *job, uint64_t now)
     int code = 0;
 
     if (job->launch != NULL) {
-        launch_end(job->launch, now);
+        end_lost(job, now);
         if (launch_poll(job->launch, &code) != ST_END) {
             return;
         }
@@ -534,7 +539,9 @@ static bool all_over(const struct jobs *j, uint64_t now, bool rough)
             continue;
         }
         over = false;
-        if (rough || j->jobs[i].state == JOB_ENDING) {
+        if (j->jobs[i].state == JOB_ENDING) {
+            end_lost(&j->jobs[i], now);
+        } else if (rough) {
             launch_end(l, now);
         }
     }
