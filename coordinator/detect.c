@@ -282,18 +282,20 @@ static void check_reattach(struct replica *r, uint64_t now)
     replica_sign(r, SIGN_JOB_ENDED, ST_ERR_PEER, text);
 }
 
-static void add_stall(struct coord *c, uint64_t gap)
+/* Nobody is late by the time that the coordinator stood still; what happened in that time, or as it
+ * ended (a job was started: that takes a while), is not put into the future by it. */
+static void add_stall(struct coord *c, uint64_t now, uint64_t gap)
 {
     log_debug("replica", "the coordinator stood still for %.2f s", (double)gap / 1e9);
     for (uint32_t i = 0; i < c->n_replicas; i++) {
         struct replica *r = c->replicas[i];
-        r->moved_ns += gap;
-        r->started_ns += gap;
-        r->proven_ns += gap;
-        r->canary.sent_ns += gap;
+        r->moved_ns = MIN(r->moved_ns + gap, now);
+        r->started_ns = MIN(r->started_ns + gap, now);
+        r->proven_ns = MIN(r->proven_ns + gap, now);
+        r->canary.sent_ns = MIN(r->canary.sent_ns + gap, now);
         r->reattach_ns += r->reattach_ns != 0 ? gap : 0;
         for (uint32_t k = 0; k < r->shape.n_ranks; k++) {
-            r->ranks[k].heard_ns += gap;
+            r->ranks[k].heard_ns = MIN(r->ranks[k].heard_ns + gap, now);
         }
     }
 }
@@ -305,7 +307,7 @@ static void tick(void *arg)
 
     coord_enter(c);
     if (now > due + STALL_MS * NS_PER_MS) {
-        add_stall(c, now - due);
+        add_stall(c, now, now - due);
     }
     for (uint32_t i = 0; i < c->n_replicas; i++) {
         struct replica *r = c->replicas[i];

@@ -42,7 +42,8 @@ struct sim_event {
     uint64_t at_ns, number;
     sim_fn fn;
     void *arg;
-    bool at_coord; /* waits while the coordinator's process stands still */
+    bool at_coord;     /* waits while the coordinator's process stands still */
+    uint64_t timer_ns; /* a timer of that process's: when it was due; 0 for all else */
 };
 
 /* What goes into the digest, and into --trace: `what`, and two numbers that tell it apart. */
@@ -166,6 +167,8 @@ void sim_at(struct sim *s, uint64_t at_ns, sim_fn fn, void *arg);
 void sim_after(struct sim *s, uint64_t delay_ns, sim_fn fn, void *arg);
 /* In the coordinator's process: not while that stands still. */
 void sim_coord_after(struct sim *s, uint64_t delay_ns, sim_fn fn, void *arg);
+/* By a timer of the command's: after a stand-still the one that was due first comes first. */
+void sim_coord_timer(struct sim *s, uint64_t delay_ns, sim_fn fn, void *arg);
 /* The next event or timer of the coordinator. false: there is none. */
 bool sim_step(struct sim *s);
 void sim_note(struct sim *s, const char *what, uint64_t a, uint64_t b);

@@ -107,6 +107,14 @@ void sim_coord_after(struct sim *s, uint64_t delay_ns, sim_fn fn, void *arg)
                 .at_ns = s->now_ns + delay_ns, .fn = fn, .arg = arg, .at_coord = true });
 }
 
+void sim_coord_timer(struct sim *s, uint64_t delay_ns, sim_fn fn, void *arg)
+{
+    const uint64_t at_ns = s->now_ns + delay_ns;
+
+    push(s, (struct sim_event){
+                .at_ns = at_ns, .fn = fn, .arg = arg, .at_coord = true, .timer_ns = at_ns });
+}
+
 static void after(struct sim *s)
 {
     if (s->is_dying) {
@@ -116,6 +124,14 @@ static void after(struct sim *s)
     }
 }
 
+/* The first event is a timer too, and was due before the loop's first one. */
+static bool is_late_timer(const struct sim *s, uint64_t due_ns, uint64_t timer_ns)
+{
+    const struct sim_event *e = &s->heap[1];
+
+    return e->timer_ns != 0 && e->at_ns == due_ns && e->timer_ns < timer_ns;
+}
+
 /* A process that was stopped runs its timers before it reads what has come meanwhile: gRPC's loop
  * looks at them first (cluster/rpc_grpc_loop.c). */
 bool sim_step(struct sim *s)
@@ -123,7 +139,7 @@ bool sim_step(struct sim *s)
     const uint64_t timer_ns = sim_timer_next(s->loop);
     const uint64_t due_ns = timer_ns == CLOCK_NEVER ? CLOCK_NEVER : MAX(timer_ns, s->coord_free_ns);
 
-    if (s->n_heap == 0 || due_ns <= s->heap[1].at_ns) {
+    if (s->n_heap == 0 || (due_ns <= s->heap[1].at_ns && !is_late_timer(s, due_ns, timer_ns))) {
         if (due_ns == CLOCK_NEVER) {
             return false;
         }
@@ -133,10 +149,11 @@ bool sim_step(struct sim *s)
         after(s);
         return true;
     }
-    const struct sim_event e = pop(s);
+    struct sim_event e = pop(s);
     s->now_ns = MAX(s->now_ns, e.at_ns);
     if (e.at_coord && s->coord_free_ns > s->now_ns) {
-        sim_coord_after(s, s->coord_free_ns - s->now_ns, e.fn, e.arg);
+        e.at_ns = s->coord_free_ns;
+        push(s, e);
         return true;
     }
     s->totals->events++;

@@ -196,6 +196,10 @@ static void start_again(void *arg)
     }
     s->totals->restarts++;
     job_start(s, job->replica, coord_replica_restart(s->coord, job->replica));
+    if (rng_chance(&s->rng, 50)) { /* a busy machine: mpirun is long in coming */
+        s->coord_free_ns =
+            MAX(s->coord_free_ns, s->now_ns + rng_ns(&s->rng, 50 * NS_PER_MS, NS_PER_S));
+    }
 }
 
 /* serve: a service that has never served by then is ended. */
@@ -286,7 +290,7 @@ static void job_start_after(struct sim_job *job)
     struct sim *s = job->sim;
 
     if (job->start_at_ns != CLOCK_NEVER) {
-        sim_coord_after(s, MAX(job->start_at_ns, s->now_ns) - s->now_ns, start_again, job);
+        sim_coord_timer(s, MAX(job->start_at_ns, s->now_ns) - s->now_ns, start_again, job);
     }
 }
 
