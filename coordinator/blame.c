@@ -8,8 +8,8 @@
  * report or break off as well. So the first sign of a failure only starts a short collection
  * (VERDICT_MS), and the best sign is blamed: a fault of a rank's own; then the rank that, says the
  * launcher, a signal ended (two streams that broke within a millisecond may be seen in either
- * order); then the first broken stream; then a fault that only says "my peer is gone"; then the
- * launcher's end.
+ * order); then one that has said nothing for half of --hang-timeout; then the first broken stream; then
+ * a fault that only says "my peer is gone"; then the launcher's end.
  *
  * Whose fault it is does not matter to the streams, so they do not wait for the verdict. With the
  * verdict every rank that is still attached is cut off, and a rank whose stream breaks ends itself:
@@ -133,16 +133,25 @@ void replica_cut_off(struct replica *r)
 }
 
 /* Before they are cut off. Half of what makes a rank a silent one: its neighbours on a host that has lost
- * its power fell silent within a heartbeat of it. */
-static void note_silent(struct replica *r)
+ * its power fell silent within a heartbeat of it. Time in which we stood still ourselves, and of which
+ * the detector has not heard, is nobody's. Returns the rank that was heard longest ago, or null. */
+static const struct rank *note_silent(struct replica *r)
 {
-    const uint64_t now = coord_now(r->coord), bound = r->coord->config.hang_ns / 2;
+    const struct coord *c = r->coord;
+    const uint64_t now = coord_now(c);
+    const uint64_t own = now > c->watch_due_ns ? now - c->watch_due_ns : 0;
+    const uint64_t half = c->config.hang_ns / 2, bound = half + own;
+    const struct rank *most = NULL;
 
     for (uint32_t i = 0; i < r->shape.n_ranks; i++) {
         struct rank *k = &r->ranks[i];
         k->was_silent =
-            bound != 0 && k->call != NULL && now > k->heard_ns && now - k->heard_ns > bound;
+            half != 0 && k->call != NULL && now > k->heard_ns && now - k->heard_ns > bound;
+        if (k->was_silent && (most == NULL || k->heard_ns < most->heard_ns)) {
+            most = k;
+        }
     }
+    return most;
 }
 
 enum coord_rank_end coord_rank_end(const struct coord *c, uint32_t replica, uint32_t rank)
@@ -162,7 +171,8 @@ void coord_replica_hosts(struct coord *c, uint32_t replica, const char *text)
     snprintf(r->hosts, sizeof(r->hosts), "%s", text);
 }
 
-static void ask_launcher(struct replica *r)
+/* False: it does not say. */
+static bool ask_launcher(struct replica *r)
 {
     const struct coord_config *config = &r->coord->config;
     struct sign *sign = &r->sign;
@@ -172,12 +182,33 @@ static void ask_launcher(struct replica *r)
     if (config->culprit == NULL || replica_has_joined(r) || sign->weight >= SIGN_OWN_FAULT ||
         !config->culprit(config->arg, r->index, &rank, how, sizeof(how)) ||
         rank >= r->shape.n_ranks) {
-        return;
+        return false;
     }
     const struct rank *k = &r->ranks[rank];
     snprintf(sign->text, sizeof(sign->text),
              "rank %u (host %s, pid %u) was ended by %s in phase \"%s\" at step %" PRIu64, rank,
              k->host, k->pid, how, k->phase, k->heartbeat.step);
+    sign->code = ST_ERR_PEER;
+    return true;
+}
+
+/* A host that has lost its power says nothing, and what its neighbours say when mpirun takes them down
+ * comes before --hang-timeout is over. */
+static void blame_quiet(struct replica *r, const struct rank *k)
+{
+    struct sign *sign = &r->sign;
+    char then[ERR_TEXT_BYTES];
+
+    if (k == NULL || sign->weight >= SIGN_OWN_FAULT) {
+        return;
+    }
+    snprintf(then, sizeof(then), "%s", sign->text);
+    snprintf(sign->text, sizeof(sign->text),
+             "rank %u (host %s, pid %u) has been silent for %.1f s, last in phase \"%s\" at step "
+             "%" PRIu64 "; after that: %.*s",
+             (uint32_t)(k - r->ranks), k->host, k->pid,
+             (double)(coord_now(r->coord) - k->heard_ns) / 1e9, k->phase, k->heartbeat.step,
+             (int)sizeof(then) / 2, then);
     sign->code = ST_ERR_PEER;
 }
 
@@ -188,8 +219,10 @@ static void verdict(void *arg)
     uint64_t delay_ns = CLOCK_NEVER;
 
     coord_enter(c);
-    ask_launcher(r);
-    note_silent(r);
+    const struct rank *quiet = note_silent(r);
+    if (!ask_launcher(r)) {
+        blame_quiet(r, quiet);
+    }
     r->has_verdict = true;
     r->n_losses++;
     snprintf(r->why, sizeof(r->why), "%s", r->sign.text);

@@ -367,6 +367,28 @@ static void test_detect__a_silent_rank_is_named(void **state UNUSED)
     world_close(&w);
 }
 
+/* A host without power: mpirun takes the neighbours down before --hang-timeout is over. */
+static void test_detect__a_quiet_rank_is_named_before_one_that_breaks(void **state UNUSED)
+{
+    struct world w;
+    status code = ST_OK;
+
+    open_pair(&w, 4000);
+    heartbeat(&w.ranks[1], "step", 7, 1, 0);
+    for (int i = 0; i < 24; i++) {
+        heartbeat(&w.ranks[0], "waiting", 7, 1, 0);
+        settle_ms(&w, 100);
+    }
+    assert_int_equal(w.n_states, 1);
+    lose(&w, 0);
+    await_count(&w, &w.n_states, 2);
+    const char *why = coord_failure(w.coord, &code);
+    assert_non_null(strstr(why, "rank 1 (host here, pid 101) has been silent for 2."));
+    assert_non_null(strstr(why, "after that: rank 0 (host here, pid 100) is gone: its connection"));
+    assert_int_equal(code, ST_ERR_PEER);
+    world_close(&w);
+}
+
 static void test_detect__a_stuck_rank_is_named(void **state UNUSED)
 {
     struct world w;
@@ -509,6 +531,7 @@ int main(void)
         cmocka_unit_test(test_failover__other_weights_are_refused),
         cmocka_unit_test(test_failover__it_ends_when_nothing_can_be_started_again),
         cmocka_unit_test(test_detect__a_silent_rank_is_named),
+        cmocka_unit_test(test_detect__a_quiet_rank_is_named_before_one_that_breaks),
         cmocka_unit_test(test_detect__a_stuck_rank_is_named),
         cmocka_unit_test(test_detect__a_stuck_rank_is_the_one_that_others_wait_for),
         cmocka_unit_test(test_detect__two_that_wait_for_each_other_name_their_link),
