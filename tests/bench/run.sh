@@ -9,6 +9,9 @@
 #   predict   what gantry plan predicts from rates measured in this run, beside what happens: the demo model and the 1.1B shape
 #   serve     start to SERVING; time to first token and tokens/s for 1 and 16 streams through gRPC
 #
+#   peers     the 1.1B shape in bf16 here, in llama.cpp and in transformers, one after the other, twice: batch 1, batch 16, a prompt
+#             of 512 (not among "all"). GANTRY_LLAMA_CPP: a folder with llama-bench and llama-batched-bench; GANTRY_PEERS_PYTHON
+#             (python3): a Python with torch and transformers, numpy and gguf. What is missing is left out with a word
 #   chaos --seed S --kills N ...   faults at random under streams that must not notice (chaos.py; not among "all")
 #   chaos-hosts --seed S --faults N ...   hosts and links as well (chaos_hosts.py; root and ../shared/hosts)
 #   sim --seeds N [--seed S] [--replicas R] [--trace]   simulated clusters (tests/sim; not among "all")
@@ -111,6 +114,38 @@ bench_predict() {
     predict_one model/demo 16 512 500
 }
 
+# One decoded token of N streams that have 512 positions; the first line of all is a prompt of 512.
+peers_ours() {
+    ranks 1 "$build/tests/bench.step_bench" "$1" 1 1 "$threads" 1 512 64 |
+        awk '/^prefill/ { print "gantry       prompt 512        " $(NF - 1) " tokens/s" } /^decode/ { print "gantry       decode b1 ctx 512 " $2 " tokens/s" }'
+    ranks 1 "$build/tests/bench.step_bench" "$1" 1 1 "$threads" 16 512 32 |
+        awk '/^decode/ { print "gantry       decode b16 ctx 512 " $2 " tokens/s" }'
+}
+
+peers_llama() { # DIR GGUF
+    "$1/llama-bench" -m "$2" -t "$threads" -p 512 -n 0 -r 3 -o md 2> /dev/null | awk -F '|' '/pp512/ { print "llama.cpp    prompt 512        " $(NF - 1) }'
+    "$1/llama-bench" -m "$2" -t "$threads" -p 0 -n 64 -d 512 -r 2 -o md 2> /dev/null | awk -F '|' '/tg64/ { print "llama.cpp    decode b1 ctx 512 " $(NF - 1) }'
+    "$1/llama-batched-bench" -m "$2" -t "$threads" -tb "$threads" -c $((16 * 544)) -b 2048 -npp 512 -ntg 32 -npl 16 2> /dev/null |
+        awk -F '|' '$2 + 0 == 512 { print "llama.cpp    decode b16 ctx 512" $9 " tokens/s" }'
+}
+
+bench_peers() {
+    local dir=${GANTRY_BENCH_DIR:-$tmp}/tinyllama-1.1b python=${GANTRY_PEERS_PYTHON:-python3} llama=${GANTRY_LLAMA_CPP:-} i
+    title "the 1.1B shape, bf16, $threads threads: ours and others'"
+    [ -f "$dir/model.safetensors" ] || "$build/tests/bench.make_model" "$dir" tinyllama-1.1b
+    if [ ! -x "$llama/llama-bench" ] || [ ! -x "$llama/llama-batched-bench" ]; then
+        echo "llama.cpp: skipped: GANTRY_LLAMA_CPP names no folder with llama-bench and llama-batched-bench"
+        llama=
+    elif ! "$python" tests/bench/to_gguf.py "$dir" "$tmp/model.gguf"; then
+        llama=
+    fi
+    for i in 1 2; do
+        peers_ours "$dir"
+        if [ -n "$llama" ]; then peers_llama "$llama" "$tmp/model.gguf"; fi
+        OMP_NUM_THREADS=$threads "$python" tests/gpu/peers.py --shape 1.1B --device cpu --seconds $((i * 120 - 60)) || [ $? = 77 ]
+    done
+}
+
 now_ms() { echo $(($(date +%s%N) / 1000000)); }
 
 start_service() { # serve options...
@@ -171,9 +206,9 @@ bench_serve() {
 if [ $# = 0 ]; then set -- kernels coll step model predict serve; fi
 for name in "$@"; do
     case $name in
-        kernels | coll | step | model | predict | serve) "bench_$name" ;;
+        kernels | coll | step | model | predict | serve | peers) "bench_$name" ;;
         *)
-            echo "run.sh: no bench \"$name\": kernels, coll, step, model, predict, serve" >&2
+            echo "run.sh: no bench \"$name\": kernels, coll, step, model, predict, serve, peers" >&2
             exit 2
             ;;
     esac

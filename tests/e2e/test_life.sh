@@ -70,8 +70,8 @@ ok "three quick starts and stops"
 
 # ---- draining ----
 
-n=$((slow > 1 ? 400 : 2000)) # they must run when the signal comes
-serve drain "${four[@]}" --grace 200
+n=$((slow > 1 ? 1500 : 2000)) # they must run when the signal comes
+serve drain "${four[@]}" --grace $((200 * slow))
 ready
 pids=()
 for i in 1 2 3; do

@@ -2,11 +2,11 @@
 """tests/gpu/peers.py - what torch and transformers do with the model that tests/gpu/bench.cu measures.
 
 Llama-3.1-8B's shape, random bf16 weights, on device 0: one decoded token at batch 1 and at batch 64 after 1,024
-positions, and a prompt of 8,192, as transformers runs them (static cache, SDPA attention), eager and with
+positions, and a prompt of 8,192 (for a processor TinyLlama-1.1B's: batch 16, 512 positions), as transformers runs them (static cache, SDPA attention), eager and with
 torch.compile (CUDA graphs, mode "reduce-overhead") where the time suffices. Medians of synchronised calls. A line per
 figure, printed as it is measured, so that a run that is cut short has said what it knew.
 
-    peers.py [--copy-tbps X --matrix-tflops Y] [--seconds N] [--shape tiny --device cpu]
+    peers.py [--copy-tbps X --matrix-tflops Y] [--seconds N] [--shape 1.1B|tiny --device cpu]
 
 The two ceilings are bench.cu's of the same run; with them a line says its share of the limit, reckoned as there.
 Exit 77 with a word: torch, transformers or a device is missing.
@@ -20,9 +20,12 @@ import time
 SHAPES = {
     "8B": dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
                num_key_value_heads=8, vocab_size=128256),
+    "1.1B": dict(hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
+                 num_key_value_heads=4, vocab_size=32000),
     "tiny": dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
                  num_key_value_heads=2, vocab_size=512),
 }
+RUNS = {"8B": (64, 1024, 8192), "1.1B": (16, 512, 512), "tiny": (64, 32, 64)}  # streams, positions before, prompt
 
 
 def parse():
@@ -166,14 +169,13 @@ def prompt_run(model, config, length):
 def main():
     print(f"peers: torch {torch.__version__}, transformers {transformers.__version__}", flush=True)
     config, model = make_model()
-    long = 8192 if ARGS.shape == "8B" else 64
-    context = 1024 if ARGS.shape == "8B" else 32
+    streams, context, long = RUNS[ARGS.shape]
     plan = [
         ("decode 1 eager", 0, lambda: decode(model, config, 1, context, False)),
         ("prompt", 0, lambda: prompt_run(model, config, long)),
-        ("decode 64 eager", 0, lambda: decode(model, config, 64, context, False)),
+        (f"decode {streams} eager", 0, lambda: decode(model, config, streams, context, False)),
         ("decode 1 compiled", 30, lambda: decode(model, config, 1, context, True)),
-        ("decode 64 compiled", 30, lambda: decode(model, config, 64, context, True)),
+        (f"decode {streams} compiled", 30, lambda: decode(model, config, streams, context, True)),
     ]
     failed = False
     with torch.inference_mode():
