@@ -1,32 +1,19 @@
-/* partition/rates.h - what a host was measured to do, as a small text file; and the same in memory.
+/* partition/rates.h - what hosts were measured to do, and the seconds that work takes by it.
  *
- *   gantry-rates 1
- *   host=a device=cpu format=bf16 kernels=avx512bf16 threads=2 measured=2026-11-22T01:40:12Z memory_mib=20480
- *     weights_gb_s=1:48.1,16:40.0,256:3.9 cached_mib=16 cached_gb_s=1:90,16:60,256:4 kv_gb_s=20 decode_gflop_s=200
- *     decode_gscore_s=3 prompt_gflop_s=500 prompt_gscore_s=4 vector_gb_s=15 scan_mid_s=900 layer_us=9
- *   link=host latency_us=0.6 gb_s=7.5
- *   link=network latency_us=21 gb_s=1.1
+ * Rates are those of a whole host (of one device, for CUDA), in bytes, operations and seconds. Products are
+ * given as the packed bytes of weights that pass in a second when so many rows are multiplied at a time: at 1
+ * row that is the memory's bandwidth, at many the arithmetic. Between two points the time of a byte is a
+ * straight line, beyond the last one it grows with the rows.
  *
- * (an entry is one line; it is broken here). A line speaks for itself, so files of several hosts may be
- * put one behind the other; of two lines for the same thing the later one counts. "#" begins a comment.
- * `host=*` is any host that has no line of its own.
- *
- * Products are given as the packed bytes of weights that pass in a second when so many rows are
- * multiplied at a time: at 1 row that is the memory's bandwidth, at many the arithmetic. Between two
- * points the time of a byte is a straight line, beyond the last one it grows with the rows.
- *
- * Rates are those of a whole host (of one device, for CUDA). Bytes in, bytes out: no files here. */
+ * The file that they are read from is rates_file.h. */
 #ifndef PARTITION_RATES_H
 #define PARTITION_RATES_H
 
-#include "base/buf.h"
 #include "kernels/kern.h"
 
 enum {
     RATES_POINTS_MAX = 12,
     RATES_ENTRIES_MAX = 16384, /* hosts times devices times formats */
-    RATES_FILE_BYTES_MAX = 16 << 20,
-    RATES_WORD_BYTES_MAX = 256,
     RATES_HOST_BYTES = 256,
     RATES_TEXT_BYTES = 64
 };
@@ -67,7 +54,7 @@ struct rates_entry {
 
 struct rates_link {
     double latency_s, bytes_s; /* one way */
-    bool is_measured;          /* else an assumption of ours (links_assume, rates.c) */
+    bool is_measured;          /* else an assumption of ours (links_assume, rates_file.c) */
 };
 
 struct rates {
@@ -76,20 +63,7 @@ struct rates {
     struct rates_link on_host, across; /* between ranks of one host, of two */
 };
 
-struct rates_text {
-    const char *name; /* for the sentence */
-    const char *data;
-    size_t len;
-};
-
-/* ST_ERR_FORMAT, ST_ERR_LIMIT: the sentence names file, line, word and what is allowed. */
-status rates_parse(const struct rates_text *text, struct rates *rates_p, struct err *err);
 void rates_fini(struct rates *rates); /* zeroed storage is fine */
-
-/* Lines of the file: the head, an entry, a link. */
-status rates_print_head(struct buf *out);
-status rates_print_entry(const struct rates_entry *e, struct buf *out);
-status rates_print_link(bool is_across, const struct rates_link *l, struct buf *out);
 
 /* Which entry is asked for. */
 struct rates_key {

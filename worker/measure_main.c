@@ -12,6 +12,7 @@
 #include "base/hash.h"
 #include "base/log.h"
 #include "base/opts.h"
+#include "partition/rates_file.h"
 #include "worker/device.h"
 #include "worker/measure.h"
 

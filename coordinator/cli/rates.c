@@ -1,6 +1,8 @@
 /* coordinator/cli/rates.c - see rates.h. */
 #include "coordinator/cli/rates.h"
 
+#include "partition/rates_file.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

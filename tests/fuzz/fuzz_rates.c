@@ -1,6 +1,6 @@
 /* tests/fuzz/fuzz_rates.c - any bytes as a file of rates: numbers that can be divided by, names that end, and
  * what is printed of them is read again; or a sentence of printable characters (it goes into logs). */
-#include "partition/rates.h"
+#include "partition/rates_file.h"
 
 #include <math.h>
 #include <string.h>

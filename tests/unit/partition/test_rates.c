@@ -1,5 +1,5 @@
 /* tests/unit/partition/test_rates.c - files of rates: what is read, what is refused, what is asked. */
-#include "partition/rates.h"
+#include "partition/rates_file.h"
 
 #include "common/alloc_fail.h"
 
