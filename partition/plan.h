@@ -52,10 +52,13 @@ struct plan_shape {
 /* What a rank runs on, as far as that is known. */
 struct plan_site {
     const struct rates_entry *rates; /* borrowed: the table outlives the plan */
-    double share;                    /* of these rates that the rank has */
-    uint64_t memory_bytes;           /* that it may use; 0: plan_request.rank_memory_bytes */
-    uint32_t host;                   /* a number; ranks of one host have the same */
-    bool is_assumed;                 /* its host was not measured: the slowest one's rates */
+    /* Of the same place in kern_fmt_of_x(plan->fmt), where that is another format: of matrices that an fp8 plan
+     * holds in bf16 (plan_mat). Borrowed; NULL: not measured, `rates` count for them as well. */
+    const struct rates_entry *rates_plain;
+    double share;          /* of these rates that the rank has */
+    uint64_t memory_bytes; /* that it may use; 0: plan_request.rank_memory_bytes */
+    uint32_t host;         /* a number; ranks of one host have the same */
+    bool is_assumed;       /* its host was not measured: the slowest one's rates */
 };
 
 struct plan;

@@ -125,8 +125,8 @@ static bool are_alike(const struct plan *plan)
 
     for (uint32_t i = 1; i < plan->n_ranks; i++) {
         const struct plan_site *b = &plan->sites[i];
-        if (a->rates != b->rates || a->share < b->share || a->share > b->share ||
-            a->memory_bytes != b->memory_bytes) {
+        if (a->rates != b->rates || a->rates_plain != b->rates_plain || a->share < b->share ||
+            a->share > b->share || a->memory_bytes != b->memory_bytes) {
             return false;
         }
     }

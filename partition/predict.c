@@ -44,18 +44,41 @@ static double element_bytes(const struct plan *plan)
     return kern_fmt_of_x(plan->fmt) == KERN_F32 ? 4 : 2;
 }
 
-static void add_weights(const struct plan_part *part, const struct plan_site *site, uint64_t bytes,
-                        uint32_t n_rows, struct predict_time *t)
+/* Packed bytes of matrices: of the plan's format, and of those that it holds in another. */
+struct mats_bytes {
+    uint64_t own, plain;
+};
+
+static void count_mat(const struct plan *plan, const struct plan_part *part, uint32_t layer,
+                      enum plan_mat which, struct mats_bytes *bytes)
+{
+    struct kern_mat mat;
+
+    plan_mat(plan, part, layer, which, &mat);
+    *(mat.fmt == plan->fmt ? &bytes->own : &bytes->plain) +=
+        plan_mat_bytes(plan, part, layer, which);
+}
+
+static void add_format(const struct plan_part *part, const struct plan_site *site,
+                       const struct rates_entry *e, uint64_t bytes, uint32_t n_rows,
+                       struct predict_time *t)
 {
     /* The caches are the host's: what all of its ranks hold goes through them. */
     const uint64_t total = (uint64_t)((double)part->weight_bytes / site->share);
-    const double s = rates_weights_s(site->rates, bytes, total, n_rows) / site->share;
 
     if (bytes != 0 && n_rows != 0) {
-        add(t,
-            rates_reading_bounds(site->rates, total, n_rows) ? PREDICT_READING : PREDICT_ARITHMETIC,
-            s);
+        add(t, rates_reading_bounds(e, total, n_rows) ? PREDICT_READING : PREDICT_ARITHMETIC,
+            rates_weights_s(e, bytes, total, n_rows) / site->share);
     }
+}
+
+static void add_weights(const struct plan_part *part, const struct plan_site *site,
+                        const struct mats_bytes *bytes, uint32_t n_rows, struct predict_time *t)
+{
+    const struct rates_entry *plain = site->rates_plain != NULL ? site->rates_plain : site->rates;
+
+    add_format(part, site, site->rates, bytes->own, n_rows, t);
+    add_format(part, site, plain, bytes->plain, n_rows, t);
 }
 
 /* One layer's. K and V of each stream are read once by a decode row; where those of all layers stay in the
@@ -91,18 +114,19 @@ static double vector_bytes(const struct plan *plan, const struct plan_part *part
 }
 
 /* The matrices of all its layers, which differ where an fp8 checkpoint holds some in another format. */
-static uint64_t layers_mats(const struct plan *plan, const struct plan_part *part)
+static struct mats_bytes layers_mats(const struct plan *plan, const struct plan_part *part)
 {
-    uint64_t bytes = 0, layer = 0;
+    struct mats_bytes bytes = { 0, 0 }, layer = bytes;
 
     for (uint32_t i = part->layers.begin; i < part->layers.end; i++) {
         if (i == part->layers.begin || plan->desc.plain[i] != plan->desc.plain[i - 1]) {
-            layer = 0;
+            layer = (struct mats_bytes){ 0, 0 };
             for (uint32_t mat = 0; mat < MODEL_MATS; mat++) {
-                layer += plan_mat_bytes(plan, part, i, (enum plan_mat)mat);
+                count_mat(plan, part, i, (enum plan_mat)mat, &layer);
             }
         }
-        bytes += layer;
+        bytes.own += layer.own;
+        bytes.plain += layer.plain;
     }
     return bytes;
 }
@@ -113,15 +137,18 @@ void predict_part(const struct plan *plan, const struct plan_part *part,
 {
     const double n = range_len(part->layers);
     const struct rates_entry *e = site->rates;
+    const struct mats_bytes layers = layers_mats(plan, part);
     struct predict_time t = { .s = 0 };
 
-    add_weights(part, site, layers_mats(plan, part), step->n_rows, &t);
+    add_weights(part, site, &layers, step->n_rows, &t);
     add(&t, PREDICT_ATTENTION, n * attention_s(plan, part, site, step));
     add(&t, PREDICT_REST,
         n * (e->layer_s +
              step->n_rows * vector_bytes(plan, part) / e->vector_bytes_s / site->share));
     if (part->has_head && step->n_samples != 0) {
-        add_weights(part, site, plan_mat_bytes(plan, part, 0, PLAN_MAT_HEAD), step->n_samples, &t);
+        struct mats_bytes head = { 0, 0 };
+        count_mat(plan, part, 0, PLAN_MAT_HEAD, &head);
+        add_weights(part, site, &head, step->n_samples, &t);
         add(&t, PREDICT_REST, step->n_samples * (double)range_len(part->vocab) / e->scan_ids_s);
     }
     *time_p = t;
@@ -230,6 +257,25 @@ double predict_decode_s(const struct plan *plan, uint32_t n_streams, double posi
     return t.s;
 }
 
+/* Of one rank; layers with the same matrices in other formats take the same time. */
+static double rank_layer_most_s(const struct plan *plan, uint32_t rank,
+                                const struct predict_step *step)
+{
+    struct plan_part one = plan->parts[rank];
+    const struct range layers = one.layers;
+    double most = 0;
+
+    for (uint32_t i = layers.begin; i < layers.end; i++) {
+        struct predict_time t;
+        if (i == layers.begin || plan->desc.plain[i] != plan->desc.plain[i - 1]) {
+            one.layers = (struct range){ i, i + 1 };
+            predict_part(plan, &one, &plan->sites[rank], step, &t);
+            most = MAX(most, t.s);
+        }
+    }
+    return most;
+}
+
 double predict_layer_most_s(const struct plan *plan)
 {
     const struct predict_step step = { .n_rows = plan->rows_max,
@@ -238,11 +284,7 @@ double predict_layer_most_s(const struct plan *plan)
     double most = 0;
 
     for (uint32_t i = 0; plan->sites != NULL && i < plan->n_ranks; i++) {
-        struct plan_part one = plan->parts[i];
-        struct predict_time t;
-        one.layers.end = one.layers.begin + 1;
-        predict_part(plan, &one, &plan->sites[i], &step, &t);
-        most = MAX(most, t.s);
+        most = MAX(most, rank_layer_most_s(plan, i, &step));
     }
     return most;
 }
@@ -296,6 +338,17 @@ static void predict_many(const struct plan *plan, struct prediction *p)
     p->round_bound = predict_bound_of(all.s > turn_s ? &all : &slowest);
 }
 
+/* Does it hold a matrix in another format than the plan's? */
+static bool has_plain(const struct plan *plan, const struct plan_part *part)
+{
+    struct mats_bytes bytes = layers_mats(plan, part);
+
+    if (part->has_head) {
+        count_mat(plan, part, 0, PLAN_MAT_HEAD, &bytes);
+    }
+    return bytes.plain != 0;
+}
+
 bool plan_predict(const struct plan *plan, uint32_t prompt, struct prediction *p_p)
 {
     struct prediction p = { .prompt = prompt != 0 ? prompt : PREDICT_PROMPT_DEFAULT };
@@ -314,7 +367,9 @@ bool plan_predict(const struct plan *plan, uint32_t prompt, struct prediction *p
     p.token_bound = predict_bound_of(&t);
     predict_many(plan, &p);
     for (uint32_t i = 0; i < plan->n_ranks; i++) {
-        p.n_assumed += plan->sites[i].is_assumed ? 1 : 0;
+        const struct plan_site *site = &plan->sites[i];
+        p.n_assumed += site->is_assumed ? 1 : 0;
+        p.n_plain_assumed += has_plain(plan, &plan->parts[i]) && site->rates_plain == NULL ? 1 : 0;
     }
     *p_p = p;
     return true;

@@ -67,6 +67,8 @@ struct prediction {
     enum predict_bound first_bound, token_bound, round_bound;
     uint32_t slowest_stage; /* of many streams */
     uint32_t n_assumed;     /* ranks whose host was not measured */
+    /* Ranks that hold matrices in bf16 beside fp8 ones, and no rates of that; those of fp8 were taken. */
+    uint32_t n_plain_assumed;
 };
 /* `prompt` 0: 512; cut to what the context holds. False: no rates. */
 bool plan_predict(const struct plan *plan, uint32_t prompt, struct prediction *p_p);

@@ -126,6 +126,13 @@ static status put_assumed(const struct plan *plan, const struct prediction *p, s
                        "that was is taken\n",
                        p->n_assumed, plan->n_ranks);
     }
+    if (st == ST_OK && p->n_plain_assumed != 0) {
+        st = buf_printf(
+            out,
+            "  assumed: %u of %u ranks hold matrices in bf16 that pass at the rates of fp8; gantry "
+            "measure --format bf16 on their hosts says better\n",
+            p->n_plain_assumed, plan->n_ranks);
+    }
     if (st == ST_OK && on_host && !plan->rates->on_host.is_measured) {
         st =
             buf_printf(out, "  assumed: ranks of one host reach each other in %.1f us, %.1f GB/s\n",
@@ -188,13 +195,14 @@ json_t *predict_json(const struct plan *plan, uint32_t prompt)
     if (!plan_predict(plan, prompt, &p)) {
         return json_null();
     }
-    return json_pack(
-        "{s:I, s:f, s:f, s:s, s:f, s:s, s:I, s:f, s:f, s:s, s:I, s:b, s:b, s:o}", "prompt_tokens",
-        (json_int_t)p.prompt, "first_token_s", p.first_s, "prompt_tokens_per_s", p.prompt_tokens_s,
-        "first_token_bound", predict_bound_name(p.first_bound), "token_s", p.token_s, "token_bound",
-        predict_bound_name(p.token_bound), "streams", (json_int_t)p.streams, "round_s", p.round_s,
-        "tokens_per_s", p.tokens_s, "round_bound", predict_bound_name(p.round_bound),
-        "ranks_assumed", (json_int_t)p.n_assumed, "links_on_host_measured",
-        (int)plan->rates->on_host.is_measured, "links_across_measured",
-        (int)plan->rates->across.is_measured, "stages", stages_json(plan, &p));
+    return json_pack("{s:I, s:f, s:f, s:s, s:f, s:s, s:I, s:f, s:f, s:s, s:I, s:I, s:b, s:b, s:o}",
+                     "prompt_tokens", (json_int_t)p.prompt, "first_token_s", p.first_s,
+                     "prompt_tokens_per_s", p.prompt_tokens_s, "first_token_bound",
+                     predict_bound_name(p.first_bound), "token_s", p.token_s, "token_bound",
+                     predict_bound_name(p.token_bound), "streams", (json_int_t)p.streams, "round_s",
+                     p.round_s, "tokens_per_s", p.tokens_s, "round_bound",
+                     predict_bound_name(p.round_bound), "ranks_assumed", (json_int_t)p.n_assumed,
+                     "ranks_plain_assumed", (json_int_t)p.n_plain_assumed, "links_on_host_measured",
+                     (int)plan->rates->on_host.is_measured, "links_across_measured",
+                     (int)plan->rates->across.is_measured, "stages", stages_json(plan, &p));
 }

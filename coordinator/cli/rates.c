@@ -10,6 +10,16 @@
 
 /* ---- one rank ---- */
 
+/* Of the same host, what an fp8 plan holds in bf16. NULL: not measured, or there is no such thing. */
+static const struct rates_entry *plain_of(const struct cli_rates *r, const struct rates_key *own,
+                                          const struct plan_site *site)
+{
+    const struct rates_key key = { site->is_assumed ? site->rates->host : own->host,
+                                   own->cuda_version, kern_fmt_of_x(own->fmt) };
+
+    return key.fmt != own->fmt ? rates_find(&r->rates, &key) : NULL;
+}
+
 static status site_of(const struct cli_rates *r, const struct plan *plan, const char *host,
                       struct plan_site *site, struct err *err)
 {
@@ -30,6 +40,7 @@ static status site_of(const struct cli_rates *r, const struct plan *plan, const 
                        r->config.file, device, plan_fmt_name(key.fmt), device,
                        plan_fmt_name(key.fmt));
     }
+    site->rates_plain = plain_of(r, &key, site);
     return ST_OK;
 }
 

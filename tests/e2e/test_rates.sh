@@ -85,6 +85,16 @@ printf 'fast\nother\n' > "$dir/hosts"
 expect "hosts that were not measured are said to be assumed" 0 "1 of 2 ranks are on hosts that were not measured" \
     "$GANTRY" plan "$demo" --rates "$dir/two" --hostfile "$dir/hosts" --pp 2
 
+# In fp8 the output matrix stays bf16: at the host's rates of that, or, where there are none, it is said.
+sed -n '1p; s/format=bf16/format=fp8/p' "$dir/two" > "$dir/fp8"
+expect "bf16 in an fp8 plan without rates of its own is said" 0 "1 of 1 ranks hold matrices in bf16" \
+    "$GANTRY" plan "$demo" --format fp8 --rates "$dir/fp8" --tp 1 --pp 1
+cat "$dir/two" >> "$dir/fp8"
+"$GANTRY" plan "$demo" --format fp8 --rates "$dir/fp8" --tp 1 --pp 1 > "$dir/out"
+grep -q "Predicted from the rates of host slow" "$dir/out" || fail "a plan for fp8 with rates of both" "$dir/out"
+if grep -q "hold matrices in bf16" "$dir/out"; then fail "the bf16 of the same host is found" "$dir/out"; fi
+ok "an fp8 plan finds the rates of what it holds in bf16"
+
 # ---- serve ----
 
 serve service "$demo" --tp 2 --pp 2 --threads 1 --rates "$dir/links"

@@ -43,6 +43,7 @@ static struct rates_entry entry(const char *host, double layer_ms)
 /* Which host each rank is on: "ab" is rank 0 on a, rank 1 on b. */
 struct world {
     struct rates_entry entries[2];
+    struct rates_entry *plain; /* NULL: bf16 was not measured beside fp8 */
     struct rates rates;
     struct plan_sites sites;
     const char *where;
@@ -61,6 +62,7 @@ static status fill(void *arg, const struct plan *plan, struct plan_site *sites,
             n += w->where[k % strlen(w->where)] == w->where[i % strlen(w->where)] ? 1 : 0;
         }
         sites[i] = (struct plan_site){ .rates = &w->entries[host],
+                                       .rates_plain = w->plain,
                                        .share = 1.0 / n,
                                        .memory_bytes = w->memory[host],
                                        .host = host };
@@ -247,6 +249,80 @@ static void test_predict__what_is_assumed_is_said(void **state UNUSED)
     plan_destroy(plan);
 }
 
+/* ---- fp8, and what is bf16 in it ---- */
+
+/* A layer is 10 MiB of codes and an f32 of scale to 128 of them: 10.3125 MiB. Host `a` reads it in 1 ms, and 20
+ * MiB of bf16 in 3 ms. */
+static struct plan *make_fp8(struct world *w, const uint8_t *plain, uint32_t layer)
+{
+    static struct rates_entry bf16;
+    struct model_desc d = model_of(&row);
+    const struct plan_request r = { .tp = 1, .pp = 1, .fmt = KERN_FP8, .sites = &w->sites };
+    struct plan *plan = NULL;
+    struct err err = ERR_INIT;
+
+    world_make(w, "a");
+    w->entries[0].fmt = KERN_FP8;
+    w->entries[0].weights.at[0].bytes_s *= 10.3125 / 20;
+    w->entries[0].weights.at[1].bytes_s *= 10.3125 / 20;
+    bf16 = entry("a", 3);
+    w->plain = &bf16;
+    d.quant.kind = MODEL_QUANT_FP8;
+    if (plain != NULL) {
+        d.plain[layer] = *plain;
+    }
+    if (plan_create(&d, &r, &plan, &err) != ST_OK) {
+        fail_msg("%s", err.text);
+    }
+    return plan;
+}
+
+static void test_mixed__each_matrix_passes_at_the_rate_of_its_format(void **state UNUSED)
+{
+    static const uint8_t all = (1u << MODEL_MATS) - 1, down = 1u << PLAN_MAT_DOWN;
+    struct world w;
+    struct prediction p;
+    struct plan *plan = make_fp8(&w, NULL, 0);
+
+    /* The head is bf16: 8 MiB. */
+    assert_true(plan_predict(plan, 0, &p));
+    assert_near(p.token_s, 17.2 * MS, NEAR);
+    assert_near(predict_layer_most_s(plan), 1 * MS, NEAR);
+    assert_int_equal(p.n_plain_assumed, 0);
+    plan_destroy(plan);
+    plan = make_fp8(&w, &all, 3);
+    assert_true(plan_predict(plan, 0, &p));
+    assert_near(p.token_s, 19.2 * MS, NEAR);
+    assert_near(predict_layer_most_s(plan), 3 * MS, NEAR); /* whichever it is */
+    plan_destroy(plan);
+    /* Two of ten parts of the layer, in twice the bytes without scales. */
+    plan = make_fp8(&w, &down, 3);
+    assert_true(plan_predict(plan, 0, &p));
+    assert_near(p.token_s, (15 + 0.8 + 0.6 + 1.2) * MS, NEAR);
+    plan_destroy(plan);
+}
+
+static void test_mixed__without_rates_of_bf16_those_of_fp8_are_taken_and_it_is_said(
+    void **state UNUSED)
+{
+    struct world w;
+    struct prediction p;
+    struct buf out = BUF_INIT;
+    struct plan *plan = make_fp8(&w, NULL, 0);
+
+    plan->sites[0].rates_plain = NULL;
+    assert_true(plan_predict(plan, 0, &p));
+    assert_near(p.token_s, (16 + 8 / 10.3125) * MS, NEAR);
+    assert_int_equal(p.n_plain_assumed, 1);
+    assert_int_equal(predict_print(plan, 0, &out), ST_OK);
+    assert_non_null(strstr(out.data, "1 of 1 ranks hold matrices in bf16"));
+    buf_reset(&out);
+    assert_int_equal(plan_print_json(plan, 0, &out), ST_OK);
+    assert_non_null(strstr(out.data, "\"ranks_plain_assumed\": 1"));
+    buf_fini(&out);
+    plan_destroy(plan);
+}
+
 /* ---- stages ---- */
 
 static void test_stages__the_faster_host_gets_more_layers(void **state UNUSED)
@@ -359,6 +435,8 @@ int main(void)
         cmocka_unit_test(test_predict__stages_work_at_the_same_time),
         cmocka_unit_test(test_predict__without_rates_nothing_is_said),
         cmocka_unit_test(test_predict__what_is_assumed_is_said),
+        cmocka_unit_test(test_mixed__each_matrix_passes_at_the_rate_of_its_format),
+        cmocka_unit_test(test_mixed__without_rates_of_bf16_those_of_fp8_are_taken_and_it_is_said),
         cmocka_unit_test(test_stages__the_faster_host_gets_more_layers),
         cmocka_unit_test(test_stages__hosts_that_are_alike_change_no_digest),
         cmocka_unit_test(test_stages__layers_that_were_asked_for_stay),
