@@ -131,6 +131,21 @@ static struct mats_bytes layers_mats(const struct plan *plan, const struct plan_
     return bytes;
 }
 
+bool predict_records(const struct plan *plan)
+{
+    return plan->device == PLAN_CUDA && (plan->tp == 1 || plan->plane == PLAN_PLANE_NCCL);
+}
+
+/* What a layer costs however small it is: on a device mostly the host's way to a launch, which a recorded step
+ * goes once. */
+static double layer_s(const struct plan *plan, const struct rates_entry *e,
+                      const struct predict_step *step)
+{
+    const bool is_recorded = predict_records(plan) && !step->is_prompt && e->recorded_layer_s > 0;
+
+    return is_recorded ? e->recorded_layer_s : e->layer_s;
+}
+
 void predict_part(const struct plan *plan, const struct plan_part *part,
                   const struct plan_site *site, const struct predict_step *step,
                   struct predict_time *time_p)
@@ -143,7 +158,7 @@ void predict_part(const struct plan *plan, const struct plan_part *part,
     add_weights(part, site, &layers, step->n_rows, &t);
     add(&t, PREDICT_ATTENTION, n * attention_s(plan, part, site, step));
     add(&t, PREDICT_REST,
-        n * (e->layer_s +
+        n * (layer_s(plan, e, step) +
              step->n_rows * vector_bytes(plan, part) / e->vector_bytes_s / site->share));
     if (part->has_head && step->n_samples != 0) {
         struct mats_bytes head = { 0, 0 };

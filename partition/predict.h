@@ -39,6 +39,8 @@ struct predict_step {
     bool is_prompt; /* all rows are one stream's; else each is a stream's next token */
 };
 
+/* Are decode steps recorded once and launched as one (worker/exec_graph.c)? */
+bool predict_records(const struct plan *plan);
 /* Only of plans with rates (plan->sites). */
 void predict_stage(const struct plan *plan, uint32_t stage, const struct predict_step *step,
                    struct predict_time *time_p);

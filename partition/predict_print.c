@@ -142,9 +142,47 @@ static status put_assumed(const struct plan *plan, const struct prediction *p, s
         st = buf_printf(out, "  assumed: hosts reach each other in %.1f us, %.1f GB/s\n",
                         plan->rates->across.latency_s * 1e6, plan->rates->across.bytes_s / 1e9);
     }
-    if (st == ST_OK && plan->device == PLAN_CUDA) {
-        st = buf_append_str(
-            out, "  this path has not run on a device: links are those of MPI, not of NCCL\n");
+    return st;
+}
+
+enum { LEFT_OUT_MAX = 2 };
+
+/* What a device's steps have and these times do not. */
+static uint32_t left_out(const struct plan *plan, const char *what[LEFT_OUT_MAX])
+{
+    bool is_recorded = true;
+    uint32_t n = 0;
+
+    if (plan->device != PLAN_CUDA) {
+        return 0;
+    }
+    for (uint32_t i = 0; i < plan->n_ranks; i++) {
+        is_recorded = is_recorded && plan->sites[i].rates->recorded_layer_s > 0;
+    }
+    if (predict_records(plan) && !is_recorded) {
+        what[n++] =
+            "decode steps are recorded and launched as one; the rates have a layer's launches "
+            "one by one (no recorded_layer_us)";
+    }
+    if (plan->n_ranks > 1) {
+        what[n++] =
+            plan->plane == PLAN_PLANE_NCCL
+                ? "NCCL's links from device to device; MPI's between hosts' memory are taken"
+                : "copies between device and host around each exchange";
+    }
+    return n;
+}
+
+static status put_left_out(const struct plan *plan, struct buf *out)
+{
+    const char *what[LEFT_OUT_MAX];
+    const uint32_t n = left_out(plan, what);
+    status st = plan->device == PLAN_CUDA
+                    ? buf_append_str(out, "  this path has not run on a device\n")
+                    : ST_OK;
+
+    for (uint32_t i = 0; i < n && st == ST_OK; i++) {
+        st = buf_printf(out, "  left out: %s\n", what[i]);
     }
     return st;
 }
@@ -159,7 +197,8 @@ status predict_print(const struct plan *plan, uint32_t prompt, struct buf *out)
                                    "then --rates FILE.\n");
     }
     (void)((st = put_sources(plan, out)) || (st = put_request(&p, out)) ||
-           (st = put_stages(plan, &p, out)) || (st = put_assumed(plan, &p, out)));
+           (st = put_stages(plan, &p, out)) || (st = put_assumed(plan, &p, out)) ||
+           (st = put_left_out(plan, out)));
     return st;
 }
 
@@ -188,6 +227,22 @@ static json_t *stages_json(const struct plan *plan, const struct prediction *p)
     return stages;
 }
 
+static json_t *left_out_json(const struct plan *plan)
+{
+    const char *what[LEFT_OUT_MAX];
+    const uint32_t n = left_out(plan, what);
+    json_t *list = json_array();
+
+    for (uint32_t i = 0; i < n; i++) {
+        json_array_append_new(list, json_string(what[i]));
+    }
+    if (json_array_size(list) != n) {
+        json_decref(list);
+        return NULL;
+    }
+    return list;
+}
+
 json_t *predict_json(const struct plan *plan, uint32_t prompt)
 {
     struct prediction p;
@@ -195,14 +250,15 @@ json_t *predict_json(const struct plan *plan, uint32_t prompt)
     if (!plan_predict(plan, prompt, &p)) {
         return json_null();
     }
-    return json_pack("{s:I, s:f, s:f, s:s, s:f, s:s, s:I, s:f, s:f, s:s, s:I, s:I, s:b, s:b, s:o}",
-                     "prompt_tokens", (json_int_t)p.prompt, "first_token_s", p.first_s,
-                     "prompt_tokens_per_s", p.prompt_tokens_s, "first_token_bound",
-                     predict_bound_name(p.first_bound), "token_s", p.token_s, "token_bound",
-                     predict_bound_name(p.token_bound), "streams", (json_int_t)p.streams, "round_s",
-                     p.round_s, "tokens_per_s", p.tokens_s, "round_bound",
-                     predict_bound_name(p.round_bound), "ranks_assumed", (json_int_t)p.n_assumed,
-                     "ranks_plain_assumed", (json_int_t)p.n_plain_assumed, "links_on_host_measured",
-                     (int)plan->rates->on_host.is_measured, "links_across_measured",
-                     (int)plan->rates->across.is_measured, "stages", stages_json(plan, &p));
+    return json_pack(
+        "{s:I, s:f, s:f, s:s, s:f, s:s, s:I, s:f, s:f, s:s, s:I, s:I, s:b, s:b, s:o, s:o}",
+        "prompt_tokens", (json_int_t)p.prompt, "first_token_s", p.first_s, "prompt_tokens_per_s",
+        p.prompt_tokens_s, "first_token_bound", predict_bound_name(p.first_bound), "token_s",
+        p.token_s, "token_bound", predict_bound_name(p.token_bound), "streams",
+        (json_int_t)p.streams, "round_s", p.round_s, "tokens_per_s", p.tokens_s, "round_bound",
+        predict_bound_name(p.round_bound), "ranks_assumed", (json_int_t)p.n_assumed,
+        "ranks_plain_assumed", (json_int_t)p.n_plain_assumed, "links_on_host_measured",
+        (int)plan->rates->on_host.is_measured, "links_across_measured",
+        (int)plan->rates->across.is_measured, "stages", stages_json(plan, &p), "left_out",
+        left_out_json(plan));
 }

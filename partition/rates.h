@@ -50,6 +50,8 @@ struct rates_entry {
     double vector_bytes_s;      /* norms, rotations, activations: bytes read and written */
     double scan_ids_s;          /* from logits to a token: ids looked at */
     double layer_s;             /* of a layer, whatever its size */
+    double
+        recorded_layer_s; /* the same in a recorded step; 0: not measured, or nothing is recorded */
 };
 
 struct rates_link {

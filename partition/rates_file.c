@@ -245,6 +245,7 @@ static const struct key {
     KEY("vector_gb_s", A_REAL, true, vector_bytes_s, 1e9),
     KEY("scan_mid_s", A_REAL, true, scan_ids_s, 1e6),
     KEY("layer_us", A_REAL, true, layer_s, 1e-6),
+    KEY("recorded_layer_us", A_REAL, false, recorded_layer_s, 1e-6),
 #undef KEY
 };
 enum { KEYS = ARRAY_LEN(keys) };
@@ -507,6 +508,7 @@ static bool is_said(const struct key *key, const struct rates_entry *e)
     return key->is_needed ||
            (key->kind == A_TEXT        ? *(const char *)field != '\0'
             : key->kind == SOME_MIB    ? *(const uint64_t *)field >> 20 != 0
+            : key->kind == A_REAL      ? *(const double *)field > 0
             : key->kind == SOME_POINTS ? ((const struct rates_points *)field)->n != 0
                                        : *(const uint32_t *)field != 0);
 }

@@ -9,8 +9,9 @@
  *
  * (an entry is one line; it is broken here). A line speaks for itself, so files of several hosts may be
  * put one behind the other; of two lines for the same thing the later one counts. "#" begins a comment.
- * `host=*` is any host that has no line of its own. Numbers have the units that their keys name (G and M are
- * powers of ten, mib is 2^20 bytes); in memory they are in bytes, seconds and operations (rates.h).
+ * `host=*` is any host that has no line of its own. A device has recorded_layer_us beside layer_us. Numbers have
+ * the units that their keys name (G and M are powers of ten, mib is 2^20 bytes); in memory they are in bytes,
+ * seconds and operations (rates.h).
  *
  * Bytes in, bytes out: no files here. */
 #ifndef PARTITION_RATES_FILE_H

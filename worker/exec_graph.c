@@ -7,7 +7,6 @@
  *   rows    a power of two (the streams of the step, padded)
  *   stride  blocks of the longest table, a power of two: bounds the attention's launch
  *   x       which of the residual buffers
-X0
  *
  * The first step of a kind is queued op by op: NCCL makes its connections then, and the device loads
  * kernels, neither of which may happen inside a recording. Prompts are not recorded, their sizes

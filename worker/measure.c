@@ -447,8 +447,46 @@ static void layer_run(struct bench *b, void *arg)
     k->add(b->s, r->sum, r->x, r->x, (size_t)t * r->dim);
 }
 
-/* A small layer of one row, its weights from the caches, less what its bytes account for. A device is measured as it is fed without
- * recorded steps: recorded ones cost less. */
+struct recorded {
+    struct kern_graph *graph;
+};
+
+static void recorded_run(struct bench *b, void *arg)
+{
+    const struct recorded *r = arg;
+
+    if (b->st == ST_OK) {
+        b->st = b->ops->graph_launch(b->s, r->graph, b->err);
+    }
+}
+
+/* Seconds of a layer among those of a recorded step; 0 where steps are not recorded. Has run unrecorded before:
+ * a device loads its kernels then. */
+static double recorded_layer_s(struct bench *b, struct layer *l)
+{
+    enum { LAYERS = 32 };
+    struct recorded r = { NULL };
+    double seconds = 0;
+
+    if (b->ops->graph_begin == NULL || b->st != ST_OK) {
+        return 0;
+    }
+    b->st = b->ops->graph_begin(b->s, b->err);
+    if (b->st == ST_OK) {
+        for (uint32_t i = 0; i < LAYERS; i++) {
+            layer_run(b, l);
+        }
+        b->st = b->ops->graph_end(b->s, &r.graph, b->err);
+    }
+    if (b->st == ST_OK) {
+        seconds = time_of(b, recorded_run, &r) / LAYERS;
+    }
+    b->ops->graph_destroy(b->s, r.graph);
+    return seconds;
+}
+
+/* A small layer of one row, its weights from the caches, less what its bytes account for; op by op, and in a
+ * recorded step. */
 static void measure_layer(struct bench *b, struct rates_entry *e)
 {
     const struct heads h = { 4, 2, 64 };
@@ -469,7 +507,9 @@ static void measure_layer(struct bench *b, struct rates_entry *e)
         const double known_s = rates_weights_s(e, l.bytes, l.bytes, 1) +
                                rates_scores_s(&e->decode, h.n_heads * KERN_KV_BLOCK, h.head_dim) +
                                vector_bytes(b, &l.r) / e->vector_bytes_s;
+        const double recorded_s = recorded_layer_s(b, &l);
         e->layer_s = MAX(all_s - known_s, all_s / 100);
+        e->recorded_layer_s = MAX(recorded_s - known_s, recorded_s / 100);
     }
     give_back(b, n_taken);
 }

@@ -1,7 +1,8 @@
 /* worker/measure.h - what this host does in a second, by the real kernels (`gantry measure`).
  *
  *   measure_rates   products from memory and from the caches at 1 .. 512 rows, attention, norms, sampling,
- *                   what a layer costs however small: everything that partition/predict.c multiplies
+ *                   what a layer costs however small (also in a recorded step, where there are such):
+ *                   everything that partition/predict.c multiplies
  *   measure_links   round trips and bandwidth between the ranks of an MPI job
  *
  * Of many timings the lower quartile counts: what the machine does when little else disturbs it. A few

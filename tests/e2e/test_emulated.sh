@@ -90,4 +90,11 @@ done
 want_profile=cpu-bf16-v1
 serve cpu --tp 1 --pp 1 --device cpu
 if cmp -s "$dir/whole.tokens" "$dir/cpu.tokens"; then fail "CPU and CUDA profiles have the same bits: nothing was compared"; fi
+# A device's rates have a layer fed op by op and one of a recorded step; a plan lacks nothing then but NCCL.
+timeout 300 "$gantry" measure --device cuda --format bf16 -o "$dir/rates" > "$dir/measure.log" 2>&1 || fail "measure on the device"
+grep -Eq '^host=[^ ]* device=cuda-sm90 .* layer_us=[0-9.e+]+ recorded_layer_us=[0-9.e+]+$' "$dir/rates" || fail "rates of recorded steps"
+"$gantry" plan "$model" --device cuda --tp 2 --pp 1 --rates "$dir/rates" > "$dir/plan.log" || fail "a plan with a device's rates"
+grep -q "left out: NCCL's links" "$dir/plan.log" || fail "the plan says that NCCL's links are left out"
+if grep -q "launches one by one" "$dir/plan.log"; then fail "recorded steps are not left out"; fi
+
 echo "equal over 4 layouts: $(wc -l < "$dir/whole.tokens") log-probabilities"

@@ -25,6 +25,7 @@ static void check_entry(const struct rates *r, const struct rates_entry *e)
     check_points(&e->weights);
     check_points(&e->cached);
     ASSERT(e->kv_bytes_s > 0 && e->vector_bytes_s > 0 && e->scan_ids_s > 0 && e->layer_s > 0);
+    ASSERT(e->recorded_layer_s >= 0);
     ASSERT(isfinite(rates_weights_s(e, 1 << 20, 1 << 30, 7)) && rates_find(r, &key) != NULL);
     ASSERT(isfinite(rates_scores_s(&e->decode, 1, 64)) &&
            isfinite(rates_scores_s(&e->prompt, 1, 64)));

@@ -249,6 +249,72 @@ static void test_predict__what_is_assumed_is_said(void **state UNUSED)
     plan_destroy(plan);
 }
 
+static void test_predict__recorded_steps_of_a_device_cost_what_recorded_ones_do(void **state UNUSED)
+{
+    struct plan_request r = { .tp = 1, .pp = 1, .device = PLAN_CUDA, .seqs_max = 1 };
+    struct world w;
+    struct prediction p;
+
+    world_make(&w, "a");
+    w.entries[0].layer_s = 50e-6;
+    w.entries[0].recorded_layer_s = 10e-6;
+    r.sites = &w.sites;
+    struct plan *plan = make(r);
+    assert_true(plan_predict(plan, 512, &p));
+    assert_near(p.token_s, 16.4 * MS + 16 * 10e-6, NEAR);
+    assert_near(p.first_s, 16.4 * MS + 16 * 50e-6, NEAR); /* prompts are not recorded */
+    w.entries[0].recorded_layer_s = 0;
+    assert_true(plan_predict(plan, 512, &p));
+    assert_near(p.token_s, 16.4 * MS + 16 * 50e-6, NEAR);
+    plan_destroy(plan);
+    /* Exchanges through the host cannot be recorded; NCCL's are. */
+    w.where = "ab";
+    w.entries[1] = w.entries[0];
+    w.entries[0].recorded_layer_s = w.entries[1].recorded_layer_s = 10e-6;
+    r.tp = 2;
+    for (uint32_t nccl = 0; nccl < 2; nccl++) {
+        r.plane = nccl ? PLAN_PLANE_NCCL : PLAN_PLANE_HOST;
+        plan = make(r);
+        assert_int_equal(predict_records(plan), nccl);
+        assert_true(plan_predict(plan, 512, &p));
+        assert_near(p.token_s, 8.2 * MS + 16 * (nccl ? 10e-6 : 50e-6), NEAR);
+        plan_destroy(plan);
+    }
+}
+
+static void test_predict__what_is_left_out_of_a_device_is_said(void **state UNUSED)
+{
+    struct plan_request r = { .tp = 2, .pp = 1, .device = PLAN_CUDA, .plane = PLAN_PLANE_NCCL };
+    struct world w;
+    struct buf out = BUF_INIT;
+
+    world_make(&w, "a");
+    r.sites = &w.sites;
+    struct plan *plan = make(r);
+    assert_int_equal(predict_print(plan, 0, &out), ST_OK);
+    assert_non_null(strstr(out.data, "left out: decode steps are recorded"));
+    assert_non_null(strstr(out.data, "left out: NCCL's links"));
+    buf_reset(&out);
+    w.entries[0].recorded_layer_s = 1e-6;
+    assert_int_equal(plan_print_json(plan, 0, &out), ST_OK);
+    assert_null(strstr(out.data, "decode steps are recorded"));
+    assert_non_null(strstr(out.data, "NCCL's links"));
+    plan_destroy(plan);
+    r.plane = PLAN_PLANE_HOST;
+    plan = make(r);
+    buf_reset(&out);
+    assert_int_equal(predict_print(plan, 0, &out), ST_OK);
+    assert_non_null(strstr(out.data, "left out: copies between device and host"));
+    plan_destroy(plan);
+    r.device = PLAN_CPU;
+    plan = make(r);
+    buf_reset(&out);
+    assert_int_equal(predict_print(plan, 0, &out), ST_OK);
+    assert_null(strstr(out.data, "left out"));
+    buf_fini(&out);
+    plan_destroy(plan);
+}
+
 /* ---- fp8, and what is bf16 in it ---- */
 
 /* A layer is 10 MiB of codes and an f32 of scale to 128 of them: 10.3125 MiB. Host `a` reads it in 1 ms, and 20
@@ -435,6 +501,8 @@ int main(void)
         cmocka_unit_test(test_predict__stages_work_at_the_same_time),
         cmocka_unit_test(test_predict__without_rates_nothing_is_said),
         cmocka_unit_test(test_predict__what_is_assumed_is_said),
+        cmocka_unit_test(test_predict__recorded_steps_of_a_device_cost_what_recorded_ones_do),
+        cmocka_unit_test(test_predict__what_is_left_out_of_a_device_is_said),
         cmocka_unit_test(test_mixed__each_matrix_passes_at_the_rate_of_its_format),
         cmocka_unit_test(test_mixed__without_rates_of_bf16_those_of_fp8_are_taken_and_it_is_said),
         cmocka_unit_test(test_stages__the_faster_host_gets_more_layers),

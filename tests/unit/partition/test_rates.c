@@ -26,7 +26,7 @@ static const char two_hosts[] =
     "\n"
     "\n"
     "host=b.site device=cuda-sm90 format=fp8 weights_gb_s=1:3000 cached_mib=16 "
-    "cached_gb_s=1:9000 " TAIL " # behind\n"
+    "cached_gb_s=1:9000 " TAIL " recorded_layer_us=2 # behind\n"
     "link=network latency_us=20 gb_s=1.5\n";
 
 static status parse(const char *text, struct rates *r, struct err *err)
@@ -100,6 +100,7 @@ static void test_rates__what_is_printed_is_read_again(void **state UNUSED)
         assert_int_equal(again.entries[i].weights.n, r.entries[i].weights.n);
         assert_near(again.entries[i].prompt.flops, 400e9, 1);
         assert_near(again.entries[i].scan_ids_s, 500e6, 1);
+        assert_near(again.entries[i].recorded_layer_s, i == 1 ? 2e-6 : 0, 1e-12);
     }
     assert_near(again.across.bytes_s, 1.5e9, 1);
     rates_fini(&r);
