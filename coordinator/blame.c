@@ -326,6 +326,7 @@ uint32_t coord_replica_restart(struct coord *c, uint32_t replica)
     r->n_ready = 0;
     r->has_verdict = false;
     r->reattach_ns = 0;
+    r->pace_ns = 0; /* it may come back on other hosts */
     r->drain.ranks_are_told = false;
     r->state = REPLICA_STARTING;
     r->started_ns = coord_now(c);

@@ -183,9 +183,10 @@ struct replica {
     struct rate rate;
     uint64_t n_events; /* messages with tokens or ends */
 
-    /* route.c: what its streams may come to need */
+    /* route.c: what its streams may come to need, and how fast it is */
     uint32_t n_streams;
     uint64_t n_blocks;
+    uint64_t pace_ns;        /* its shortest mean step since its start; 0: not known */
     struct prefix_map *kept; /* owned; NULL: prefixes are not cached */
 
     struct drain drain;
@@ -381,6 +382,8 @@ void route_leave(struct coord *c, struct journal_entry *e); /* it counts nowhere
 void route_waiting(struct coord *c);                        /* place what waits */
 void route_evacuate(struct replica *r);
 void route_resumed(struct coord *c, struct journal_entry *e);
+/* How long its steps take, by its leader's heartbeat. */
+void route_note_pace(struct replica *r, const struct msg_heartbeat *leader);
 uint32_t route_kv_tokens(const struct coord *c);
 bool route_can_take(const struct replica *r);
 uint32_t route_count(const struct coord *c); /* replicas that take streams */

@@ -330,6 +330,7 @@ static void heartbeat_take(struct replica *r, uint32_t rank, const struct msg_he
     k->heartbeat.phase = NULL; /* they were borrowed */
     k->heartbeat.queued = NULL;
     if (rank == 0) {
+        route_note_pace(r, m);
         r->n_queued = m->n_queued;
         for (uint32_t i = 0; i < m->n_queued; i++) {
             r->queued[i] = m->queued[i];

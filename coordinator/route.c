@@ -8,11 +8,18 @@
  * The coordinator's own count, not the heartbeats': those are a quarter of a second old, and a
  * burst of requests would all go to one replica.
  *
- * The score, in KV blocks: load - KEPT_WEIGHT * (blocks of this prompt that are probably kept there,
- * prefix_map.h). A replica that could not hold the stream beside what it has comes after all that
- * can. So a prompt of n kept blocks goes to its replica while that is at most KEPT_WEIGHT * n blocks
- * ahead of the idlest one: a popular beginning fills one replica, spills over to the next and is
- * then kept there too; none starves, and none is ever ahead by more than what the cache saves it.
+ * The score, in KV blocks: load, the stream's own included, times how much slower the replica is than
+ * the fastest - KEPT_WEIGHT * (blocks of this prompt that are probably kept there, prefix_map.h). A replica
+ * that could not hold the stream beside what it has comes after all that can. So a prompt of n kept
+ * blocks goes to its replica while that is at most KEPT_WEIGHT * n blocks ahead of the idlest one: a
+ * popular beginning fills one replica, spills over to the next and is then kept there too; none starves,
+ * and none is ever ahead by more than what the cache saves it.
+ *
+ * How slow: a stream gets a token per step, so the shortest mean step that the leader has reported since its
+ * start, over the fastest replica's. The shortest, because the last ones say how much a replica has
+ * to do, which is what the blocks count. Within ALIKE replicas count as equal (a machine that others
+ * use as well is off by as much, and equal ones shall be filled evenly), and so does one that has
+ * not made PACE_STEPS steps yet: somebody has to try it.
  *
  * Profiles. Replicas that join may compute other bits (--mixed-profiles). A stream that has begun
  * goes on under its own profile where a replica of that serves, else under another and says so at its
@@ -86,14 +93,20 @@ static uint32_t blocks_of(const struct replica *r, const struct journal_entry *e
 
 /* ---- the choice ---- */
 
-enum { KEPT_WEIGHT = 2 };
+enum {
+    KEPT_WEIGHT = 2,
+    PACE_STEPS = 64, /* the leader's mean is over some 16 */
+    HUNDRED = 100,   /* slowness is in hundredths, and so is the score */
+    ALIKE = 2 * HUNDRED,
+    SLOWNESS_MAX = 1000 * HUNDRED
+};
 
 /* Why this replica: for the log. */
 struct choice {
     struct replica *replica; /* NULL: none takes streams */
     uint32_t n_kept, n_keys;
     bool is_full, is_foreign; /* foreign: of another profile than its tokens so far */
-    int64_t score;
+    int64_t slowness, score;  /* hundredths */
 };
 
 /* The keys of an entry's known tokens, in c->keys. */
@@ -123,21 +136,53 @@ static bool is_better(const struct choice *a, const struct choice *b)
     return a->is_full != b->is_full ? b->is_full : a->score < b->score;
 }
 
-static bool any_can_take(const struct coord *c, const struct journal_entry *e)
+void route_note_pace(struct replica *r, const struct msg_heartbeat *leader)
 {
+    const double ns = leader->step_us * NS_PER_US; /* NaN, too, is not within: */
+
+    if (leader->step >= PACE_STEPS && ns >= 1 && ns < 1e18 &&
+        (r->pace_ns == 0 || (uint64_t)ns < r->pace_ns)) {
+        r->pace_ns = (uint64_t)ns;
+    }
+}
+
+/* In hundredths, 100: as fast as the fastest, or not known. */
+static int64_t slowness_of(const struct replica *r, uint64_t fastest_ns)
+{
+    const double times = fastest_ns != 0 ? (double)r->pace_ns / (double)fastest_ns : 1;
+
+    return times * HUNDRED < ALIKE ? HUNDRED : (int64_t)MIN(times * HUNDRED, (double)SLOWNESS_MAX);
+}
+
+/* Can any take it, and how fast is the fastest of them (0: not known)? */
+static bool any_can_take(const struct coord *c, const struct journal_entry *e, uint64_t *fastest_p)
+{
+    uint64_t fastest = 0;
+    bool any = false;
+
     for (uint32_t i = 0; i < c->n_replicas; i++) {
-        if (route_can_take(c->replicas[i]) && fits(c->replicas[i], e)) {
-            return true;
+        const struct replica *r = c->replicas[i];
+        if (route_can_take(r) && fits(r, e)) {
+            any = true;
+            fastest =
+                r->pace_ns != 0 && (fastest == 0 || r->pace_ns < fastest) ? r->pace_ns : fastest;
         }
     }
-    return false;
+    *fastest_p = fastest;
+    return any;
+}
+
+static int64_t score_of(const struct choice *now, uint64_t n_blocks)
+{
+    return now->slowness * (int64_t)n_blocks - (int64_t)HUNDRED * KEPT_WEIGHT * now->n_kept;
 }
 
 static struct choice pick(struct coord *c, const struct journal_entry *e)
 {
     struct choice best = { .replica = NULL };
+    uint64_t fastest_ns;
 
-    if (!any_can_take(c, e)) { /* what waits is looked at often: no keys for nothing */
+    if (!any_can_take(c, e, &fastest_ns)) { /* what waits is looked at often: no keys for nothing */
         return best;
     }
     best.n_keys = keys_of(c, e);
@@ -148,9 +193,11 @@ static struct choice pick(struct coord *c, const struct journal_entry *e)
         }
         struct choice now = { .replica = r, .n_keys = best.n_keys };
         now.n_kept = now.n_keys != 0 ? prefix_map_match(r->kept, c->keys, now.n_keys) : 0;
-        now.is_full = r->n_blocks + blocks_of(r, e) > r->shape.kv_blocks;
+        const uint64_t n_blocks = r->n_blocks + blocks_of(r, e);
+        now.is_full = n_blocks > r->shape.kv_blocks;
         now.is_foreign = e->profile[0] != '\0' && strcmp(e->profile, r->shape.profile) != 0;
-        now.score = (int64_t)r->n_blocks - (int64_t)KEPT_WEIGHT * now.n_kept;
+        now.slowness = slowness_of(r, fastest_ns);
+        now.score = score_of(&now, n_blocks);
         if (best.replica == NULL || is_better(&now, &best)) {
             best = now;
         }
@@ -208,12 +255,13 @@ static status place(struct coord *c, struct journal_entry *e)
     if (choice.n_keys != 0) {
         prefix_map_note(r->kept, c->keys, choice.n_keys);
     }
-    log_req(
-        LOG_DEBUG, "route", e->request_id,
-        "attempt %u goes to replica %u (score %lld: %u of %u blocks may be kept there%s), which "
-        "then has %u streams that may need %llu blocks",
-        e->attempt, r->index, (long long)choice.score, choice.n_kept, choice.n_keys,
-        choice.is_full ? "; all are full" : "", r->n_streams, (unsigned long long)r->n_blocks);
+    log_req(LOG_DEBUG, "route", e->request_id,
+            "attempt %u goes to replica %u (score %.2f: %u of %u blocks may be kept there, its "
+            "steps take "
+            "%.2f of the fastest one's%s), which then has %u streams that may need %llu blocks",
+            e->attempt, r->index, (double)choice.score / HUNDRED, choice.n_kept, choice.n_keys,
+            (double)choice.slowness / HUNDRED, choice.is_full ? "; all are full" : "", r->n_streams,
+            (unsigned long long)r->n_blocks);
     return ST_OK;
 }
 

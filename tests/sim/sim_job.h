@@ -96,6 +96,7 @@ struct sim_job {
     struct step_limits limits;
     uint32_t i_plan, i_oldest, n_out, n_out_max;
     uint64_t busy_until_ns, last_due_ns;
+    uint64_t mean_ns;    /* of its last steps; 0: none yet */
     uint64_t turn_at_ns; /* of the next turn; CLOCK_NEVER: none is due */
     bool is_stuck, is_told_to_stop;
     uint32_t n_fences,

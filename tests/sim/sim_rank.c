@@ -75,6 +75,7 @@ static void beat(void *arg)
                        .kv_blocks_cached = leads ? stats.kv_blocks_cached : 0,
                        .cache_hits = leads ? stats.cache_hits : 0,
                        .cache_tokens = leads ? stats.cache_tokens : 0,
+                       .step_us = leads ? (double)job->mean_ns / NS_PER_US : 0,
                        .ticks = r->ticks,
                        .n_queued = leads ? sched_queued(job->sched, queued, MSG_QUEUED_MAX) : 0,
                        .queued = queued }
