@@ -186,7 +186,7 @@ struct replica {
     /* route.c: what its streams may come to need, and how fast it is */
     uint32_t n_streams;
     uint64_t n_blocks;
-    uint64_t pace_ns;        /* its shortest mean step since its start; 0: not known */
+    uint64_t pace_ns;        /* the shortest mean step of its kind; 0: not known */
     struct prefix_map *kept; /* owned; NULL: prefixes are not cached */
 
     struct drain drain;

@@ -15,11 +15,12 @@
  * popular beginning fills one replica, spills over to the next and is then kept there too; none starves,
  * and none is ever ahead by more than what the cache saves it.
  *
- * How slow: a stream gets a token per step, so the shortest mean step that the leader has reported since its
- * start, over the fastest replica's. The shortest, because the last ones say how much a replica has
- * to do, which is what the blocks count. Within ALIKE replicas count as equal (a machine that others
- * use as well is off by as much, and equal ones shall be filled evenly), and so does one that has
- * not made PACE_STEPS steps yet: somebody has to try it.
+ * How slow: a stream gets a token per step, so the shortest mean step that a leader of the replica's kind
+ * (same profile, cut and kernels) has reported, over the fastest kind's. The shortest, because the last ones
+ * say how much a replica has to do, which is what the blocks count. By kind, because a replica that has
+ * only ever run beside others on a busy host would look slow, get nothing to do and look so for ever. Kinds
+ * within ALIKE count as equal, and so does a replica of which nothing is known yet: somebody has
+ * to try it.
  *
  * Profiles. Replicas that join may compute other bits (--mixed-profiles). A stream that has begun
  * goes on under its own profile where a replica of that serves, else under another and says so at its
@@ -136,13 +137,32 @@ static bool is_better(const struct choice *a, const struct choice *b)
     return a->is_full != b->is_full ? b->is_full : a->score < b->score;
 }
 
+static bool is_of_kind(const struct replica *a, const struct replica *b)
+{
+    return a->shape.tp == b->shape.tp && a->shape.pp == b->shape.pp &&
+           strcmp(a->shape.profile, b->shape.profile) == 0 &&
+           strcmp(a->ranks[0].kernels, b->ranks[0].kernels) == 0;
+}
+
 void route_note_pace(struct replica *r, const struct msg_heartbeat *leader)
 {
+    const struct coord *c = r->coord;
     const double ns = leader->step_us * NS_PER_US; /* NaN, too, is not within: */
+    uint64_t least = (uint64_t)(ns >= 1 && ns < 1e18 ? ns : 0);
 
-    if (leader->step >= PACE_STEPS && ns >= 1 && ns < 1e18 &&
-        (r->pace_ns == 0 || (uint64_t)ns < r->pace_ns)) {
-        r->pace_ns = (uint64_t)ns;
+    if (leader->step < PACE_STEPS || least == 0 || (r->pace_ns != 0 && least >= r->pace_ns)) {
+        return;
+    }
+    for (uint32_t i = 0; i < c->n_replicas; i++) {
+        const struct replica *other = c->replicas[i];
+        if (other->pace_ns != 0 && is_of_kind(other, r)) {
+            least = MIN(least, other->pace_ns);
+        }
+    }
+    for (uint32_t i = 0; i < c->n_replicas; i++) {
+        if (is_of_kind(c->replicas[i], r)) {
+            c->replicas[i]->pace_ns = least;
+        }
     }
 }
 

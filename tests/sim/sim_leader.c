@@ -172,12 +172,17 @@ static void feed(struct sim_job *job)
 
 enum { UNLIKE_TIMES = 6 }; /* how much slower every fourth replica is, in a third of the seeds */
 
+bool leader_is_unlike(const struct sim_job *job)
+{
+    return job->sim->seed % 3 == 0 && job->replica % 4 == 3;
+}
+
 static uint64_t step_ns(struct sim_job *job, const struct step_head *plan)
 {
     struct sim *s = job->sim;
     uint64_t ns = rng_delay(&s->rng, s->shape.step_ns) + plan->n_rows * 20 * NS_PER_US;
 
-    ns *= s->seed % 3 == 0 && job->replica % 4 == 3 ? UNLIKE_TIMES : 1;
+    ns *= leader_is_unlike(job) ? UNLIKE_TIMES : 1;
     ns *= job->slow_until_ns > s->now_ns ? job->slowness : 1;
     job->mean_ns = job->mean_ns == 0 ? ns : (job->mean_ns * 15 + ns) / 16; /* worker/leader.c */
     return ns;

@@ -277,21 +277,22 @@ void rank_attach(struct sim_rank *r, uint16_t port)
                               .layer_bytes = plan_layer_bytes(s->plan),
                               .model_digest = plan_model_digest(s->plan) };
     memcpy(joins.job, job->name, sizeof(joins.job));
-    rank_say(r, &(struct msg_rank){ .kind = MSG_HELLO,
-                                    .hello = { .build = is_wrong ? "another" : msg_build(),
-                                               .protocol = MSG_PROTOCOL,
-                                               .has_join = job->is_joined,
-                                               .join = joins,
-                                               .replica = job->is_joined ? 0 : job->replica,
-                                               .generation = job->generation,
-                                               .rank = r->index,
-                                               .n_ranks = job->n_ranks,
-                                               .plan_digest = s->plan->digest,
-                                               .profile = s->plan->profile,
-                                               .is_reattach = r->is_orphan,
-                                               .host = "host",
-                                               .kernels = "none",
-                                               .pid = 1000 + r->index } });
+    rank_say(r,
+             &(struct msg_rank){ .kind = MSG_HELLO,
+                                 .hello = { .build = is_wrong ? "another" : msg_build(),
+                                            .protocol = MSG_PROTOCOL,
+                                            .has_join = job->is_joined,
+                                            .join = joins,
+                                            .replica = job->is_joined ? 0 : job->replica,
+                                            .generation = job->generation,
+                                            .rank = r->index,
+                                            .n_ranks = job->n_ranks,
+                                            .plan_digest = s->plan->digest,
+                                            .profile = s->plan->profile,
+                                            .is_reattach = r->is_orphan,
+                                            .host = "host",
+                                            .kernels = leader_is_unlike(r->job) ? "slow" : "none",
+                                            .pid = 1000 + r->index } });
 }
 
 /* Where nobody listens it dials on, as long as --start-timeout. */

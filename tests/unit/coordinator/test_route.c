@@ -20,7 +20,7 @@ struct table {
     uint32_t prompt[KEYS_MAX * BLOCK];
 };
 
-/* n idle replicas that serve. */
+/* n idle replicas that serve, each of a kind of its own. */
 static void table_make(struct table *t, uint32_t n)
 {
     static int somebody; /* a call that is never looked into */
@@ -29,6 +29,7 @@ static void table_make(struct table *t, uint32_t n)
     t->coord.n_replicas = n;
     for (uint32_t i = 0; i < n; i++) {
         struct replica *r = &t->replicas[i];
+        snprintf(t->ranks[i].kernels, sizeof(t->ranks[i].kernels), "kernels of %u", i);
         t->ranks[i].call = (struct rpc_call *)(void *)&somebody;
         *r = (struct replica){
             .coord = &t->coord,
@@ -137,6 +138,31 @@ static void test_pace__the_shortest_mean_counts(void **state UNUSED)
     expect(&t, "0101");
 }
 
+/* Equal replicas are filled evenly, whatever a busy host makes of their times. */
+static void test_pace__is_that_of_a_kind(void **state UNUSED)
+{
+    struct table t;
+
+    table_make(&t, 3);
+    memcpy(t.ranks[1].kernels, t.ranks[0].kernels, sizeof(t.ranks[0].kernels));
+    beat(&t, 1, PACE_STEPS, 9000);
+    beat(&t, 2, PACE_STEPS, 3000);
+    assert_int_equal(t.replicas[0].pace_ns, 9000000);
+    beat(&t, 0, PACE_STEPS, 1000);
+    assert_int_equal(t.replicas[1].pace_ns, 1000000);
+    beat(&t, 1, PACE_STEPS + 1, 8000);
+    assert_int_equal(t.replicas[1].pace_ns, 1000000);
+    assert_int_equal(t.replicas[2].pace_ns, 3000000);
+    expect(&t, "0101012");
+    t.replicas[1].pace_ns = 0; /* started again: it is what the others are as soon as it says so */
+    beat(&t, 1, PACE_STEPS, 9000);
+    assert_int_equal(t.replicas[1].pace_ns, 1000000);
+    t.replicas[1].shape.pp = 2; /* cut in another way it is not */
+    t.replicas[1].pace_ns = 0;
+    beat(&t, 1, PACE_STEPS, 9000);
+    assert_int_equal(t.replicas[1].pace_ns, 9000000);
+}
+
 static void test_pace__what_is_no_time_is_not_taken(void **state UNUSED)
 {
     static const double wrong[] = { 0, -1, 1e-9, 1e18, INFINITY, -INFINITY, NAN };
@@ -235,6 +261,7 @@ int main(void)
         cmocka_unit_test(test_pace__a_slow_replica_gets_its_share),
         cmocka_unit_test(test_pace__one_that_has_hardly_run_is_tried),
         cmocka_unit_test(test_pace__the_shortest_mean_counts),
+        cmocka_unit_test(test_pace__is_that_of_a_kind),
         cmocka_unit_test(test_pace__what_is_no_time_is_not_taken),
         cmocka_unit_test(test_pace__a_fast_one_that_is_full_or_gone_is_no_measure),
         cmocka_unit_test(test_pace__what_is_kept_outweighs_a_little_slowness),
