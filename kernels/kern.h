@@ -232,6 +232,9 @@ struct kern_device {
     uint64_t mem_free_bytes;  /* now */
     uint32_t compute_version; /* 90 for compute capability 9.0; 0 on CPU */
     uint32_t n_units;         /* multiprocessors, or threads of the team */
+    /* Which instruction multiplies many rows and, if it is not the best one, why: "wgmma", "mma.sync
+     * (wgmma gives other bits)". Never a matter of bits. Empty on CPU. */
+    char products[64];
 };
 
 struct kern_graph; /* opaque: a recorded run of ops */

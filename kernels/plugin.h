@@ -8,7 +8,7 @@
 
 #include "kernels/kern.h"
 
-enum { KERN_PLUGIN_ABI = 4 }; /* goes up with every change of kern.h that the library sees */
+enum { KERN_PLUGIN_ABI = 5 }; /* goes up with every change of kern.h that the library sees */
 
 #define KERN_PLUGIN_FILE   "gantry_cuda.so"
 #define KERN_PLUGIN_SYMBOL "gantry_cuda_plugin"

@@ -128,6 +128,7 @@ static void say_memory(const struct rank *r)
     struct kern_device d;
 
     if (r->ops->on_device && r->ops->device_info(r->stream, &d, NULL) == ST_OK) {
+        log_info("device", "%s: prompts are multiplied by %s", d.name, d.products);
         log_info("device", "%s: %.3f GiB planned and taken, %.3f of %.3f GiB are free now", d.name,
                  (double)(part->weight_bytes + part->kv_bytes + part->scratch_bytes) / gib,
                  (double)d.mem_free_bytes / gib, (double)d.mem_bytes / gib);

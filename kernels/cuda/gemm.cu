@@ -59,9 +59,10 @@ static bool cut_leaf_fp8(struct product *p, const struct kern_mat *w, uint32_t l
     return true;
 }
 
-/* Cut the leaves of `w` into segments. False if there are more than a product may have. */
-static bool cut(const struct kern_mat *w, struct product *p)
+bool cu_cut(const struct kern_mat *w, struct product *p)
 {
+    p->n = w->n;
+    p->k = w->k;
     p->n_leaves = w->n_leaves;
     p->aligned = w->k % 8 == 0;
     for (uint32_t i = 0; i < w->n_leaves; i++) {
@@ -89,10 +90,8 @@ static void gemm(struct kern_stream *s, float *y, const void *x, const struct ke
     p.w = (const char *)w->data;
     p.x = (const uint16_t *)x;
     p.y = y;
-    p.n = w->n;
-    p.k = w->k;
     p.n_rows = n_rows;
-    if (!cut(w, &p)) {
+    if (!cu_cut(w, &p)) {
         cu_note(s, cudaErrorInvalidValue, "a product of more than 128 segments");
         return;
     }

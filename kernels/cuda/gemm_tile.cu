@@ -18,13 +18,14 @@
  * warps, 16 KiB written by the copies; at 256 rows 32 and 12 KiB. */
 #include "kernels/cuda/product.cuh"
 
-enum { OUTS = 128, RUNS = OUTS / CU_RUN, THREADS = 256, WARPS = 8, GROUP_ROWS = 16 };
+enum { OUTS = 128, RUNS = OUTS / CU_RUN, THREADS = 256, WARPS = 8 };
 
 /* Tile: ROWS rows; WN warps over outputs, WARPS / WN over rows. The leaves' sums of 256 rows do not fit
  * in registers beside the pieces': they lie in shared memory behind the ring (IN_SMEM), where they are
  * touched once per piece, a thread its own column. */
 template <int ROWS_, int WN_, int STAGES_, bool FP8_ = false> struct shape {
     static constexpr bool FP8 = FP8_;
+    static constexpr uint32_t BLOCK = THREADS; /* threads that copy */
     static constexpr int ROWS = ROWS_, WN = WN_, WT = WARPS / WN_, STAGES = STAGES_;
     static constexpr int MT = RUNS / WN;     /* runs of 16 outputs of a warp */
     static constexpr int TT = ROWS / 8 / WT; /* groups of 8 rows of a warp */
@@ -37,54 +38,6 @@ template <int ROWS_, int WN_, int STAGES_, bool FP8_ = false> struct shape {
     static constexpr size_t SMEM_BYTES =
         (size_t)STAGES * STEP_BYTES + (IN_SMEM ? SUMS * THREADS * sizeof(float) : 0);
 };
-
-/* Where the copies are: the piece and the step in it. */
-struct cursor {
-    uint32_t piece, step, end; /* end: first piece that is not this block's */
-};
-
-/* Start the copies of one step and go to the next. */
-template <class S, bool ALIGNED>
-__device__ static inline void fetch(const struct product &p, struct cursor *at, uint32_t run0,
-                                    uint32_t row0, smem_at smem)
-{
-    if (at->piece < at->end) {
-        const struct piece &q = p.piece[at->piece];
-        uint32_t k_end;
-        const uint32_t k0 = step_input(q, at->step, &k_end);
-        const uint32_t n_runs = (p.n + CU_RUN - 1) / CU_RUN;
-
-#pragma unroll
-        for (uint32_t i = threadIdx.x; i < S::W_BYTES / 16; i += THREADS) {
-            constexpr uint32_t CHUNKS = S::RUN_BYTES / 16;
-            const uint32_t run = run0 + i / CHUNKS;
-            const bool valid = run < n_runs;
-            const size_t off =
-                ((size_t)(valid ? run : 0) * p.n_steps + q.step0 + at->step) * S::RUN_BYTES;
-
-            copy_16(smem + i * 16, p.w + off + i % CHUNKS * 16, valid);
-        }
-#pragma unroll
-        for (uint32_t i = threadIdx.x; i < S::X_BYTES / 16; i += THREADS) {
-            const uint32_t t = row0 + i / 4, k = k0 + i % 4 * 8;
-            const smem_at dst = smem + S::W_BYTES + i * 16;
-
-            if constexpr (ALIGNED) {
-                const bool valid = t < p.n_rows && k < k_end;
-
-                copy_16(dst, valid ? p.x + (size_t)t * p.k + k : p.x, valid);
-            } else {
-                write_16(dst, load_x<false>(p, t, k, k_end));
-            }
-        }
-        at->step++;
-        if (at->step == piece_steps(q)) {
-            at->step = 0;
-            at->piece++;
-        }
-    }
-    copies_commit();
-}
 
 /* One step: acc[m][t] += W tile times x tile. */
 template <class S> __device__ static inline void multiply(float acc[S::MT][S::TT][4], smem_at smem)
@@ -247,20 +200,6 @@ __device__ static inline void close_product(struct trees<S> *trees, uint32_t n_l
     }
 }
 
-/* This block's tile, its lines of blocks so ordered that those which run together share rows of x
- * and runs of W in the second-level cache: GROUP_ROWS tiles of rows, then the next outputs. */
-__device__ static inline void my_tile(uint32_t n_row_tiles, uint32_t n_out_tiles, uint32_t *row_p,
-                                      uint32_t *out_p)
-{
-    const uint32_t per_group = GROUP_ROWS * n_out_tiles;
-    const uint32_t group = blockIdx.x / per_group, i = blockIdx.x % per_group;
-    const uint32_t first = group * GROUP_ROWS;
-    const uint32_t rows = min((uint32_t)GROUP_ROWS, n_row_tiles - first);
-
-    *row_p = first + i % rows;
-    *out_p = i / rows;
-}
-
 /* blockIdx.y: the group of pieces [group_first[y], group_first[y + 1]); with one group, y is
  * written, with several the groups' sums. */
 struct groups {
@@ -287,7 +226,7 @@ __global__ static void __launch_bounds__(THREADS, S::ROWS > 64 ? 1 : 2)
     struct trees<S> trees;
     uint32_t row_tile, out_tile, stage = 0;
 
-    my_tile(n_row_tiles, n_out_tiles, &row_tile, &out_tile);
+    tile_of(blockIdx.x, n_row_tiles, n_out_tiles, &row_tile, &out_tile);
     trees.next = 0;
     begin_op();
     for (int i = 0; i < S::STAGES - 1; i++) {
@@ -440,6 +379,8 @@ void cu_gemm_tile(struct kern_stream *s, struct product &p)
         run<shape<32, 8, 6>>(s, p);
     } else if (p.n_rows <= 64 || s->smem_max < shape<128, 2, 8>::SMEM_BYTES) {
         run<shape<64, 4, 6>>(s, p);
+    } else if (s->wgmma && cu_gemm_wgmma_pays(s, p)) {
+        cu_gemm_wgmma(s, p);
     } else if (is_wide(s, p)) {
         run<wide>(s, p);
     } else {

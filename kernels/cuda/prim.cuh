@@ -108,6 +108,104 @@ __device__ static inline void write_16(smem_at smem, const uint4 &v)
                  "r"(v.w));
 }
 
+/* ---- products of four warps (wgmma), which compute capability 9.0 alone has ----
+ *
+ * Relied upon, from the PTX ISA ("Asynchronous warpgroup level matrix instructions") and not seen on a device:
+ *
+ *   fragments   A[64,16] from registers: warp w of the four holds rows 16w .. 16w + 15 as mma's A
+ *               above; D[64,N]: the same rows, d[4j + e] as mma's d[e] of columns 8j .. 8j + 7.
+ *   operand B   lies in shared memory in core matrices of 8 rows (of x) by 16 bytes (8 values of k),
+ *               128 bytes in a row. Descriptor, all in units of 16 bytes: bits 0-13 where it starts;
+ *               16-29 "leading" offset, here (k-major, no swizzle) from a core matrix to the one of the
+ *               next 8 k; 32-45 "stride" offset, to that of the next 8 rows; 62-63 swizzle, 0 none.
+ *   order       the instructions of a warp are one chain. Registers of A and D, and B, belong to the
+ *               instruction until wg_wait; wg_fence comes between their last use and the instruction.
+ *   proxies     what threads store to shared memory is seen by wgmma after each has called
+ *               publish_smem and all have met at a barrier. */
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define HAVE_WGMMA 1
+#else
+#define HAVE_WGMMA                                                                                 \
+    0 /* the kernel is compiled and computes nothing, which kernels/cuda/agree.cu finds */
+#endif
+
+__device__ static inline uint64_t wg_operand(smem_at at, uint32_t next_k, uint32_t next_rows)
+{
+    return (uint64_t)(at >> 4) | (uint64_t)(next_k >> 4) << 16 | (uint64_t)(next_rows >> 4) << 32;
+}
+
+__device__ static inline void wg_fence()
+{
+#if HAVE_WGMMA
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+
+/* All products issued so far are under way as one group; wait for all groups. */
+__device__ static inline void wg_commit()
+{
+#if HAVE_WGMMA
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+
+__device__ static inline void wg_wait()
+{
+#if HAVE_WGMMA
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#endif
+}
+
+/* The compiler moves no use of `v` over this. */
+__device__ static inline void hold(float &v)
+{
+    asm volatile("" : "+f"(v)::"memory");
+}
+
+__device__ static inline void hold(uint4 &v)
+{
+    asm volatile("" : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)::"memory");
+}
+
+/* D[64,128] += A[64,16] B[16,128], of four warps; the sum before is always taken (scale-d = 1). */
+__device__ static inline void wg_mma(float (&d)[64], const uint32_t &a0, const uint32_t &a1,
+                                     const uint32_t &a2, const uint32_t &a3, uint64_t b)
+{
+#if HAVE_WGMMA
+#define D4(i)  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define D16(i) D4(i), D4(i + 4), D4(i + 8), D4(i + 12)
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.b32 p, %69, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+                 "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+                 "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+                 "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
+                 "{%64,%65,%66,%67}, %68, p, 1, 1, 0;\n"
+                 "}\n"
+                 : D16(0), D16(16), D16(32), D16(48)
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "n"(1));
+#undef D16
+#undef D4
+#else
+    (void)d, (void)a0, (void)a1, (void)a2, (void)a3, (void)b;
+#endif
+}
+
+__device__ static inline void write_4(smem_at smem, uint32_t v)
+{
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(smem), "r"(v) : "memory");
+}
+
+/* This thread's stores to shared memory, for wgmma behind the next barrier. */
+__device__ static inline void publish_smem()
+{
+#if HAVE_WGMMA
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
 /* ---- between devices: what another one writes or reads while this kernel runs ---- */
 
 /* All that the block wrote before its last barrier is seen by whoever then acquires `v`. */

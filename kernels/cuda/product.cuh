@@ -92,6 +92,64 @@ __device__ static inline uint4 load_x(const struct product &p, uint32_t t, uint3
     return v;
 }
 
+/* ---- steps of a tile on their way to shared memory ---- */
+
+/* Where the copies are: the piece and the step in it. */
+struct cursor {
+    uint32_t piece, step, end; /* end: first piece that is not this block's */
+};
+
+/* Start the copies of one step, W of the tile's runs and behind it its rows of x, and go to the next.
+ * S says how much: RUN_BYTES of a run's step, W_BYTES, X_BYTES, by BLOCK threads. */
+template <class S, bool ALIGNED>
+__device__ static inline void fetch(const struct product &p, struct cursor *at, uint32_t run0,
+                                    uint32_t row0, smem_at smem)
+{
+    if (at->piece < at->end) {
+        const struct piece &q = p.piece[at->piece];
+        uint32_t k_end;
+        const uint32_t k0 = step_input(q, at->step, &k_end);
+        const uint32_t n_runs = (p.n + CU_RUN - 1) / CU_RUN;
+
+        constexpr uint32_t CHUNKS = S::RUN_BYTES / 16, W_N = S::W_BYTES / 16, X_N = S::X_BYTES / 16;
+
+#pragma unroll
+        for (uint32_t u = 0; u < W_N / S::BLOCK; u++) {
+            const uint32_t i = u * S::BLOCK + threadIdx.x;
+            const uint32_t run = run0 + i / CHUNKS;
+            const bool valid = run < n_runs;
+            const size_t off =
+                ((size_t)(valid ? run : 0) * p.n_steps + q.step0 + at->step) * S::RUN_BYTES;
+
+            copy_16(smem + i * 16, p.w + off + i % CHUNKS * 16, valid);
+        }
+#pragma unroll
+        for (uint32_t u = 0; u < (X_N + S::BLOCK - 1) / S::BLOCK; u++) {
+            const uint32_t i = u * S::BLOCK + threadIdx.x;
+            const uint32_t t = row0 + i / 4, k = k0 + i % 4 * 8;
+            const smem_at dst = smem + S::W_BYTES + i * 16;
+
+            static_assert(W_N % S::BLOCK == 0 && (X_N % S::BLOCK == 0 || X_N < S::BLOCK), "a ring");
+            if (X_N < S::BLOCK && i >= X_N) {
+                break;
+            }
+            if constexpr (ALIGNED) {
+                const bool valid = t < p.n_rows && k < k_end;
+
+                copy_16(dst, valid ? p.x + (size_t)t * p.k + k : p.x, valid);
+            } else {
+                write_16(dst, load_x<false>(p, t, k, k_end));
+            }
+        }
+        at->step++;
+        if (at->step == piece_steps(q)) {
+            at->step = 0;
+            at->piece++;
+        }
+    }
+    copies_commit();
+}
+
 /* 4 codes of e4m3 to 4 bf16, the first in the low half of *lo_p. A code's bits, moved to where bf16
  * has exponent and fraction, are 2^-120 of it; denormals too, which the product takes exactly. */
 __device__ static inline void widen_4(uint32_t codes, uint32_t *lo_p, uint32_t *hi_p)
@@ -157,11 +215,30 @@ __device__ static inline float fold_pieces(const struct product &p, const float 
     return all;
 }
 
+/* Tile i of a product, its lines so ordered that blocks which run together share rows of x and runs of
+ * W in the second-level cache: 16 tiles of rows, then the next outputs. */
+__device__ static inline void tile_of(uint32_t i, uint32_t n_row_tiles, uint32_t n_out_tiles,
+                                      uint32_t *row_p, uint32_t *out_p)
+{
+    const uint32_t at_once = 16, per_group = at_once * n_out_tiles;
+    const uint32_t first = i / per_group * at_once;
+    const uint32_t rows = min(at_once, n_row_tiles - first);
+
+    *row_p = first + i % per_group % rows;
+    *out_p = i % per_group / rows;
+}
+
+/* Cut the leaves of `w` into pieces. False: more than a product may have. */
+bool cu_cut(const struct kern_mat *w, struct product *p);
 /* At most 16 rows: a block per run of outputs, a warp per piece. */
 void cu_gemm_stream(struct kern_stream *s, const struct product &p);
 bool cu_gemm_stream_fits(const struct product &p);
 /* Any number of rows: tiles of 128 outputs. */
 void cu_gemm_tile(struct kern_stream *s, struct product &p);
+/* Many rows by wgmma, where it gives the same bits (s->wgmma); does it pay? */
+void cu_gemm_wgmma(struct kern_stream *s, struct product &p);
+bool cu_gemm_wgmma_pays(const struct kern_stream *s, const struct product &p);
+size_t cu_gemm_wgmma_smem();
 /* The same two for fp8. */
 void cu_gemm_stream_fp8(struct kern_stream *s, const struct product &p);
 void cu_gemm_tile_fp8(struct kern_stream *s, struct product &p);

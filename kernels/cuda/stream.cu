@@ -95,6 +95,12 @@ static status create_parts(struct kern_stream *s, struct err *err)
     s->smem_max = (size_t)smem;
     s->compute_version = (uint32_t)(major * 10 + minor);
     s->overlap = major >= 9 && getenv("GANTRY_CUDA_SERIAL") == nullptr;
+    e = cu_choose_products(s);
+    if (e != cudaSuccess) {
+        return cuda_fail(err, e,
+                         "the test of products by wgmma stopped the device for this process; "
+                         "GANTRY_CUDA_WGMMA=0 leaves them and their test out");
+    }
     return ST_OK;
 }
 
@@ -185,6 +191,7 @@ static status device_info(struct kern_stream *s, struct kern_device *info_p, str
     info.mem_free_bytes = free_bytes;
     info.compute_version = s->compute_version;
     info.n_units = s->n_sm;
+    snprintf(info.products, sizeof info.products, "%s", s->products);
     *info_p = info;
     return ST_OK;
 }

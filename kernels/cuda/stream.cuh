@@ -42,6 +42,8 @@ struct kern_stream {
     uint32_t n_sm, compute_version;
     size_t smem_max;   /* shared memory that one block may have: 99 KiB on 8.6, 8.9 and 12.x */
     bool overlap;      /* programmatic serialisation is on */
+    bool wgmma;        /* it gives mma.sync's bits (agree.cu) */
+    char products[64]; /* which many rows are multiplied by, for people */
     bool fence;        /* the next kernel starts only after all before it: weights were written */
     bool recording;    /* between graph_begin and graph_end */
     cudaError_t error; /* first failure of a queued op, or cudaSuccess */
@@ -100,6 +102,9 @@ static inline uint32_t div_up(size_t a, size_t b)
 {
     return (uint32_t)((a + b - 1) / b);
 }
+
+/* Set s->wgmma and s->products. Fails where the device does no more work for this process. */
+cudaError_t cu_choose_products(struct kern_stream *s);
 
 /* ---- the files of the table ---- */
 

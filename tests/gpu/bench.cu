@@ -4,7 +4,8 @@
  *
  * Ceilings: a large copy on the device (bytes read plus bytes written), and a bf16 product of 8192^3
  * on random data through cuBLASLt. Then the products of Llama-3.1-8B and of one rank of Llama-3.1-70B
- * at tp=4, each beside cuBLASLt's free order at the same size, and in fp8; then whole steps, recorded:
+ * at tp=4, each beside cuBLASLt's free order at the same size (and, of many rows by wgmma, beside
+ * mma.sync), and in fp8; then whole steps, recorded:
  * decode at batch 1 and 64, a prompt of 8,192, in bf16 and in fp8, and each op of a layer alone. Weights are random and in rotation, so that none is found in the
  * second-level cache. Times are by device events, medians. One table comes last.
  *
@@ -30,6 +31,8 @@ extern "C" {
 static const struct kern_ops *ops;
 static struct kern_stream *stream;
 static cudaStream_t raw;
+static struct kern_stream
+    *other_stream; /* products by mma.sync alone; null: so do those of `stream` */
 static cublasLtHandle_t lt;
 static double copy_rate, matrix_rate; /* bytes/s, flop/s */
 static std::vector<std::string> table;
@@ -100,6 +103,12 @@ static double time_of_runs(const std::function<void()> &call, double budget, int
     cuda(cudaEventDestroy(b), "event");
     std::sort(ms.begin(), ms.end());
     return ms[ms.size() / 2] * 1e-3;
+}
+
+static void swap_streams()
+{
+    std::swap(stream, other_stream);
+    raw = (cudaStream_t)ops->native(stream);
 }
 
 /* Median seconds of one call, over about `budget` seconds after two calls to warm up. Short calls are
@@ -334,6 +343,16 @@ static void bench_product(const struct model &m, const struct product &p, enum k
             0.05);
         struct free_order f;
         double other = 0.0;
+        char by_mma[48] = "";
+
+        if (fmt == KERN_BF16 && other_stream != nullptr && t > 64) {
+            sync_all();
+            swap_streams();
+            const double slow =
+                time_of([&] { ops->gemm(stream, y, x, &mats[i++ % n_copies], t); }, 0.05);
+            swap_streams();
+            snprintf(by_mma, sizeof by_mma, "  mma.sync %9.1f us", slow * 1e6);
+        }
 
         if (fmt == KERN_BF16 && free_order_init(&f, (int)p.n, (int)p.k, (int)t, space)) {
             other = time_of([&] { free_order_run(&f, y, x, mats[i++ % n_copies].data); }, 0.05);
@@ -343,10 +362,10 @@ static void bench_product(const struct model &m, const struct product &p, enum k
         }
         line("%-4s %-8s %-8s %6u x %-6u T %-5u %9.1f us  %4.0f %% of copy  %4.0f %% of matrix  "
              "cuBLASLt "
-             "%9.1f us",
+             "%9.1f us%s",
              fmt == KERN_FP8 ? "fp8" : "bf16", m.name, p.name, p.n, p.k, t, ours * 1e6,
              100.0 * (bytes + 2.0 * t * p.k + 4.0 * t * p.n) / ours / copy_rate,
-             100.0 * 2.0 * t * p.n * p.k / ours / matrix_rate, other * 1e6);
+             100.0 * 2.0 * t * p.n * p.k / ours / matrix_rate, other * 1e6, by_mma);
     }
     for (struct kern_mat &mat : mats) {
         drop(mat.data);
@@ -600,7 +619,12 @@ int main(int argc, char **argv)
     raw = (cudaStream_t)ops->native(stream);
     must(cublasLtCreate(&lt) == 0, "cublasLtCreate");
     cuda(cudaMalloc(&space, SPACE_BYTES), "cudaMalloc");
-    line("%s, %u multiprocessors, %s", device.name, device.n_units, ops->profile[KERN_BF16]);
+    line("%s, %u multiprocessors, %s, products by %s", device.name, device.n_units,
+         ops->profile[KERN_BF16], device.products);
+    if (strcmp(device.products, "wgmma") == 0) {
+        (void)setenv("GANTRY_CUDA_WGMMA", "0", 1); /* from here on nothing else is created */
+        must(ops->stream_create(&config, &other_stream, &err) == ST_OK, err.text);
+    }
     ceilings(space);
     bench_load();
     for (const struct model &m : models) {
@@ -621,6 +645,7 @@ int main(int argc, char **argv)
     }
     (void)cublasLtDestroy(lt);
     cuda(cudaFree(space), "cudaFree");
+    ops->stream_destroy(other_stream);
     ops->stream_destroy(stream);
     return 0;
 }

@@ -265,9 +265,9 @@ static void run_slices(struct check *c, const struct shape *shape, uint32_t n_ro
     free(whole);
 }
 
-/* Enough rows and outputs for the largest tiles to be chosen on this device: rows of many against the
- * same rows of few. */
-static void run_wide(struct check *c, uint32_t k, uint32_t n_leaves, uint32_t unit)
+/* As many outputs as it takes for the largest tiles to be chosen for `n_rows` on this device, the last
+ * tile not full: rows of many against the same rows of few. */
+static void run_wide(struct check *c, uint32_t n_rows, uint32_t k, uint32_t n_leaves, uint32_t unit)
 {
     struct kern_device device;
     struct err err = ERR_INIT;
@@ -276,9 +276,9 @@ static void run_wide(struct check *c, uint32_t k, uint32_t n_leaves, uint32_t un
         check_true(c, err.text, false);
         return;
     }
-    /* 512 rows are 2 tiles of 256 and 4 of 128; 64 outputs a multiprocessor are half a tile's. */
-    const struct shape shape = { 64 * device.n_units, k, n_leaves, unit, 0 };
-    const uint32_t n_rows = 512;
+    /* One wave of tiles of 256 by 128, two of 128 by 128; 2 by 2 tiles at least. */
+    const uint32_t row_tiles = (n_rows + 127) / 128, across = device.n_units / row_tiles;
+    const struct shape shape = { (across > 2 ? across : 2) * 256 - 40, k, n_leaves, unit, 0 };
     struct weights w = draw(c, &shape, KERN_SRC_BF16, KERN_BF16);
     struct kern_mat mat = pack(c, &shape, &w, KERN_BF16, 0, n_leaves);
     const size_t nx = (size_t)n_rows * k, ny = (size_t)n_rows * shape.n;
@@ -290,10 +290,10 @@ static void run_wide(struct check *c, uint32_t k, uint32_t n_leaves, uint32_t un
         const uint32_t n = n_rows - row < 16 ? n_rows - row : 16;
 
         multiply(c, y, in + (size_t)row * k, (size_t)n * k * 2, &mat, n);
-        check_equal(
-            c,
-            check_name("gemm bf16 [%u,%u] R=%u T=512: rows from %u on", shape.n, k, n_leaves, row),
-            all + (size_t)row * shape.n, y, (size_t)n * shape.n * 4);
+        check_equal(c,
+                    check_name("gemm bf16 [%u,%u] R=%u T=%u: rows from %u on", shape.n, k, n_leaves,
+                               n_rows, row),
+                    all + (size_t)row * shape.n, y, (size_t)n * shape.n * 4);
     }
     check_drop(c, mat.data, c->ops->mat_bytes(&mat));
     drop_weights(&w);
@@ -301,6 +301,21 @@ static void run_wide(struct check *c, uint32_t k, uint32_t n_leaves, uint32_t un
     free(in);
     free(all);
     free(y);
+}
+
+/* Which instruction many rows are multiplied by, if the caller knows what it should be. */
+static void check_products(struct check *c)
+{
+    const char *want = getenv("GANTRY_CHECK_PRODUCTS");
+    struct kern_device device = { .name = "" };
+    struct err err = ERR_INIT;
+
+    if (want != NULL) {
+        const bool told = c->ops->device_info(c->s, &device, &err) == ST_OK;
+
+        check_true(c, check_name("products are by %s", want),
+                   told && strcmp(device.products, want) == 0);
+    }
 }
 
 void check_gemm(struct check *c)
@@ -325,13 +340,20 @@ void check_gemm(struct check *c)
         { 272, 4096, 8, 128, 0 },  /* an attention output */
     };
 
+    check_products(c);
     for (size_t i = 0; i < ARRAY_LEN(shapes) - (c->quick ? 1 : 0); i++) {
         run_shape(c, &shapes[i], KERN_SRC_BF16, KERN_BF16);
     }
-    run_wide(c, 1100, 1, 8);
-    run_wide(c, 2304, 2, 8);
-    run_wide(c, 172, 8, 2);
-    run_wide(c, 24, 8, 8);
+    run_wide(c, 512, 1100, 1, 8);  /* two segments; 256 rows and 128 without a rest */
+    run_wide(c, 201, 2304, 2, 8);  /* leaves of two segments */
+    run_wide(c, 333, 172, 8, 2);   /* odd leaves: unaligned */
+    run_wide(c, 257, 24, 8, 8);    /* leaves without inputs */
+    run_wide(c, 200, 1000, 16, 8); /* uneven ones */
+    if (!c->quick) {
+        run_wide(c, 600, 4096, 8, 128); /* an attention output */
+        run_wide(c, 300, 4168, 4, 8);   /* leaves of two segments, uneven */
+        run_wide(c, 513, 40, 1, 8);
+    }
     run_shape(c, &shapes[0], KERN_SRC_F32, KERN_BF16);
     run_shape(c, &shapes[3], KERN_SRC_F16, KERN_BF16);
     run_shape(c, &shapes[0], KERN_SRC_F32, KERN_F32);

@@ -166,8 +166,9 @@ int main(int argc, char **argv)
         printf("skipped: %s\n", err.text);
         return st == ST_ERR_NOT_FOUND ? 77 : 1;
     }
-    printf("device %s, %u multiprocessors, profile %s, seed %llu\n", device.name, device.n_units,
-           c.ops->profile[KERN_BF16], (unsigned long long)c.random);
+    printf("device %s, %u multiprocessors, profile %s, products by %s, seed %llu\n", device.name,
+           device.n_units, c.ops->profile[KERN_BF16], device.products,
+           (unsigned long long)c.random);
     for (size_t i = 0; i < ARRAY_LEN(groups); i++) {
         if (only == NULL || strcmp(only, groups[i].name) == 0) {
             groups[i].run(&c);

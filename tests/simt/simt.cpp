@@ -6,6 +6,7 @@
  * static shared memory, which there is once. A block in which no thread can go on (a barrier that
  * some threads never reach) ends the program with a word. */
 #include "cuda_runtime.h"
+#include "simt_wgmma.h"
 
 #include <cstdio>
 #include <cstdlib>
@@ -47,7 +48,7 @@ struct warp {
     uint32_t words[2][32][8];
 };
 
-enum { STACK_BYTES = 64 << 10, SHARED_BYTES = 227 << 10 };
+enum { STACK_BYTES = 64 << 10, SHARED_BYTES = SIMT_SHARED_BYTES };
 
 static std::vector<fiber> fibers;
 static std::vector<warp> warps;
@@ -56,6 +57,7 @@ static void *scheduler_sp;
 static const std::function<void()> *kernel_body;
 static std::mutex turn; /* over all of these, and the running thread's indices */
 static bool has_spun;   /* the fiber that was just left waits for another launch */
+uint32_t simt_barriers; /* that this block has passed */
 
 extern "C" void simt_switch(void **save, void *load);
 asm(R"(
@@ -89,6 +91,7 @@ static void wake_block()
             f.state = f.state == IN_BLOCK ? READY : f.state;
         }
         n_in_block = 0;
+        simt_barriers++;
     }
 }
 
@@ -111,6 +114,7 @@ static void fiber_main()
     (*kernel_body)();
     fiber &f = fibers[current];
 
+    simt_wg_end();
     f.groups.clear();
     f.open.clear();
     f.state = DONE;
@@ -275,10 +279,32 @@ static void start(fiber &f, uint32_t i)
     f.phase = 0;
 }
 
+/* The fibers of one warp until none can go on. True: some could. */
+static bool run_warp(uint32_t first, uint32_t threads, bool *spun)
+{
+    bool went = false;
+
+    for (bool again = true; again;) {
+        again = false;
+        for (uint32_t i = first; i < first + 32 && i < threads; i++) {
+            if (fibers[i].state == READY) {
+                went = true;
+                has_spun = false;
+                current = i;
+                threadIdx = fibers[i].thread;
+                simt_switch(&scheduler_sp, fibers[i].sp);
+                *spun = *spun && has_spun;
+                again = again || !has_spun;
+            }
+        }
+    }
+    return went;
+}
+
 static void run_block(uint32_t threads, const std::function<void()> &body)
 {
     n_threads = threads;
-    n_done = n_in_block = 0;
+    n_done = n_in_block = simt_barriers = 0;
     kernel_body = &body;
     warps.assign((threads + 31) / 32, warp());
     while (fibers.size() < threads) {
@@ -296,15 +322,12 @@ static void run_block(uint32_t threads, const std::function<void()> &body)
     while (n_done < threads) {
         bool went = false, spun = true;
 
-        for (uint32_t i = 0; i < threads; i++) {
-            if (fibers[i].state == READY) {
-                went = true;
-                has_spun = false;
-                current = i;
-                threadIdx = fibers[i].thread;
-                simt_switch(&scheduler_sp, fibers[i].sp);
-                spun = spun && has_spun;
-            }
+        /* A warp runs as far as it can before the next one does, by turns from either end: what only an even
+         * pace keeps apart then meets. */
+        for (uint32_t i = 0; i < warps.size(); i++) {
+            const uint32_t w = simt_barriers % 2 == 0 ? i : (uint32_t)warps.size() - 1 - i;
+
+            went = run_warp(w * 32, threads, &spun) || went;
         }
         if (went && spun) {
             let_others();
@@ -331,6 +354,7 @@ void simt_run(const dim3 &grid, uint32_t threads, size_t smem, const std::functi
             for (uint32_t x = 0; x < grid.x; x++) {
                 blockIdx = dim3(x, y, z);
                 memset(shared, 0xff, smem);
+                simt_wg_begin(smem);
                 run_block(threads, body);
             }
         }

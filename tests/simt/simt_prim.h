@@ -42,6 +42,63 @@ static inline void mma(float d[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32
     }
 }
 
+#define HAVE_WGMMA 1
+/* wgmma: simt.cpp keeps what a product was given until it is waited for. */
+uint32_t simt_smem_offset(const void *p);
+void simt_wg_fence();
+void simt_wg_mma(float *d, const uint32_t *const a[4], uint64_t b);
+void simt_wg_commit();
+void simt_wg_wait();
+void simt_write_4(void *at, uint32_t v);
+void simt_publish();
+
+static inline uint64_t wg_operand(smem_at at, uint32_t next_k, uint32_t next_rows)
+{
+    return (uint64_t)(simt_smem_offset((const void *)at) >> 4) | (uint64_t)(next_k >> 4) << 16 |
+           (uint64_t)(next_rows >> 4) << 32;
+}
+
+static inline void wg_fence()
+{
+    simt_wg_fence();
+}
+
+static inline void wg_commit()
+{
+    simt_wg_commit();
+}
+
+static inline void wg_wait()
+{
+    simt_wg_wait();
+}
+
+static inline void hold(float &)
+{
+}
+
+static inline void hold(uint4 &)
+{
+}
+
+static inline void wg_mma(float (&d)[64], const uint32_t &a0, const uint32_t &a1,
+                          const uint32_t &a2, const uint32_t &a3, uint64_t b)
+{
+    const uint32_t *const a[4] = { &a0, &a1, &a2, &a3 };
+
+    simt_wg_mma(d, a, b);
+}
+
+static inline void write_4(smem_at smem, uint32_t v)
+{
+    simt_write_4((void *)smem, v);
+}
+
+static inline void publish_smem()
+{
+    simt_publish();
+}
+
 static inline uint4 load_once(const void *p)
 {
     return *(const uint4 *)p;
