@@ -140,6 +140,6 @@ void leader_wake(struct sim_job *job);
 void leader_fence(struct sim_job *job); /* the coordinator is gone, and all that it wanted */
 void leader_check(struct sim_job *job);
 bool leader_is_unlike(const struct sim_job *job); /* of slower hosts than most */
-bool leader_is_idle(const struct sim_job *job); /* but for a canary */
+bool leader_is_idle(const struct sim_job *job);   /* but for a canary */
 
 #endif
