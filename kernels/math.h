@@ -127,6 +127,10 @@ KERN_HD static inline uint8_t e4m3_from_f32(float x)
 #define MATH_EXP_C4  0.00139337312f
 #define MATH_EXP_C5  0.000198910799f
 #define MATH_FLT_MIN 1.17549435e-38f
+#define MATH_EXP2_C1 0.693124175f
+#define MATH_EXP2_C2 0.240240991f
+#define MATH_EXP2_C3 0.0559064262f
+#define MATH_EXP2_C4 0.00958285294f
 #define MATH_SQRTH   0x3f3504f3u /* bits of sqrt(1/2) */
 #define MATH_LOG_C0  0.333333313f
 #define MATH_LOG_C1  (-0.24999997f)
@@ -167,6 +171,29 @@ KERN_HD static inline float k_expf(float x)
     half = i >> 1;
     p = p * f32_from_bits((uint32_t)(half + 127) << 23);
     return p * f32_from_bits((uint32_t)(i - half + 127) << 23);
+}
+
+/* 2^t for t <= 1 to a part in 300,000, in 10 operations: weights of attention on CUDA devices, which are
+ * then rounded to bf16. t <= -127, or NaN, gives +0. With z = round(t) the result's exponent is the
+ * polynomial's plus z, added as bits: at z = -127 and 1.0 that is +0. */
+KERN_HD static inline float k_exp2_weight(float t)
+{
+    const float x = fmaxf(t, -127.0f);
+    const float z = x + MATH_MAGIC;
+    const float f = x - (z - MATH_MAGIC);
+    float p = MATH_EXP2_C4;
+
+    p = fmaf(p, f, MATH_EXP2_C3);
+    p = fmaf(p, f, MATH_EXP2_C2);
+    p = fmaf(p, f, MATH_EXP2_C1);
+    p = fmaf(p, f, 1.0f);
+    return f32_from_bits(f32_bits(p) + (f32_bits(z) << 23));
+}
+
+/* 2^d exactly, d a whole number <= 127; +0 below -126 or if d is NaN. */
+KERN_HD static inline float k_exp2_whole(float d)
+{
+    return d >= -126.0f ? f32_from_bits(f32_bits(1.0f) + (f32_bits(d + MATH_MAGIC) << 23)) : 0.0f;
 }
 
 /* x = 2^e m with m in [sqrt(1/2), sqrt(2)), f = m - 1: e ln 2 + f - f^2/2 + f^3 P(f).

@@ -5,7 +5,8 @@
  *
  *   S[16, 32] = Q K^T   four tiles of 8 positions; tile j's column n stands for slot_of(j, n), so
  *                       that the lane has the scores of slots 8c .. 8c+7 of its two queries
- *   m, l, p             the running maximum and sum of exp; what there is is scaled to the new maximum
+ *   m, l, p             a whole power of two above the running maximum, the sum of the weights relative to
+ *                       it; what there is is scaled to the new one
  *   O[16, D] += P V     P from the very registers that held S, rounded to bf16; V as it lies
  *
  * K and V are read from memory in the shape of fragments (layout_cuda.h): 16 bytes a lane. Every
@@ -21,6 +22,7 @@ enum {
     CU_QUERIES = 16, /* of a warp */
     CU_DIM_MAX = 256 /* head dims up to here, multiples of 8, go over the tensor cores */
 };
+#define CU_SCORE_MAX 4194304.0f /* 2^22: c times a score stays below */
 
 /* Shapes and pointers of a call, by value to kernels. */
 struct attn {
@@ -29,6 +31,7 @@ struct attn {
     struct kern_rows_map map;
     const float *qkv;
     uint16_t *out;
+    float c;             /* scale times log2 e, above 0: a score s weighs 2^(c s) */
     uint32_t head_chunk; /* query heads of a kv head that a tile takes: at most CU_QUERIES */
     uint32_t n_chunks;   /* such chunks per kv head */
     float *states;       /* split decode: [row][kv head and chunk][span][head_chunk][D + 2] */
@@ -55,6 +58,15 @@ __device__ static inline struct heads heads_of(const struct attn &a, uint32_t pa
 __device__ static inline uint32_t block_of(const struct attn &a, uint32_t row, uint32_t block)
 {
     return a.map.tables[(size_t)a.map.seq[row] * a.map.table_stride + block];
+}
+
+/* Is the row alone in its sequence in this step? Rows of a sequence are adjacent. */
+__device__ static inline bool is_single(const struct attn &a, uint32_t row)
+{
+    const uint32_t seq = a.map.seq[row];
+
+    return (row == 0 || a.map.seq[row - 1] != seq) &&
+           (row + 1 == a.map.n_rows || a.map.seq[row + 1] != seq);
 }
 
 /* A softmax so far of a lane's two queries. */
@@ -112,39 +124,56 @@ __device__ static inline void scores(float s[4][4], const uint4 q_lo[DT], const 
     }
 }
 
-/* Query `r` (0: g, 1: g + 8): scores to p, with `n` visible slots; returns the factor by which what
- * there is has to be scaled. */
-template <int DT>
-__device__ static inline float soften(float s[4][4], struct state<DT> *st, int r, uint32_t n,
-                                      float scale)
+/* Query `r` (0: g, 1: g + 8) of the lane sees `n` slots of the block. */
+__device__ static inline void hide(float s[4][4], int r, uint32_t n)
 {
     const uint32_t c = threadIdx.x % 4;
-    float m = -INFINITY, sum = 0.0f;
 
 #pragma unroll
     for (uint32_t i = 0; i < 8; i++) {
         float *x = &s[i / 2][2 * r + i % 2];
 
-        *x = 8 * c + i < n ? *x * scale : -INFINITY;
-        m = *x > m ? *x : m;
+        *x = 8 * c + i < n ? *x : -INFINITY;
     }
-    m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
-    m = fmaxf(m, __shfl_xor_sync(~0u, m, 2));
-    m = fmaxf(m, st->m[r]);
-    const float a = lse_factor(st->m[r], m);
+}
+
+/* Query `r`: scores, -inf where not visible, to weights; into the maximum m (a whole number: scores are
+ * compared as powers of two) and the sum l so far. Returns the factor, a power of two, by which what there
+ * is has to be scaled. Scores that are no numbers, or too large for this arithmetic, make l NaN. */
+__device__ static inline float soften(float s[4][4], int r, float c, float *m, float *l)
+{
+    float u = -INFINITY, sum = 0.0f;
 
 #pragma unroll
-    for (uint32_t i = 0; i < 8; i++) {
+    for (int i = 0; i < 8; i++) {
+        u = max_nan(u, s[i / 2][2 * r + i % 2]);
+    }
+    u = max_nan(u, __shfl_xor_sync(~0u, u, 1));
+    u = max_nan(u, __shfl_xor_sync(~0u, u, 2));
+    const float most = max_nan(*m, ceilf(u * c));
+    const float a = k_exp2_whole(*m - most);
+
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
         float *x = &s[i / 2][2 * r + i % 2];
 
-        *x = 8 * c + i < n ? k_expf(*x - m) : 0.0f;
+        *x = k_exp2_weight(fmaf(*x, c, -most));
         sum = sum + *x;
     }
     sum = sum + __shfl_xor_sync(~0u, sum, 1);
     sum = sum + __shfl_xor_sync(~0u, sum, 2);
-    st->l[r] = fmaf(st->l[r], a, sum);
-    st->m[r] = m;
+    *l = fabsf(most) < CU_SCORE_MAX ? fmaf(*l, a, sum) : NAN;
+    *m = most;
     return a;
+}
+
+/* The lane's weights of queries g and g + 8 as fragments: 8 slots of each. */
+__device__ static inline void pack_weights(const float s[4][4], uint4 *lo, uint4 *hi)
+{
+    *lo = make_uint4(pack_pair(s[0][0], s[0][1]), pack_pair(s[1][0], s[1][1]),
+                     pack_pair(s[2][0], s[2][1]), pack_pair(s[3][0], s[3][1]));
+    *hi = make_uint4(pack_pair(s[0][2], s[0][3]), pack_pair(s[1][2], s[1][3]),
+                     pack_pair(s[2][2], s[2][3]), pack_pair(s[3][2], s[3][3]));
 }
 
 /* Positions [begin, end) of one span, from nothing. pos: of the lane's two queries; valid: positions
@@ -171,7 +200,8 @@ __device__ static inline void run_span(const struct attn &a, uint32_t row, uint3
         scores<DT>(s, q_lo, q_hi, (const uint16_t *)a.kv.k + base, dim);
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            scale[r] = soften<DT>(s, st, r, pos[r] + 1 > at ? pos[r] + 1 - at : 0, a.g.scale);
+            hide(s, r, pos[r] + 1 > at ? pos[r] + 1 - at : 0);
+            scale[r] = soften(s, r, a.c, &st->m[r], &st->l[r]);
         }
         if (__any_sync(~0u, scale[0] != 1.0f || scale[1] != 1.0f)) { /* times 1 changes nothing */
 #pragma unroll
@@ -182,12 +212,9 @@ __device__ static inline void run_span(const struct attn &a, uint32_t row, uint3
                 st->o[i][3] = st->o[i][3] * scale[1];
             }
         }
-        uint4 p_lo, p_hi; /* the lane's 8 slots of its two queries */
+        uint4 p_lo, p_hi;
 
-        p_lo = make_uint4(pack_pair(s[0][0], s[0][1]), pack_pair(s[1][0], s[1][1]),
-                          pack_pair(s[2][0], s[2][1]), pack_pair(s[3][0], s[3][1]));
-        p_hi = make_uint4(pack_pair(s[0][2], s[0][3]), pack_pair(s[1][2], s[1][3]),
-                          pack_pair(s[2][2], s[2][3]), pack_pair(s[3][2], s[3][3]));
+        pack_weights(s, &p_lo, &p_hi);
 #pragma unroll
         for (uint32_t i = 0; i < DT * 4; i++) {
             const uint32_t d = i * 8 + g;
@@ -205,10 +232,10 @@ __device__ static inline void run_span(const struct attn &a, uint32_t row, uint3
 __device__ static inline void merge_factors(float *m, float *l, float m_next, float l_next,
                                             float *a_p, float *b_p)
 {
-    const float most = m_next > *m ? m_next : *m;
+    const float most = fmaxf(*m, m_next);
 
-    *a_p = lse_factor(*m, most);
-    *b_p = lse_factor(m_next, most);
+    *a_p = k_exp2_whole(*m - most);
+    *b_p = k_exp2_whole(m_next - most);
     *l = fmaf(*l, *a_p, l_next * *b_p);
     *m = most;
 }
@@ -218,5 +245,8 @@ __device__ static inline uint16_t finish(float o, float l)
 {
     return bf16_from_f32(o / l + 0.0f);
 }
+
+/* Rows that have neighbours of their sequence; others are left out. */
+void cu_attention_prompt(struct kern_stream *s, const struct attn &a);
 
 #endif

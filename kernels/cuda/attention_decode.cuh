@@ -14,15 +14,6 @@
 
 enum { DECODE_WARPS = 8 };
 
-/* Is the row alone in its sequence in this step? Rows of a sequence are adjacent. */
-__device__ static inline bool is_single(const struct attn &a, uint32_t row)
-{
-    const uint32_t seq = a.map.seq[row];
-
-    return (row == 0 || a.map.seq[row - 1] != seq) &&
-           (row + 1 == a.map.n_rows || a.map.seq[row + 1] != seq);
-}
-
 /* A query's state where it waits to be merged: m, l, o[D]. */
 __device__ static inline size_t state_floats(const struct attn &a)
 {

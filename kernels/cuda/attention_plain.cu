@@ -71,6 +71,18 @@ __device__ static void weights(const struct attn &a, float *p, const float *q, u
     *l_p = __shfl_sync(~0u, acc, 0);
 }
 
+/* The next span's maximum and sum into those so far, and the factors of their values. */
+__device__ static inline void merge_spans(float *m, float *l, float m_next, float l_next,
+                                          float *a_p, float *b_p)
+{
+    const float most = m_next > *m ? m_next : *m;
+
+    *a_p = lse_factor(*m, most);
+    *b_p = lse_factor(m_next, most);
+    *l = fmaf(*l, *a_p, l_next * *b_p);
+    *m = most;
+}
+
 __global__ static void attention_plain_kernel(const __grid_constant__ struct attn a, void *out)
 {
     DYNAMIC_SHARED(float, shared); /* [warps][KERN_SPAN + D]: p, o */
@@ -97,7 +109,7 @@ __global__ static void attention_plain_kernel(const __grid_constant__ struct att
             m = m_next;
             l = l_next;
         } else {
-            merge_factors(&m, &l, m_next, l_next, &fa, &fb);
+            merge_spans(&m, &l, m_next, l_next, &fa, &fb);
         }
         for (uint32_t d = lane; d < dim; d += 32) {
             float sum = 0.0f;

@@ -80,6 +80,12 @@ __device__ static inline void copy_16(smem_at smem, const void *src, bool valid)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem), "l"(src), "r"(bytes));
 }
 
+/* Start the copy of the first `bytes` (up to 16) of 16 bytes; the rest are zeros. */
+__device__ static inline void copy_some(smem_at smem, const void *src, uint32_t bytes)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem), "l"(src), "r"(bytes));
+}
+
 /* What was started since the last call is a group. */
 __device__ static inline void copies_commit()
 {
@@ -255,6 +261,15 @@ __device__ static inline uint32_t times_2_120(uint32_t v)
 
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(v), "r"(0x7b807b80u), "r"(0x80008000u));
     return r;
+}
+
+/* The larger one; NaN if either is. */
+__device__ static inline float max_nan(float a, float b)
+{
+    float m;
+
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(m) : "f"(a), "f"(b));
+    return m;
 }
 
 /* Two f32, 0 or normal, to two bf16, to nearest even; lo in the low half. */

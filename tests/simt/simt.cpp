@@ -29,7 +29,7 @@ enum fiber_state { READY, IN_WARP, IN_BLOCK, DONE };
 struct copy {
     void *dst;
     const void *src;
-    bool valid;
+    uint32_t bytes; /* of 16; the rest are zeros */
 };
 
 struct fiber {
@@ -229,21 +229,18 @@ const uint32_t *simt_exchange_words(const uint32_t mine[8])
 static void finish_copies(std::vector<copy> &group)
 {
     for (const copy &c : group) {
-        if (c.valid) {
-            memcpy(c.dst, c.src, 16);
-        } else {
-            memset(c.dst, 0, 16);
-        }
+        memcpy(c.dst, c.src, c.bytes);
+        memset((char *)c.dst + c.bytes, 0, 16 - c.bytes);
     }
 }
 
-void simt_copy_16(void *dst, const void *src, bool valid)
+void simt_copy_16(void *dst, const void *src, uint32_t bytes)
 {
-    if (((uintptr_t)dst | (uintptr_t)src) % 16 != 0) {
-        fprintf(stderr, "simt: an asynchronous copy that is not 16-byte-aligned\n");
+    if (((uintptr_t)dst | (uintptr_t)src) % 16 != 0 || bytes > 16) {
+        fprintf(stderr, "simt: an asynchronous copy that is not of 16 aligned bytes\n");
         abort();
     }
-    fibers[current].open.push_back({ dst, src, valid });
+    fibers[current].open.push_back({ dst, src, bytes });
 }
 
 void simt_copies_commit()
@@ -584,7 +581,8 @@ cudaError_t cudaDeviceGetAttribute(int *value_p, cudaDeviceAttr attr, int)
         *value_p = 9;
     }
     if (attr == cudaDevAttrMaxSharedMemoryPerBlockOptin) {
-        const char *kib = getenv("SIMT_SHARED_KIB"); /* a smaller device, so that both ways are run */
+        const char *kib =
+            getenv("SIMT_SHARED_KIB"); /* a smaller device, so that both ways are run */
         *value_p = kib != nullptr ? atoi(kib) << 10 : (int)SHARED_BYTES;
     }
     return cudaSuccess;

@@ -109,13 +109,18 @@ static inline void prefetch_l2(const void *, uint32_t)
 {
 }
 
-void simt_copy_16(void *dst, const void *src, bool valid);
+void simt_copy_16(void *dst, const void *src, uint32_t bytes);
 void simt_copies_commit();
 void simt_copies_wait(size_t n_groups);
 
 static inline void copy_16(smem_at smem, const void *src, bool valid)
 {
-    simt_copy_16((void *)smem, src, valid);
+    simt_copy_16((void *)smem, src, valid ? 16 : 0);
+}
+
+static inline void copy_some(smem_at smem, const void *src, uint32_t bytes)
+{
+    simt_copy_16((void *)smem, src, bytes);
 }
 
 static inline void copies_commit()
@@ -176,6 +181,11 @@ static inline uint32_t half_times_2_120(uint32_t h) /* not negative, below 2^7 *
 static inline uint32_t times_2_120(uint32_t v)
 {
     return half_times_2_120(v & 0xffffu) | half_times_2_120(v >> 16) << 16;
+}
+
+static inline float max_nan(float a, float b)
+{
+    return a != a || a > b ? a : b;
 }
 
 static inline uint32_t pack_pair(float lo, float hi)
