@@ -35,6 +35,7 @@ struct tile {
     uint32_t row0, n_rows; /* none: n_rows = 0 */
     uint32_t pos0;         /* of row0 */
     uint32_t kv_head;
+    const uint32_t *blocks; /* the sequence's */
 };
 
 __device__ static inline uint32_t last_of(const struct tile &t)
@@ -87,58 +88,59 @@ __device__ static inline struct tile warp_tile(const struct tile &block, uint32_
     const uint32_t lo = max(warp * rows, in), hi = min((warp + 1) * rows, in + block.n_rows);
 
     if (lo >= hi) {
-        return { block.row0, 0, block.pos0, block.kv_head };
+        return { block.row0, 0, block.pos0, block.kv_head, block.blocks };
     }
-    return { block.row0 + lo - in, hi - lo, block.pos0 + lo - in, block.kv_head };
+    return { block.row0 + lo - in, hi - lo, block.pos0 + lo - in, block.kv_head, block.blocks };
 }
 
 /* ---- K and V to shared memory ---- */
 
-/* 32 positions of K: [step of dims][score tile][lane] 16 bytes. Neighbouring threads take 64 bytes of
- * two rows, which are 128 bytes in a row of shared memory. */
+/* 32 positions of K: [step of dims][score tile][lane] 16 bytes. A thread takes 16 bytes of each step of
+ * one slot; eight neighbours' are 64 bytes of two rows, and 128 bytes in a row of shared memory. */
 template <class S>
 __device__ static inline void fetch_k(const struct attn &a, const struct tile &t, uint32_t at,
                                       smem_at smem)
 {
-    const size_t base = cu_kv_base(&a.kv, block_of(a, t.row0, at / KERN_KV_BLOCK), t.kv_head);
-    const uint16_t *k = (const uint16_t *)a.kv.k + base;
+    const uint32_t slot = threadIdx.x / 4, c = threadIdx.x % 4;
+    const uint32_t j = slot % 8 / 2, n = slot / 8 * 2 + slot % 2; /* cu_slot_of(j, n) == slot */
+    const size_t base = cu_kv_base(&a.kv, t.blocks[at / KERN_KV_BLOCK], t.kv_head);
+    const uint16_t *k = (const uint16_t *)a.kv.k + base + slot * a.g.head_dim + c * 8;
 
+    static_assert(THREADS == KERN_KV_BLOCK * 4, "a thread has a slot and 8 dims of each step");
+    smem += (j * 32 + n * 4 + c) * 16;
 #pragma unroll
-    for (uint32_t e = threadIdx.x; e < S::CHUNK_BYTES / 16; e += THREADS) {
-        const uint32_t c = e % 4, i = e / 8 % S::DT, slot = e / 8 / S::DT * 2 + e / 4 % 2;
-        const uint32_t j = slot % 8 / 2, n = slot / 8 * 2 + slot % 2; /* cu_slot_of(j, n) == slot */
-        const uint32_t d = i * 32 + c * 8;
-        const bool valid = d < a.g.head_dim;
-
-        copy_16(smem + ((i * 4 + j) * 32 + n * 4 + c) * 16,
-                k + (size_t)slot * a.g.head_dim + (valid ? d : 0), valid);
+    for (uint32_t i = 0; i < S::DT; i++) {
+        copy_16(smem + i * 4 * 512, k + i * 32, i * 32 + c * 8 < a.g.head_dim);
     }
 }
 
-/* A quarter of the dims of V, of all blocks of the span: [tile of 8 dims][block][lane] 16 bytes. Positions
- * that nothing has stored may be stale and become +0. */
+/* A quarter of the dims of V, of all blocks of the span, a warp its own: [tile of 8 dims][block][lane] 16
+ * bytes. Positions that nothing has stored may be stale and become +0. */
 template <class S>
 __device__ static inline void fetch_v(const struct attn &a, const struct tile &t, uint32_t begin,
                                       uint32_t quarter, smem_at smem)
 {
-    const uint32_t n_valid = last_of(t) + 1;
+    const uint32_t block = threadIdx.x / 32, lane = threadIdx.x % 32, n_valid = last_of(t) + 1;
+    const uint32_t at = begin + block * KERN_KV_BLOCK, slot = at + lane % 4 * 8;
 
+    static_assert(WARPS == SPAN_BLOCKS, "a warp has a block of the span");
+    if (at < n_valid) {
+        const size_t base = cu_kv_base(&a.kv, t.blocks[at / KERN_KV_BLOCK], t.kv_head);
+        const uint16_t *v =
+            (const uint16_t *)a.kv.v + base + quarter * S::DT * 8 * KERN_KV_BLOCK + lane * 8;
+
+        smem += threadIdx.x * 16;
 #pragma unroll
-    for (uint32_t e = threadIdx.x; e < S::CHUNK_BYTES / 16; e += THREADS) {
-        const uint32_t block = e / (S::DT * 32), lane = e % 32, i = e / 32 % S::DT;
-        const uint32_t at = begin + block * KERN_KV_BLOCK, slot = lane % 4 * 8;
-        const uint32_t d = (quarter * S::DT + i) * 8 + lane / 4;
-
-        if (at < n_valid) {
-            const size_t base =
-                cu_kv_base(&a.kv, block_of(a, t.row0, at / KERN_KV_BLOCK), t.kv_head);
-            const uint32_t n = at + slot < n_valid ? min(n_valid - at - slot, 8u) : 0;
-            const uint32_t bytes = d < a.g.head_dim ? n * 2 : 0;
-
-            copy_some(smem + ((i * SPAN_BLOCKS + block) * 32 + lane) * 16,
-                      (const uint16_t *)a.kv.v + base +
-                          (bytes > 0 ? (size_t)d * KERN_KV_BLOCK + slot : 0),
-                      bytes);
+        for (uint32_t i = 0; i < S::DT; i++, v += 8 * KERN_KV_BLOCK) {
+            if ((quarter * S::DT + i) * 8 >= a.g.head_dim) {
+                continue;
+            }
+            if (at + KERN_KV_BLOCK <= n_valid) {
+                copy_16(smem + i * SPAN_BLOCKS * 512, v, true);
+            } else {
+                copy_some(smem + i * SPAN_BLOCKS * 512, v,
+                          slot < n_valid ? min(n_valid - slot, 8u) * 2 : 0);
+            }
         }
     }
 }
@@ -225,15 +227,22 @@ __device__ static inline void weigh(const struct attn &a, const struct queries<S
             }
         }
     }
+    if (at + KERN_KV_BLOCK > pos0 + 1) { /* some query does not see all of it */
+#pragma unroll
+        for (int i = 0; i < (int)S::QT * 2; i++) {
+            const uint32_t pos = q.pos[i / 2][i % 2];
+
+            hide(s[i / 2], i % 2, pos + 1 > at ? pos + 1 - at : 0);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < (int)S::QT * 2; i++) {
+        const int t = i / 2, r = i % 2;
+
+        w->factor[t][block][r] = soften(s[t], r, a.c, &w->m[t][r], &w->l[t][r]);
+    }
 #pragma unroll
     for (uint32_t t = 0; t < S::QT; t++) {
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            if (at + KERN_KV_BLOCK > pos0 + 1) {
-                hide(s[t], r, q.pos[t][r] + 1 > at ? q.pos[t][r] + 1 - at : 0);
-            }
-            w->factor[t][block][r] = soften(s[t], r, a.c, &w->m[t][r], &w->l[t][r]);
-        }
         pack_weights(s[t], &w->lo[t][block], &w->hi[t][block]);
     }
 }
@@ -444,7 +453,8 @@ __global__ static void __launch_bounds__(THREADS, 2)
     if (first >= a.map.n_rows || h.begin == h.end) {
         return;
     }
-    const struct tile block = { first, tile_of(a, first, rows * WARPS), a.map.pos[first], h.kv };
+    const struct tile block = { first, tile_of(a, first, rows * WARPS), a.map.pos[first], h.kv,
+                                a.map.tables + (size_t)a.map.seq[first] * a.map.table_stride };
 
     if (block.n_rows == 0) {
         return;
