@@ -1,5 +1,6 @@
 /* tests/gpu/check_attention.c - the cache and attention: against f64, and one row's bits whoever its
- * neighbours are, however its prompt was cut, whether blocks were split over the device or not. */
+ * neighbours are, however its prompt was cut, whether blocks were split over the device or not. Caches
+ * are NaN where nothing has been stored. */
 #include "tests/gpu/check.h"
 
 #include <math.h>
@@ -236,6 +237,148 @@ static void run_world(struct check *c, struct world *w)
     free(ref);
 }
 
+/* All rows, each decoded alone, in order: out[n_rows][H*D]. */
+static void decode_all(struct check *c, struct world *w, char *out)
+{
+    const size_t row_bytes = (size_t)w->h.n_heads * w->h.dim * 2;
+
+    new_cache(c, w);
+    for (uint32_t i = 0; i < w->n_seqs; i++) {
+        for (uint32_t p = 0; p < w->len[i]; p++) {
+            const struct run one = { i, p, p + 1 };
+
+            step(c, w, &one, 1, w->stride, out + (w->first[i] + p) * row_bytes);
+        }
+    }
+    drop_cache(c, w);
+}
+
+/* Chunks of every size up to past a block's rows, so that they begin and end everywhere in tiles, blocks
+ * of positions and spans; one sequence after the other, or some rows of each in a step. */
+static bool equal_chunks(struct check *c, struct world *w, const char *decoded, bool together)
+{
+    static const uint32_t sizes[] = { 33, 2, 31, 1, 7, 16, 65, 17, 3, 64, 5, 32, 40, 8 };
+    const size_t row_bytes = (size_t)w->h.n_heads * w->h.dim * 2;
+    char *some = check_host(w->n_rows * row_bytes);
+    uint32_t at[SEQS_MAX] = { 0 };
+    bool equal = true;
+
+    new_cache(c, w);
+    for (uint32_t n = 1, k = 0; n > 0; k++) {
+        struct run runs[SEQS_MAX];
+
+        n = 0;
+        for (uint32_t i = 0; i < w->n_seqs && (together || n == 0); i++) {
+            const uint32_t size = c->quick ? sizes[(k + 3 * i) % ARRAY_LEN(sizes)] : k % 66 + 1;
+
+            if (at[i] < w->len[i]) {
+                runs[n++] = (struct run){ i, at[i], MIN(at[i] + size, w->len[i]) };
+            }
+        }
+        if (n > 0) {
+            size_t off = 0;
+
+            step(c, w, runs, n, w->stride, some);
+            for (uint32_t i = 0; i < n; i++) {
+                const size_t bytes = (runs[i].end - runs[i].begin) * row_bytes;
+                const char *want = decoded + (w->first[runs[i].seq] + runs[i].begin) * row_bytes;
+
+                equal = equal && memcmp(some + off, want, bytes) == 0;
+                off += bytes;
+                at[runs[i].seq] = runs[i].end;
+            }
+        }
+    }
+    drop_cache(c, w);
+    free(some);
+    return equal;
+}
+
+/* Rows of chunks are the rows decoded alone, and these are near f64. */
+static void run_edges(struct check *c, const struct heads *h, float sharp)
+{
+    struct world w = { .h = *h, .fmt = KERN_BF16, .n_seqs = 3 };
+    const size_t n_out = (size_t)h->n_heads * h->dim;
+    const uint32_t len = c->quick ? 200 : 66 * 67 / 2;
+
+    w.len[0] = len;
+    w.len[1] = 70;
+    w.len[2] = len - 37;
+    build(c, &w);
+    for (size_t i = 0; i < w.n_rows * width(h); i++) {
+        w.qkv[i] *= i % width(h) < n_out ? sharp : 1.0f;
+    }
+    char *decoded = check_host(w.n_rows * n_out * 2);
+    double *ref = check_host(w.len[1] * n_out * sizeof *ref);
+
+    decode_all(c, &w, decoded);
+    for (uint32_t p = 0; p < w.len[1]; p++) {
+        exact(&w, 1, p, ref + p * n_out);
+    }
+    const char *name = check_name("decoded H=%u K=%u D=%u group %u, queries times %.0f", h->n_heads,
+                                  h->n_kv, h->dim, h->group, (double)sharp);
+
+    check_near_bf16(c, name, (uint16_t *)(void *)decoded + w.first[1] * n_out, ref,
+                    w.len[1] * n_out, 8e-3);
+    check_true(c, "  chunks of every size: the rows decoded alone",
+               equal_chunks(c, &w, decoded, false));
+    check_true(c, "  chunks of several sequences in a step: the same",
+               equal_chunks(c, &w, decoded, true));
+    free(decoded);
+    free(ref);
+    drop(c, &w);
+}
+
+static bool all_nan(const uint16_t *x, size_t n)
+{
+    bool all = true;
+
+    for (size_t i = 0; i < n; i++) {
+        all = all && isnan(bf16_to_f32(x[i]));
+    }
+    return all;
+}
+
+/* One key that is no number: rows that see it have NaN, and those before it their own bits. */
+static void run_nan(struct check *c, float bad)
+{
+    const struct heads h = { 8, 2, 64, 4, 0, 0 };
+    struct world w = { .h = h, .fmt = KERN_BF16, .n_seqs = 1, .len = { 150 } };
+    const size_t n_out = (size_t)h.n_heads * h.dim, half = n_out / 2; /* heads of kv head 1 */
+    const struct run prompt = { 0, 0, 149 }, last = { 0, 149, 150 };
+    const uint32_t at = 40;
+    bool before = true, nan = true, other = true;
+
+    build(c, &w);
+    uint16_t *good = check_host(150 * n_out * 2), *out = check_host(150 * n_out * 2);
+
+    for (int is_bad = 0; is_bad < 2; is_bad++) {
+        uint16_t *to = is_bad ? out : good;
+
+        w.qkv[at * width(&h) + (h.n_heads + 1) * h.dim] = is_bad ? bad : 0.5f;
+        for (uint32_t i = 0; i < w.n_rows; i++) { /* times a query that is not 0 */
+            w.qkv[i * width(&h) + half] = 1.0f;
+        }
+        new_cache(c, &w);
+        step(c, &w, &prompt, 1, w.stride, (char *)to);
+        step(c, &w, &last, 1, w.stride, (char *)(to + 149 * n_out));
+        drop_cache(c, &w);
+    }
+    before = memcmp(out, good, at * n_out * 2) == 0;
+    for (uint32_t p = at; p < 150; p++) {
+        nan = nan && all_nan(out + p * n_out + half, h.dim);
+        other = other && memcmp(out + p * n_out, good + p * n_out, half * 2) == 0;
+    }
+    check_true(
+        c,
+        check_name("a key of %.0f: NaN in rows that see it, in prompts and decoded", (double)bad),
+        nan);
+    check_true(c, "  rows before it and other heads: their own bits", before && other);
+    free(good);
+    free(out);
+    drop(c, &w);
+}
+
 void check_attention(struct check *c)
 {
     static const struct heads heads[] = {
@@ -258,6 +401,23 @@ void check_attention(struct check *c)
         run_world(c, &w);
         drop(c, &w);
     }
+    static const struct heads edges[] = {
+        { 3, 1, 32, 3, 0, 0 },    /* 10 rows a warp: warps straddle spans */
+        { 8, 2, 64, 4, 0, 0 },    /* 32 rows a block */
+        { 2, 2, 80, 1, 0, 0 },    /* 128 rows a block, warps whose rows begin later */
+        { 8, 1, 96, 8, 0, 0 },    /* 4 rows a warp */
+        { 16, 1, 128, 16, 0, 0 }, /* 2 rows a warp */
+        { 20, 1, 40, 20, 0, 0 },  /* heads in two chunks */
+        { 3, 1, 136, 3, 0, 0 },   /* dims past D in three of the last steps */
+        { 4, 1, 256, 4, 0, 0 },   /* one tile of queries a warp */
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(edges); i++) {
+        run_edges(c, &edges[i], 1.0f);
+    }
+    run_edges(c, &edges[1], 40.0f); /* weights down to 0, maxima that jump */
+    run_nan(c, NAN);
+    run_nan(c, INFINITY);
     struct world w = { .h = heads[0], .fmt = KERN_F32, .n_seqs = 3, .len = { 300, 5, 64 } };
 
     build(c, &w);

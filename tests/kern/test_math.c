@@ -67,6 +67,34 @@ static void test_exp_log__edges(void **state)
     assert_int_equal(f32_bits(k_logf(1.0f)), 0);
 }
 
+/* Weights of attention on CUDA devices. */
+static void test_exp2_weight__is_near_and_ends_at_zero(void **state)
+{
+    double worst = 0;
+
+    (void)state;
+    for (uint32_t i = 0; i < 400000; i++) {
+        const float t = 1.0f - 127.0f * ((float)case_u32() * 0x1p-32f);
+        const double want = exp2((double)t);
+
+        worst = MAX(worst, fabs((double)k_exp2_weight(t) - want) / want);
+    }
+    if (!(worst < 1.0 / 300000)) {
+        fail_msg("2^t is off by %.3g", worst);
+    }
+    assert_int_equal(f32_bits(k_exp2_weight(-127.0f)), 0);
+    assert_int_equal(f32_bits(k_exp2_weight(-1e30f)), 0);
+    assert_int_equal(f32_bits(k_exp2_weight(-INFINITY)), 0);
+    assert_int_equal(f32_bits(k_exp2_weight(NAN)), 0);
+    assert_int_equal(f32_bits(k_exp2_whole(-127.0f)), 0);
+    assert_int_equal(f32_bits(k_exp2_whole(-INFINITY)), 0);
+    assert_int_equal(f32_bits(k_exp2_whole(NAN)), 0);
+    for (int e = -126; e <= 0; e++) {
+        assert_true((double)k_exp2_weight((float)e) == ldexp(1.0, e));
+        assert_true((double)k_exp2_whole((float)e) == ldexp(1.0, e));
+    }
+}
+
 static void test_bf16__rounds_to_nearest_even(void **state)
 {
     (void)state;
@@ -177,6 +205,7 @@ int main(void)
         cmocka_unit_test(test_exp__is_within_two_ulp),
         cmocka_unit_test(test_log__is_within_two_ulp),
         cmocka_unit_test(test_exp_log__edges),
+        cmocka_unit_test(test_exp2_weight__is_near_and_ends_at_zero),
         cmocka_unit_test(test_bf16__rounds_to_nearest_even),
         cmocka_unit_test(test_f16__every_half_is_exact),
         cmocka_unit_test(test_philox__known_answers),
