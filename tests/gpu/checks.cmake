@@ -35,9 +35,9 @@ if(GANTRY_CXX AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64" AND NOT GANTRY_S
   add_custom_target(simt_plugin ALL DEPENDS ${CMAKE_BINARY_DIR}/simt/gantry_cuda.so)
   # wgmma with mma.sync's bits must be found and taken, with others it must be left out.
   add_test(NAME simt.check_ops COMMAND gpu.check_ops ${CMAKE_BINARY_DIR}/simt/gantry_cuda.so 1 quick)
-  set_tests_properties(simt.check_ops PROPERTIES LABELS kern TIMEOUT 180 ENVIRONMENT
+  set_tests_properties(simt.check_ops PROPERTIES LABELS kern TIMEOUT 400 ENVIRONMENT
     "GANTRY_CHECK_PRODUCTS=wgmma")
   add_test(NAME simt.check_other_bits COMMAND gpu.check_ops ${CMAKE_BINARY_DIR}/simt/gantry_cuda.so 1 quick gemm)
-  set_tests_properties(simt.check_other_bits PROPERTIES LABELS kern TIMEOUT 180 ENVIRONMENT
+  set_tests_properties(simt.check_other_bits PROPERTIES LABELS kern TIMEOUT 400 ENVIRONMENT
     "SIMT_WGMMA_ROUNDS_TWICE=1;GANTRY_CHECK_PRODUCTS=mma.sync (wgmma gives other bits)")
 endif()
