@@ -146,7 +146,8 @@ __device__ static inline void close_piece(struct trees<S> *trees, const struct p
  * acc must be unrolled, since nothing else is in registers. */
 template <class S>
 __device__ static inline void close_piece_smem(struct trees<S> *trees, const struct piece &q,
-                                               float acc[S::MT][S::TT][4], float *leaf)
+                                               uint32_t n_leaves, float acc[S::MT][S::TT][4],
+                                               float *leaf)
 {
 #pragma unroll
     for (int i = 0; i < S::SUMS; i++) {
@@ -156,6 +157,10 @@ __device__ static inline void close_piece_smem(struct trees<S> *trees, const str
         *a = 0.0f;
     }
     if (!q.last) {
+        return;
+    }
+    if (n_leaves == 1) { /* no tree */
+        trees->next = 1;
         return;
     }
     for (; trees->next <= q.leaf; trees->next++) {
@@ -256,7 +261,7 @@ __global__ static void __launch_bounds__(THREADS, S::ROWS > 64 ? 1 : 2)
             }
         }
         if constexpr (S::IN_SMEM) { /* never in groups */
-            close_piece_smem<S>(&trees, q, acc, kept);
+            close_piece_smem<S>(&trees, q, p.n_leaves, acc, kept);
         } else if (groups.n == 1) {
             close_piece<S>(&trees, q, done, leaf);
         } else { /* a group is one leaf or one piece: no tree inside */

@@ -85,8 +85,8 @@ __device__ static inline void finish(float acc[HALVES][64], struct fragments *a)
     }
 }
 
-/* A step that has come: W to registers, x to where wgmma reads it. */
-__device__ static inline void make_ready(struct fragments *a, smem_at stage)
+/* W of a step that has come. */
+__device__ static inline void read_w(struct fragments *a, smem_at stage)
 {
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const smem_at w = stage + (warp / 4 * 8 + warp % 4) * CU_RUN_BYTES + lane * 16;
@@ -96,6 +96,13 @@ __device__ static inline void make_ready(struct fragments *a, smem_at stage)
         a->lo[m] = read_16(w + m * 4 * CU_RUN_BYTES);
         a->hi[m] = read_16(w + m * 4 * CU_RUN_BYTES + 512);
     }
+}
+
+/* Its x, to where wgmma reads it. */
+__device__ static inline void turn_x(smem_at stage)
+{
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+
 #pragma unroll
     for (uint32_t i = 0; i < 2; i++) { /* 8 rows each */
         const uint32_t eight = warp + i * 8;
@@ -126,7 +133,8 @@ __device__ static inline void begin(const struct product &p, struct flow *f, sme
     }
     copies_wait<1>();
     __syncthreads(); /* the first two have come */
-    make_ready(&f->a, ring);
+    read_w(&f->a, ring);
+    turn_x(ring);
     __syncthreads(); /* the first is ready */
 }
 
@@ -139,8 +147,12 @@ __device__ static inline void step(const struct product &p, struct flow *f, smem
 
     f->stage = after(f->stage);
     issue(acc, f->a, stage);
-    fetch<tile, ALIGNED>(p, &f->load, f->run0, f->row0, stage); /* all have it in registers */
-    make_ready(&next, ring + f->stage * tile::STAGE_BYTES);
+    turn_x(ring + f->stage * tile::STAGE_BYTES);
+    /* Behind turn_x, in case its fence waits for copies too. All have read what lies there. */
+    fetch<tile, ALIGNED>(p, &f->load, f->run0, f->row0, stage);
+    /* Without a branch between this and the wait: ptxas would move registers of A before it, and
+     * then start the products of a step one after the other (its note C7513). */
+    read_w(&next, ring + f->stage * tile::STAGE_BYTES);
     copies_wait<1>();
     __syncthreads(); /* the step after this is ready, the one behind it has come */
     finish(acc, &f->a);

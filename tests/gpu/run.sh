@@ -152,6 +152,8 @@ esac
 run check_ops_again 30 "$out/check_ops" "$out/gantry_cuda.so" "$((seed + 1))"
 run check_ops_serial 30 env GANTRY_CUDA_SERIAL=1 "$out/check_ops" "$out/gantry_cuda.so" "$seed"
 
+run check_ops_mma 30 env GANTRY_CUDA_WGMMA=0 "$out/check_ops" "$out/gantry_cuda.so" "$seed" gemm
+
 # ---- whole models ----
 on_device=(env GANTRY_TEST_DEVICE=cuda GANTRY_TEST_PLUGIN="$out/gantry_cuda.so" GANTRY_SOURCE_DIR="$source_dir")
 run model_stories260k 80 "${on_device[@]}" "$out/check_model"
