@@ -285,13 +285,15 @@ __global__ static void __launch_bounds__(THREADS, 1)
     gemm_wgmma_kernel(const __grid_constant__ struct product p, uint32_t first_level,
                       uint32_t n_in_scratch, uint32_t n_row_tiles, uint32_t n_out_tiles)
 {
-#if HAVE_WGMMA
     DYNAMIC_SHARED(char, ring);
     float4 *const in_smem = (float4 *)(ring + STAGES * tile::STAGE_BYTES);
     float4 *const in_scratch =
         (float4 *)p.sums + (size_t)blockIdx.x * n_in_scratch * (LEVEL_BYTES / 16);
     const struct levels levels = { in_smem + threadIdx.x, in_scratch + threadIdx.x, first_level };
 
+    if (!HAVE_WGMMA) {
+        return;
+    }
     begin_op();
 #pragma unroll 1
     for (uint32_t i = blockIdx.x; i < n_row_tiles * n_out_tiles; i += gridDim.x) {
@@ -307,9 +309,6 @@ __global__ static void __launch_bounds__(THREADS, 1)
         run_tile<ALIGNED>(p, &f, smem_of(ring), levels, acc);
         store_tile(p, acc, f);
     }
-#else
-    (void)p, (void)first_level, (void)n_in_scratch, (void)n_row_tiles, (void)n_out_tiles;
-#endif
 }
 
 /* ---- choosing ---- */
