@@ -25,6 +25,13 @@ static inline uint64_t clock_now_ns(const struct clock *clock)
     return clock->now_ns(clock->self);
 }
 
+/* How long ago `then` was; 0 if it is later than now: `now` may have been read before what it is compared with
+ * happened, and a moment that comes from a file may be any. */
+static inline uint64_t clock_since(uint64_t now_ns, uint64_t then_ns)
+{
+    return now_ns > then_ns ? now_ns - then_ns : 0;
+}
+
 /* Wall time in microseconds since 1970, for messages to people and for ids; never for durations. */
 uint64_t clock_wall_us(void);
 

@@ -209,7 +209,7 @@ static void sweep(struct launch *l)
 
     if (n_left == 0) {
         l->state = LAUNCH_ENDED;
-    } else if (now_ns - l->sweep_at_ns > sweep_ns) {
+    } else if (clock_since(now_ns, l->sweep_at_ns) > sweep_ns) {
         log_warn("launch", "%u processes of mpirun %d do not end on SIGKILL, ignoring", n_left,
                  l->pid);
         l->state = LAUNCH_ENDED;
@@ -262,7 +262,7 @@ void launch_end(struct launch *l, uint64_t now_ns)
     if (l->n_terms == 0) {
         l->end_at_ns = now_ns;
     }
-    since_ns = now_ns - l->end_at_ns;
+    since_ns = clock_since(now_ns, l->end_at_ns);
     if (since_ns >= kill_ns) {
         (void)process_session_signal(l->pid, SIGKILL);
     } else if (l->n_terms == 0 || (l->n_terms == 1 && since_ns >= term_again_ns)) {

@@ -139,14 +139,13 @@ static const struct rank *note_silent(struct replica *r)
 {
     const struct coord *c = r->coord;
     const uint64_t now = coord_now(c);
-    const uint64_t own = now > c->watch_due_ns ? now - c->watch_due_ns : 0;
-    const uint64_t half = c->config.hang_ns / 2, bound = half + own;
+    const uint64_t half = c->config.hang_ns / 2;
+    const uint64_t bound = half + clock_since(now, c->watch_due_ns);
     const struct rank *most = NULL;
 
     for (uint32_t i = 0; i < r->shape.n_ranks; i++) {
         struct rank *k = &r->ranks[i];
-        k->was_silent =
-            half != 0 && k->call != NULL && now > k->heard_ns && now - k->heard_ns > bound;
+        k->was_silent = half != 0 && k->call != NULL && clock_since(now, k->heard_ns) > bound;
         if (k->was_silent && (most == NULL || k->heard_ns < most->heard_ns)) {
             most = k;
         }

@@ -202,8 +202,7 @@ bool canary_is_fresh(const struct replica *r, uint64_t now)
     const uint64_t since = r->n_streams != 0 ? MAX(r->moved_ns, r->proven_ns) : r->proven_ns;
     const uint64_t window = r->n_streams != 0 ? bound : r->coord->config.canary_ns + bound;
 
-    return !is_on(r->coord) || r->coord->config.hang_ns == 0 || now < since ||
-           now - since <= window;
+    return !is_on(r->coord) || r->coord->config.hang_ns == 0 || clock_since(now, since) <= window;
 }
 
 /* A leader that says it has nothing to do, while a canary waits for it. One that has something to do
@@ -211,16 +210,16 @@ bool canary_is_fresh(const struct replica *r, uint64_t now)
 static void check_taken(struct replica *r, uint64_t now)
 {
     const struct msg_heartbeat *leader = &r->ranks[0].heartbeat;
-    const uint64_t sent = r->canary.sent_ns;
+    const uint64_t waited = clock_since(now, r->canary.sent_ns);
     char text[ERR_TEXT_BYTES];
 
-    if (now < sent || now - sent <= detect_bound_ns(r) || leader->running + leader->waiting != 0) {
+    if (waited <= detect_bound_ns(r) || leader->running + leader->waiting != 0) {
         return;
     }
     snprintf(text, sizeof(text),
              "rank 0 (host %s, pid %u) takes no work: a canary has waited for %.1f s in phase "
              "\"%s\" at step %" PRIu64,
-             r->ranks[0].host, r->ranks[0].pid, (double)(now - sent) / 1e9, r->ranks[0].phase,
+             r->ranks[0].host, r->ranks[0].pid, (double)waited / 1e9, r->ranks[0].phase,
              leader->step);
     log_warn("replica", "replica %u.%u: %s", r->index, r->generation, text);
     replica_sign(r, SIGN_OWN_FAULT, ST_ERR_DEADLINE, text);
@@ -237,7 +236,7 @@ void canary_tick(struct replica *r, uint64_t now)
     if (k->is_out && c->config.hang_ns != 0) {
         check_taken(r, now);
     } else if (!k->is_out && r->state == REPLICA_SERVING && r->n_streams == 0 &&
-               now - r->proven_ns >= c->config.canary_ns) {
+               clock_since(now, r->proven_ns) >= c->config.canary_ns) {
         submit(r);
     }
 }

@@ -60,7 +60,7 @@ static struct wait_rank *ranks_heard(const struct replica *r, uint64_t now, uint
     for (uint32_t i = 0; ranks != NULL && i < r->shape.n_ranks; i++) {
         const struct rank *k = &r->ranks[i];
         const struct msg_heartbeat *h = &k->heartbeat;
-        const uint64_t age = now > k->heard_ns ? now - k->heard_ns : 0;
+        const uint64_t age = clock_since(now, k->heard_ns);
         ranks[i] = (struct wait_rank){ .host = k->host,
                                        .phase = k->phase,
                                        .is_silent = k->call != NULL && age > bound,
@@ -114,7 +114,7 @@ static void blame_silent(struct replica *r, uint64_t now, uint32_t n_silent)
     err_set(&text, ST_ERR_DEADLINE,
             "rank %u (host %s, pid %u) has been silent for %.1f s (--hang-timeout)%s, last in "
             "phase \"%s\" at step %" PRIu64 "%s%.*s",
-            v.rank, k->host, k->pid, (double)(now - k->heard_ns) / 1e9, more, k->phase,
+            v.rank, k->host, k->pid, (double)clock_since(now, k->heard_ns) / 1e9, more, k->phase,
             k->heartbeat.step, r->waits[0] != '\0' ? "; " : "", (int)strcspn(r->waits, ";"),
             r->waits); /* the first: who waits for this one */
     log_warn("replica", "replica %u.%u: %s", r->index, r->generation, text.text);
@@ -127,7 +127,7 @@ static void check_silence(struct replica *r, uint64_t now)
 
     for (uint32_t i = 0; i < r->shape.n_ranks; i++) {
         const struct rank *k = &r->ranks[i];
-        const bool is_late = now > k->heard_ns && now - k->heard_ns > r->coord->config.hang_ns;
+        const bool is_late = clock_since(now, k->heard_ns) > r->coord->config.hang_ns;
         n_silent += k->call != NULL && is_late ? 1 : 0;
     }
     if (n_silent != 0) {
@@ -156,7 +156,7 @@ static void stuck_text(const struct replica *r, uint64_t now, uint32_t n_streams
 {
     const struct msg_heartbeat *leader = &r->ranks[0].heartbeat;
     const struct rank *k = &r->ranks[v->rank];
-    const double s = (double)(now - r->moved_ns) / 1e9;
+    const double s = (double)clock_since(now, r->moved_ns) / 1e9;
 
     if (v->kind == WAITS_LINK || v->kind == WAITS_RING || v->kind == WAITS_DISAGREE) {
         err_set(text, ST_ERR_DEADLINE, "nothing has moved for %.1f s at step %" PRIu64 ": %s", s,
@@ -203,12 +203,12 @@ static void check_movement(struct replica *r, uint64_t now)
     struct err text, why = ERR_INIT;
     uint32_t n_streams;
 
-    if (mark != r->mark || now < r->moved_ns || (n_streams = n_waiting_for(r)) == 0) {
+    if (mark != r->mark || (n_streams = n_waiting_for(r)) == 0) {
         r->mark = mark;
-        r->moved_ns = MAX(now, r->moved_ns);
+        r->moved_ns = now;
         return;
     }
-    if (now - r->moved_ns <= detect_bound_ns(r)) {
+    if (clock_since(now, r->moved_ns) <= detect_bound_ns(r)) {
         return;
     }
     judge(r, now, r->coord->config.hang_ns, &v, &why);
@@ -228,13 +228,13 @@ static void check_loading(struct replica *r, uint64_t now)
     struct waits_verdict v;
     struct err why = ERR_INIT;
 
-    if (mark != r->mark || r->state == REPLICA_STARTING || now < r->moved_ns) {
+    if (mark != r->mark || r->state == REPLICA_STARTING) {
         r->mark = mark;
-        r->moved_ns = MAX(now, r->moved_ns);
+        r->moved_ns = now;
         r->is_load_told = false;
         return;
     }
-    if (r->is_load_told || now - r->moved_ns <= bound) {
+    if (r->is_load_told || clock_since(now, r->moved_ns) <= bound) {
         return;
     }
     judge(r, now, r->coord->config.hang_ns, &v, &why);
@@ -244,7 +244,7 @@ static void check_loading(struct replica *r, uint64_t now)
         "replica",
         "replica %u.%u: loading has not moved for %.1f s, going on to wait: %s; it has %" PRIu64
         " of %" PRIu64 " bytes",
-        r->index, r->generation, (double)(now - r->moved_ns) / 1e9, why.text,
+        r->index, r->generation, (double)clock_since(now, r->moved_ns) / 1e9, why.text,
         r->ranks[v.rank].heartbeat.loaded_bytes, r->ranks[v.rank].heartbeat.weight_bytes);
 }
 
@@ -257,13 +257,14 @@ static void check_start(struct replica *r, uint64_t now)
     struct err text;
 
     /* Whoever started the service judges the first starts, but only until one replica serves. */
-    if (bound == 0 || !is_ours || now - r->started_ns <= bound) {
+    if (bound == 0 || !is_ours || clock_since(now, r->started_ns) <= bound) {
         return;
     }
     err_set(&text, ST_ERR_DEADLINE,
             "%.0f s after its start %u of %u ranks have attached and %u are ready%s%s",
-            (double)(now - r->started_ns) / 1e9, r->n_attached, r->shape.n_ranks, r->n_ready,
-            r->is_load_told ? "; loading stands still: " : "", r->is_load_told ? r->why : "");
+            (double)clock_since(now, r->started_ns) / 1e9, r->n_attached, r->shape.n_ranks,
+            r->n_ready, r->is_load_told ? "; loading stands still: " : "",
+            r->is_load_told ? r->why : "");
     replica_sign(r, SIGN_JOB_ENDED, ST_ERR_DEADLINE, text.text);
 }
 
@@ -303,11 +304,11 @@ static void add_stall(struct coord *c, uint64_t now, uint64_t gap)
 static void tick(void *arg)
 {
     struct coord *c = arg;
-    const uint64_t now = coord_now(c), due = c->watch_due_ns;
+    const uint64_t now = coord_now(c), late = clock_since(now, c->watch_due_ns);
 
     coord_enter(c);
-    if (now > due + STALL_MS * NS_PER_MS) {
-        add_stall(c, now, now - due);
+    if (late > STALL_MS * NS_PER_MS) {
+        add_stall(c, now, late);
     }
     for (uint32_t i = 0; i < c->n_replicas; i++) {
         struct replica *r = c->replicas[i];

@@ -162,7 +162,7 @@ static bool is_due(const struct front_call *head, uint64_t now)
     for (const struct front_call *f = head; f != NULL && resume_is_over(head); f = f->next_choice) {
         since = MAX(since, f->over_ns);
     }
-    return head->call == NULL && now > since && now - since >= head->coord->config.resume_ns;
+    return head->call == NULL && clock_since(now, since) >= head->coord->config.resume_ns;
 }
 
 static void expire(struct front_call *head)

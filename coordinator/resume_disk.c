@@ -16,7 +16,7 @@
 /* Wall time of a moment on our clock; it may have passed before this process began. */
 static uint64_t wall_of(const struct coord *c, uint64_t at_ns)
 {
-    const uint64_t now = coord_now(c), ago_us = (now - MIN(at_ns, now)) / NS_PER_US;
+    const uint64_t ago_us = clock_since(coord_now(c), at_ns) / NS_PER_US;
     const uint64_t wall = clock_wall_us();
 
     return at_ns == 0 ? 0 : wall - MIN(ago_us, wall);

@@ -336,7 +336,7 @@ static void wait_on(struct coord *c, struct journal_entry *e)
     if (e->stranded_ns == 0) {
         e->stranded_ns = now;
     }
-    if (c->config.join_max != 0 && now - e->stranded_ns < c->config.rejoin_ns) {
+    if (c->config.join_max != 0 && clock_since(now, e->stranded_ns) < c->config.rejoin_ns) {
         return;
     }
     if (e->exact && e->profile[0] != '\0') {

@@ -453,7 +453,8 @@ static void end(struct session *s, enum finish_reason reason, int32_t i_stop,
 {
     const char *stop = s->stop_strings;
     const uint64_t ended_ns = s->ended_ns != 0 ? s->ended_ns : now_ns(s);
-    const uint64_t first_ns = s->first_token_ns != 0 ? s->first_token_ns : ended_ns;
+    /* Of an answer out of the journal these were wall times, which an adjusted clock puts out of their order. */
+    const uint64_t first_ns = s->first_token_ns != 0 ? MIN(s->first_token_ns, ended_ns) : ended_ns;
 
     for (int32_t i = 0; i < i_stop; i++) {
         stop += strlen(stop) + 1; /* stop strings hold no NUL (proto/codec_pb.c) */
@@ -466,8 +467,8 @@ static void end(struct session *s, enum finish_reason reason, int32_t i_stop,
         .completion_tokens = s->entry->n_emitted,
         .cached_tokens = cached_tokens,
         .queued_us = queued_us,
-        .first_token_us = (first_ns - s->config.arrived_ns) / NS_PER_US,
-        .total_us = (ended_ns - s->config.arrived_ns) / NS_PER_US,
+        .first_token_us = clock_since(first_ns, s->config.arrived_ns) / NS_PER_US,
+        .total_us = clock_since(ended_ns, s->config.arrived_ns) / NS_PER_US,
     };
 }
 

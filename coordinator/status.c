@@ -65,7 +65,6 @@ static void rank_fill(const struct replica *replica, uint32_t i, uint64_t now,
                       struct msg_rank_status *m)
 {
     const struct rank *r = &replica->ranks[i];
-    const bool was_heard = r->was_attached && now > r->heard_ns;
 
     *m = (struct msg_rank_status){
         .rank = i,
@@ -76,7 +75,7 @@ static void rank_fill(const struct replica *replica, uint32_t i, uint64_t now,
         .phase = r->call != NULL ? r->phase : (r->was_attached ? "lost" : "absent"),
         .kernels = r->kernels,
         .step = r->heartbeat.step,
-        .heartbeat_age_us = was_heard ? (now - r->heard_ns) / NS_PER_US : 0,
+        .heartbeat_age_us = r->was_attached ? clock_since(now, r->heard_ns) / NS_PER_US : 0,
         .loaded_bytes = r->heartbeat.loaded_bytes,
         .weight_bytes = r->heartbeat.weight_bytes,
         .op = r->heartbeat.op != COLL_OP_NONE ? coll_op_name(r->heartbeat.op) : "",

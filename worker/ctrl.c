@@ -67,7 +67,7 @@ static void note_watch(const struct coll_watch *w, struct msg_heartbeat *h)
     h->op = atomic_load_explicit(&w->op, memory_order_relaxed);
     h->op_seq = atomic_load_explicit(&w->seq, memory_order_relaxed);
     if (h->op != COLL_OP_NONE && since != 0) {
-        h->waited_us = MAX(now - MIN(now, since), (uint64_t)NS_PER_US) / NS_PER_US;
+        h->waited_us = MAX(clock_since(now, since), (uint64_t)NS_PER_US) / NS_PER_US;
         h->op_peer = peer == COLL_PEER_NONE ? 0 : peer + 1;
     }
 }

@@ -126,7 +126,7 @@ static void add_watch(struct line *l, const struct coll_watch *watch, uint64_t n
     }
     if (since != 0) {
         add_text(l, " since ");
-        add_seconds(l, now - (since < now ? since : now));
+        add_seconds(l, clock_since(now, since));
     }
 }
 
@@ -146,13 +146,13 @@ static void write_step(const struct trail_step *s, const struct coll_watch *watc
     add_text(&l, " streams ");
     add_number(&l, atomic_load_explicit(&s->n_seqs, memory_order_relaxed), 10, 1);
     add_text(&l, " began ");
-    add_seconds(&l, now - (begin < now ? begin : now));
+    add_seconds(&l, clock_since(now, begin));
     add_text(&l, " ago");
     if (end == 0) {
         add_watch(&l, watch, now);
     } else {
         add_text(&l, " took ");
-        add_seconds(&l, end - (begin < end ? begin : end));
+        add_seconds(&l, clock_since(end, begin));
         add_text(&l, " exchanges to #");
         add_number(&l, get(&s->op_seq), 10, 1);
     }

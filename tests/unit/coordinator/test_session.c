@@ -394,9 +394,36 @@ static void test_journal__holds_what_a_second_attempt_needs(void **state UNUSED)
     world_free(w);
 }
 
+/* What a journal has of another coordinator's answer was wall time, and somebody may have set that clock. */
+static void test_session__times_out_of_their_order_are_none(void **state UNUSED)
+{
+    static const struct {
+        int64_t first_s, ended_s; /* after its arrival */
+        uint64_t first_us, total_us;
+    } rows[] = {
+        { 1, 3, 1000000, 3000000 },
+        { -1, 3, 0, 3000000 }, /* the first token before the request */
+        { 4, 3, 3000000, 3000000 },
+        { -2, -1, 0, 0 },
+    };
+
+    for (uint32_t i = 0; i < ARRAY_LEN(rows); i++) {
+        struct world *w = world_make(false, NULL);
+        const int64_t arrived_ns = (int64_t)session_arrived_ns(w->session);
+        const int64_t s = (int64_t)NS_PER_S;
+        session_set_times(w->session, (uint64_t)(arrived_ns + rows[i].first_s * s),
+                          (uint64_t)(arrived_ns + rows[i].ended_s * s));
+        finish(w, FINISH_LENGTH, ST_OK, "");
+        assert_true(w->sink.finished.first_token_us == rows[i].first_us);
+        assert_true(w->sink.finished.total_us == rows[i].total_us);
+        world_free(w);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_session__times_out_of_their_order_are_none),
         cmocka_unit_test(test_session__started_comes_before_any_token),
         cmocka_unit_test(test_session__last_message_carries_reason_and_counts),
         cmocka_unit_test(test_session__characters_are_never_cut),
