@@ -78,7 +78,7 @@ static void submit(struct replica *r)
 /* ---- back ---- */
 
 /* Where the known answer of this profile is, or is to go. NULL: too many profiles to know. */
-static struct canary_known *known_of(struct coord *c, const char *profile)
+static struct journal_canary *known_of(struct coord *c, const char *profile)
 {
     for (uint32_t i = 0; i < ARRAY_LEN(c->known); i++) {
         if (c->known[i].profile[0] == '\0' || strcmp(c->known[i].profile, profile) == 0) {
@@ -88,7 +88,7 @@ static struct canary_known *known_of(struct coord *c, const char *profile)
     return NULL;
 }
 
-static void refuse(struct replica *r, const struct canary_known *known, uint32_t at)
+static void refuse(struct replica *r, const struct journal_canary *known, uint32_t at)
 {
     const struct canary *k = &r->canary;
     char text[ERR_TEXT_BYTES];
@@ -96,8 +96,8 @@ static void refuse(struct replica *r, const struct canary_known *known, uint32_t
     snprintf(text, sizeof(text),
              "replica %u computes other bits: token %u of the canary is %u (%a) here and was %u "
              "(%a) on replica %u, host %s; memory or a processor of its hosts may be broken",
-             r->index, at, k->tokens[at], (double)k->logprobs[at], known->tokens[at],
-             (double)known->logprobs[at], known->replica, known->host);
+             r->index, at, k->tokens[at].id, (double)k->tokens[at].logprob, known->tokens[at].id,
+             (double)known->tokens[at].logprob, known->replica, known->host);
     replica_sign(r, SIGN_OWN_FAULT, ST_ERR_MISMATCH, text);
 }
 
@@ -109,31 +109,71 @@ static uint32_t bits_of(float x)
     return bits;
 }
 
+/* What the canary is: another build, model or other weights have another answer. */
+static uint64_t key_of(const struct coord *c)
+{
+    uint32_t ids[CANARY_PROMPT];
+    uint64_t key = hash64_of(c->config.build, strlen(c->config.build), CANARY_TOKENS);
+
+    prompt_make(c, ids);
+    key = hash64_of(ids, sizeof(ids), key ^ plan_model_digest(c->config.plan));
+    return hash64_of(&c->digest, sizeof(c->digest), key);
+}
+
+/* The first answer of its profile. */
+static void learn(struct replica *r, struct journal_canary *known)
+{
+    struct coord *c = r->coord;
+
+    *known = (struct journal_canary){ .key = key_of(c), .replica = r->index };
+    memcpy(known->tokens, r->canary.tokens, sizeof(known->tokens));
+    snprintf(known->profile, sizeof(known->profile), "%s", r->shape.profile);
+    snprintf(known->host, sizeof(known->host), "%s", r->ranks[0].host);
+    if (c->config.disk != NULL) {
+        journal_disk_canary(c->config.disk, known);
+    }
+}
+
 static bool compare(struct replica *r)
 {
     const struct canary *k = &r->canary;
-    struct canary_known *known = known_of(r->coord, r->shape.profile);
+    struct journal_canary *known = known_of(r->coord, r->shape.profile);
 
     if (known == NULL) {
         return true;
     }
-    if (known->profile[0] == '\0') {
-        memcpy(known->tokens, k->tokens, sizeof(known->tokens));
-        memcpy(known->logprobs, k->logprobs, sizeof(known->logprobs));
-        snprintf(known->profile, sizeof(known->profile), "%s", r->shape.profile);
-        snprintf(known->host, sizeof(known->host), "%s", r->ranks[0].host);
-        known->replica = r->index;
+    if (known->profile[0] == '\0' || known->key != key_of(r->coord)) {
+        learn(r, known);
         return true;
     }
     for (uint32_t i = 0; i < CANARY_TOKENS; i++) {
-        if (k->tokens[i] != known->tokens[i] ||
-            bits_of(k->logprobs[i]) != bits_of(known->logprobs[i])) {
+        if (k->tokens[i].id != known->tokens[i].id ||
+            bits_of(k->tokens[i].logprob) != bits_of(known->tokens[i].logprob)) {
             refuse(r, known, i);
             return false;
         }
     }
     return true;
 }
+
+/* ---- over restarts of the coordinator ---- */
+
+/* A replica that computes wrongly could otherwise be the first that the next coordinator hears. */
+void canary_restore(struct coord *c, const struct journal_image *image)
+{
+    memcpy(c->known, image->canaries, sizeof(c->known));
+}
+
+void canary_write(const struct coord *c)
+{
+    for (uint32_t i = 0; i < ARRAY_LEN(c->known); i++) {
+        if (c->known[i].profile[0] != '\0') {
+            journal_disk_canary(c->config.disk, &c->known[i]);
+        }
+    }
+}
+
+/* ---- its tokens ---- */
 
 /* Of a replica that was given up nothing counts any more: its answer must not become the known one. */
 static bool is_mine(const struct replica *r, uint64_t stream, uint32_t attempt)
@@ -148,8 +188,7 @@ void canary_token(struct replica *r, const struct msg_token *t)
     struct canary *k = &r->canary;
 
     if (is_mine(r, t->stream, t->attempt) && t->index == k->n_tokens && t->index < CANARY_TOKENS) {
-        k->tokens[t->index] = t->token;
-        k->logprobs[t->index] = t->logprob;
+        k->tokens[t->index] = (struct msg_logprob){ t->token, t->logprob };
         k->n_tokens++;
     }
 }

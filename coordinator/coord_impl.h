@@ -135,23 +135,14 @@ struct replica_shape {
     char profile[MSG_PROFILE_BYTES];
 };
 
-enum { CANARY_PROMPT = 8, CANARY_TOKENS = 4, CANARY_PROFILES = 4 };
+enum { CANARY_PROMPT = 8, CANARY_TOKENS = JOURNAL_CANARY_TOKENS };
 
 struct canary {      /* canary.c */
     uint32_t serial; /* of the last one sent */
     bool is_out;
     uint64_t sent_ns;
     uint32_t n_tokens;
-    uint32_t tokens[CANARY_TOKENS];
-    float logprobs[CANARY_TOKENS];
-};
-
-struct canary_known {
-    char profile[64]; /* "": free */
-    char host[64];    /* of the replica that computed it first */
-    uint32_t replica;
-    uint32_t tokens[CANARY_TOKENS];
-    float logprobs[CANARY_TOKENS];
+    struct msg_logprob tokens[CANARY_TOKENS];
 };
 
 struct drain {
@@ -239,7 +230,7 @@ struct coord {
     uint32_t n_replicas,
         n_own; /* own: the first of them, started by whoever made the coordinator */
     bool has_served;
-    struct canary_known known[CANARY_PROFILES];
+    struct journal_canary known[JOURNAL_CANARIES]; /* what canaries are compared with */
     struct hash128 digest; /* of the weights: all replicas must have the same */
     char digest_hex[HASH_HEX_BYTES];
     struct rpc_timer watch_timer;
@@ -412,6 +403,8 @@ void canary_tick(struct replica *r, uint64_t now);
 bool canary_is(uint64_t stream);
 void canary_token(struct replica *r, const struct msg_token *t);
 void canary_finish(struct replica *r, const struct msg_finish *m);
+void canary_restore(struct coord *c, const struct journal_image *image);
+void canary_write(const struct coord *c); /* what is known, into the journal on disk */
 bool canary_is_fresh(const struct replica *r, uint64_t now); /* it has computed something lately */
 
 /* drain.c */

@@ -319,6 +319,28 @@ void journal_disk_profile(struct journal_disk *d, uint64_t stream, const char *p
     buf_fini(&b);
 }
 
+void journal_disk_canary(struct journal_disk *d, const struct journal_canary *canary)
+{
+    const uint32_t numbers[2] = { canary->replica, JOURNAL_CANARY_TOKENS };
+    struct buf b = BUF_INIT_MAX(512);
+
+    if (!is_writing(d)) {
+        return;
+    }
+    tokens_close(d);
+    status st = buf_append(&b, &canary->key, sizeof(canary->key));
+    (void)(st || (st = buf_append(&b, numbers, sizeof(numbers))) ||
+           (st = buf_append(&b, canary->tokens, sizeof(canary->tokens))) ||
+           (st = buf_append(&b, canary->profile, strlen(canary->profile) + 1)) ||
+           (st = buf_append_str(&b, canary->host)));
+    if (st == ST_OK) {
+        record_put(d, JOURNAL_CANARY, b.data, b.len);
+    } else {
+        fail(d, "no memory", ENOMEM);
+    }
+    buf_fini(&b);
+}
+
 void journal_disk_drop(struct journal_disk *d, uint64_t stream)
 {
     if (is_writing(d)) {

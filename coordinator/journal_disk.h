@@ -18,6 +18,8 @@
  *   DROP    stream u64: nobody can ask for that request any more
  *   PROFILE stream u64, flags u32 (1: it was placed there first, 2: it got tokens from there), 0 u32,
  *           the profile's name
+ *   CANARY  key u64, replica u32, n u32, n times id u32, logprob f32, then the profile's name, NUL and the host's
+ *           name: what the first replica of that profile answered to the canary; a later one counts
  *
  * A sum covers its record's bytes, the segment's number and the record's place. A segment that has
  * grown too large is replaced: a new one begins with a snapshot of what is live, so its size is
@@ -38,8 +40,25 @@
 
 enum { JOURNAL_VERSION = 1, JOURNAL_TAG_MUST = 0x8000, JOURNAL_PATH_BYTES = 1024 };
 
-enum journal_kind { JOURNAL_OPEN = 1, JOURNAL_TOKENS, JOURNAL_END, JOURNAL_DROP, JOURNAL_PROFILE };
+enum journal_kind {
+    JOURNAL_OPEN = 1,
+    JOURNAL_TOKENS,
+    JOURNAL_END,
+    JOURNAL_DROP,
+    JOURNAL_PROFILE,
+    JOURNAL_CANARY
+};
 enum { JOURNAL_PLACED = 1, JOURNAL_PRODUCED = 2 };
+enum { JOURNAL_CANARIES = 4, JOURNAL_CANARY_TOKENS = 4 };
+
+/* An answer that all replicas of a profile must give (canary.c). */
+struct journal_canary {
+    uint64_t key;     /* what it is the answer to */
+    uint32_t replica; /* that gave it first, with its host */
+    struct msg_logprob tokens[JOURNAL_CANARY_TOKENS];
+    char profile[MSG_PROFILE_BYTES]; /* "": none */
+    char host[64];
+};
 
 /* ---- what was there ---- */
 
@@ -69,6 +88,7 @@ struct journal_image {
     struct arena arena;
     struct journal_stream *buckets[JOURNAL_BUCKETS]; /* owned */
     uint32_t n_streams;
+    struct journal_canary canaries[JOURNAL_CANARIES];
     uint64_t segment;
     size_t good_bytes; /* less than all: the rest is a write that was cut */
 };
@@ -111,7 +131,7 @@ struct journal_disk_status {
  * ST_ERR_FORMAT: damaged. ST_ERR_IO. */
 status journal_disk_open(const struct journal_disk_config *config, struct journal_disk **disk_p,
                          struct journal_image *image_p, struct err *err);
-/* `snapshot` calls journal_disk_stream, _token and _end for everything live. Writes the first
+/* `snapshot` calls journal_disk_stream, _token and _end for everything live, and _canary. Writes the first
  * segment. */
 void journal_disk_begin(struct journal_disk *d, void (*snapshot)(void *arg), void *arg);
 /* Nothing more is written. The segment stays for another coordinator, or, if `clean`, goes. NULL is
@@ -142,6 +162,8 @@ struct journal_ending {
 };
 void journal_disk_end(struct journal_disk *d, const struct journal_ending *end);
 void journal_disk_drop(struct journal_disk *d, uint64_t stream);
+/* At most JOURNAL_CANARIES profiles have one. */
+void journal_disk_canary(struct journal_disk *d, const struct journal_canary *canary);
 /* What was said since the last call goes out, in one write. */
 void journal_disk_flush(struct journal_disk *d);
 struct journal_disk_status journal_disk_status(const struct journal_disk *d);

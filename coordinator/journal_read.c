@@ -339,7 +339,7 @@ static status tokens_read(const struct reader *r, struct cursor *c)
     return st < 0 || c->left == 0 ? st : bad(r, "%zu bytes behind the last token", c->left);
 }
 
-/* ---- END, PROFILE, DROP ---- */
+/* ---- END, PROFILE, CANARY, DROP ---- */
 
 static status end_read(const struct reader *r, struct cursor *c)
 {
@@ -396,6 +396,42 @@ static status profile_read(const struct reader *r, struct cursor *c)
     if ((flags & JOURNAL_PRODUCED) != 0) {
         s->profiles[s->n_profiles++] = name;
     }
+    return ST_OK;
+}
+
+/* Where that profile's answer is, or is to go. NULL: there are too many. */
+static struct journal_canary *canary_slot(struct journal_image *image, const char *profile)
+{
+    for (uint32_t i = 0; i < JOURNAL_CANARIES; i++) {
+        struct journal_canary *k = &image->canaries[i];
+        if (k->profile[0] == '\0' || strcmp(k->profile, profile) == 0) {
+            return k;
+        }
+    }
+    return NULL;
+}
+
+static status canary_read(const struct reader *r, struct cursor *c)
+{
+    struct journal_canary k = { .key = 0 };
+    uint32_t n = 0;
+
+    if (!take(c, &k.key, 8) || !take(c, &k.replica, 4) || !take(c, &n, 4) ||
+        n != JOURNAL_CANARY_TOKENS || !take(c, k.tokens, sizeof(k.tokens))) {
+        return bad(r, "a canary of %u tokens", n);
+    }
+    const size_t bytes = strnlen(c->at, c->left), host = c->left - MIN(c->left, bytes + 1);
+    if (bytes == 0 || bytes == c->left || bytes >= sizeof(k.profile) || host >= sizeof(k.host) ||
+        memchr(c->at + bytes + 1, 0, host) != NULL) {
+        return bad(r, "a canary with names of %zu and %zu bytes", bytes, host);
+    }
+    memcpy(k.profile, c->at, bytes);
+    memcpy(k.host, c->at + bytes + 1, host);
+    struct journal_canary *at = canary_slot(r->image, k.profile);
+    if (at == NULL) {
+        return bad(r, "canaries of more than %d profiles", (int)JOURNAL_CANARIES);
+    }
+    *at = k;
     return ST_OK;
 }
 
@@ -483,6 +519,8 @@ static status record_read(const struct reader *r)
         return drop_read(r, &c);
     case JOURNAL_PROFILE:
         return profile_read(r, &c);
+    case JOURNAL_CANARY:
+        return canary_read(r, &c);
     default:
         return bad(r, "a record of kind %u, of a newer gantry", h.kind);
     }

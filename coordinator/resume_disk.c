@@ -141,6 +141,7 @@ static void snapshot(void *arg)
 {
     struct coord *c = arg;
 
+    canary_write(c);
     for (struct front_call *head = c->kept; head != NULL; head = head->next_kept) {
         resume_write(head);
         for (struct front_call *f = head; f != NULL; f = f->next_choice) {
@@ -383,6 +384,7 @@ status resume_restore(struct coord *c, struct err *err)
 
     journal_number_from(c->journal, c->config.first_stream);
     if (c->config.image != NULL) { /* all of it, however many are complete: they were accepted */
+        canary_restore(c, c->config.image);
         journal_set_bound(c->journal, UINT32_MAX);
         st = streams_restore(c, c->config.image, err);
         journal_set_bound(c->journal, c->config.queue_max);

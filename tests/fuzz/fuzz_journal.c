@@ -30,6 +30,15 @@ static void look(const struct journal_image *image)
         }
     }
     ASSERT(n == image->n_streams);
+    for (uint32_t i = 0; i < JOURNAL_CANARIES; i++) {
+        const struct journal_canary *k = &image->canaries[i];
+        ASSERT(memchr(k->profile, 0, sizeof(k->profile)) != NULL);
+        ASSERT(memchr(k->host, 0, sizeof(k->host)) != NULL);
+        ASSERT(k->profile[0] != '\0' || k->key == 0);
+        for (uint32_t other = 0; other < i && k->profile[0] != '\0'; other++) {
+            ASSERT(strcmp(image->canaries[other].profile, k->profile) != 0);
+        }
+    }
 }
 
 static void read_once(const void *data, size_t size)
@@ -65,7 +74,7 @@ static void mend(char *bytes, size_t size)
         memcpy(&h, bytes + place, sizeof(h));
         const size_t left = size - place - sizeof(h);
         h.bytes = left == 0 ? 0 : 1 + h.bytes % (uint32_t)left;
-        h.kind = 1 + h.kind % 6;
+        h.kind = 1 + h.kind % 7;
         memcpy(bytes + place, &h, sizeof(h));
         h.sum = journal_record_sum(bytes + place + 8, 8 + (size_t)h.bytes, FUZZ_SEGMENT, place);
         memcpy(bytes + place, &h.sum, sizeof(h.sum));

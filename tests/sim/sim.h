@@ -140,8 +140,9 @@ struct sim {
     uint64_t stream_base,
         last_base; /* of this coordinator's numbers; of the last that has used one */
     uint32_t last_base_epoch;
-    bool is_dying;   /* buried when the event is over */
-    bool has_failed; /* it could not start, and is ended by itself */
+    bool is_dying;       /* buried when the event is over */
+    bool canary_is_kept; /* its answer is in the journal, or in the one coordinator that there is */
+    bool has_failed;     /* it could not start, and is ended by itself */
     bool dies_silently;
     uint64_t tick_ns;           /* of the next tick of serve.c */
     uint64_t start_due_ns;      /* a service that has never served by then is ended */

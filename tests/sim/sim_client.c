@@ -121,10 +121,10 @@ static void take_chunk(struct sim_client *c, const struct msg_chunk *m)
     if (a->is_finished) {
         client_complain(c, "gets a message after it has finished");
     }
-    if (a->had_end && m->text_offset <= a->n_text) {
+    const bool has_some = m->n_tokens != 0 || m->text.len != 0 || m->has_finished;
+    if (a->had_end && has_some && m->text_offset <= a->n_text) {
         a->n_text = m->text_offset;
     }
-    const bool has_some = m->n_tokens != 0 || m->text.len != 0 || m->has_finished;
     if (has_some && (m->token_offset != a->n_tokens || m->text_offset != a->n_text)) {
         client_complain(c, "gets a message that does not begin where the last one ended");
     }

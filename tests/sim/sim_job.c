@@ -58,13 +58,21 @@ bool job_computes(const struct sim_job *job)
 
 /* ---- start ---- */
 
-static enum sim_start draw_start(struct sim *s, uint32_t generation)
+static enum sim_start draw_start(struct sim *s, uint32_t replica, uint32_t generation)
 {
     static const enum sim_start kinds[] = { START_DIES, START_FAULTS, START_HANGS, START_MISMATCH };
 
-    /* The first answer to a canary is taken for the right one: whoever gives it must be sound. */
-    if (s->now_ns < s->shape.healed_ns && generation > 1 && s->coord->has_served &&
-        rng_chance(&s->rng, s->shape.broken_per_mille)) {
+    /* The first answer to a canary is taken for the right one: whoever gives it must be sound. Another coordinator
+     * has it from the journal, if that is written. */
+    s->canary_is_kept =
+        s->canary_is_kept || (s->coord->known[0].profile[0] != '\0' && serve_is_durable(s));
+    const bool is_own = s->current != NULL && replica < s->shape.n_replicas;
+    const bool was_broken =
+        is_own && s->current[replica] != NULL && s->current[replica]->start == START_BROKEN;
+    const uint32_t per_mille =
+        was_broken ? 900 : s->shape.broken_per_mille; /* it does not mend itself */
+    if (s->now_ns < s->shape.healed_ns && generation > 1 && s->canary_is_kept &&
+        rng_chance(&s->rng, per_mille)) {
         fault_count(s, FAULT_BROKEN);
         return START_BROKEN;
     }
@@ -91,7 +99,7 @@ static struct sim_job *job_make(struct sim *s, uint32_t replica, uint32_t genera
     job->pid = s->jobs->next != NULL ? s->jobs->next->pid + 1 : 100;
     job->started_ns = s->now_ns;
     job->port = coord_control_port(s->coord);
-    job->start = draw_start(s, generation);
+    job->start = draw_start(s, replica, generation);
     job->is_hurt = job->start != START_WELL;
     job->culprit = rng_below(&s->rng, job->n_ranks);
     job->start_at_ns = CLOCK_NEVER;

@@ -313,6 +313,7 @@ void serve_bury(struct sim *s)
     process_free(s, false);
     jobs_orphaned(s, is_stale);
     if (is_power) {
+        s->canary_is_kept = false; /* it need not be synced */
         sim_disk_power_cut(s->disk);
         jobs_power_cut(s);
     }

@@ -49,9 +49,6 @@ static void draw_journal(struct sim_shape *h, struct sim_rng *r, bool is_large)
     h->orphan_s = rng_chance(r, 900) ? rng_in(r, 5, 20) : 0;
     h->segment_bytes = rng_chance(r, 700) ? rng_in(r, 200, 20000) : 1 << 20;
     h->n_deaths = h->is_fair ? 0 : rng_below(r, 5);
-    if (h->n_deaths != 0) { /* the next coordinator asks anew which canary is right */
-        h->broken_per_mille = 0;
-    }
 }
 
 static void draw_shape(struct sim *s, uint32_t n_replicas)

@@ -411,6 +411,9 @@ static void world_open_as(struct world *w, uint32_t tp, const struct coord_confi
                                          .mixed_profiles = more->mixed_profiles,
                                          .rejoin_ns = more->rejoin_ns,
                                          .start_ns = more->start_ns,
+                                         .disk = more->disk,
+                                         .image = more->image,
+                                         .first_stream = more->first_stream,
                                          .on_lost = more->on_lost,
                                          .on_change = on_change,
                                          .arg = w };

@@ -332,6 +332,122 @@ static void test_journal_disk__several_answers_are_one_request(void **state UNUS
     world_free(w);
 }
 
+/* ---- canaries ---- */
+
+static struct journal_canary canary_of(const char *profile, uint32_t serial)
+{
+    struct journal_canary k = { .key = UINT64_C(0xFEDCBA9876543210) + serial, .replica = 3 };
+
+    for (uint32_t i = 0; i < JOURNAL_CANARY_TOKENS; i++) {
+        k.tokens[i] = (struct msg_logprob){ 70000 + i, -0.25f * (float)(i + serial) };
+    }
+    snprintf(k.profile, sizeof(k.profile), "%s", profile);
+    snprintf(k.host, sizeof(k.host), "node%u", serial);
+    return k;
+}
+
+static void expect_canary(const struct journal_image *image, uint32_t i,
+                          const struct journal_canary *want)
+{
+    const struct journal_canary *k = &image->canaries[i];
+
+    assert_true(k->key == want->key && k->replica == want->replica);
+    assert_memory_equal(k->tokens, want->tokens, sizeof(k->tokens));
+    assert_string_equal(k->profile, want->profile);
+    assert_string_equal(k->host, want->host);
+}
+
+static void test_journal_disk__canaries_are_kept_a_later_one_of_a_profile_counts(
+    void **state UNUSED)
+{
+    const struct journal_canary a = canary_of("a", 0), b = canary_of("b", 1), c = canary_of("a", 2);
+    struct world *w = world_make(0);
+
+    journal_disk_canary(w->d, &a);
+    say(w, add(w, "x", false), 3);
+    journal_disk_canary(w->d, &b);
+    again(w);
+    expect_canary(&w->image, 0, &a);
+    expect_canary(&w->image, 1, &b);
+    assert_string_equal(w->image.canaries[2].profile, "");
+    journal_disk_begin(w->d, snapshot, w);
+    journal_disk_canary(w->d, &a); /* as a snapshot says it */
+    journal_disk_canary(w->d, &c);
+    again(w);
+    expect_canary(&w->image, 0, &c);
+    assert_string_equal(w->image.canaries[1].profile, "");
+    world_free(w);
+}
+
+static void test_journal_disk__more_profiles_of_canaries_than_are_kept_are_damage(
+    void **state UNUSED)
+{
+    const char *const names[] = { "a", "b", "c", "d", "e" };
+    struct world *w = world_make(0);
+    struct journal_image image;
+    struct err err = ERR_INIT;
+    size_t len = 0;
+
+    for (uint32_t i = 0; i <= JOURNAL_CANARIES; i++) {
+        const struct journal_canary k = canary_of(names[i], i);
+        journal_disk_canary(w->d, &k);
+    }
+    journal_disk_flush(w->d);
+    char *bytes = segment(w, &len);
+    assert_int_equal(journal_image_read("x", bytes, len, &image, &err), ST_ERR_FORMAT);
+    assert_non_null(strstr(err.text, "canaries of more than 4 profiles"));
+    free(bytes);
+    world_free(w);
+}
+
+/* Within it too: names without their ends, other numbers of tokens; the sums are made right. */
+static void test_journal_disk__half_a_canary_is_damage(void **state UNUSED)
+{
+    const struct journal_canary k = canary_of("profile", 0);
+    const size_t head = sizeof(struct journal_head) + sizeof(struct journal_record_head);
+    struct world *w = world_make(0);
+    struct err err = ERR_INIT;
+    size_t len = 0;
+
+    journal_disk_canary(w->d, &k);
+    journal_disk_flush(w->d);
+    char *bytes = segment(w, &len);
+    const uint32_t all =
+        8 + 4 + 4 + JOURNAL_CANARY_TOKENS * 8 + 8 + 5; /* names: "profile", "node0" */
+    for (uint32_t cut = 1; cut <= all; cut++) {
+        struct journal_record_head h;
+        struct journal_image image;
+        const size_t part_len = head + (cut + 7) / 8 * 8;
+        char *part = malloc(part_len);
+        assert_non_null(part);
+        memcpy(part, bytes, part_len);
+        memcpy(&h, part + sizeof(struct journal_head), sizeof(h));
+        assert_int_equal(h.bytes, all);
+        h.bytes = cut;
+        memcpy(part + sizeof(struct journal_head), &h, sizeof(h));
+        h.sum = journal_record_sum(part + sizeof(struct journal_head) + 8, 8 + (size_t)cut, 1,
+                                   sizeof(struct journal_head));
+        memcpy(part + sizeof(struct journal_head), &h, sizeof(h));
+        const status st = journal_image_read("x", part, part_len, &image, &err);
+        /* Only the host's name may be shorter: it has no end of its own. */
+        assert_int_equal(st, cut >= all - 5 ? ST_OK : ST_ERR_FORMAT);
+        if (st == ST_OK) {
+            journal_image_fini(&image);
+        }
+        free(part);
+    }
+    const uint32_t n = JOURNAL_CANARY_TOKENS - 1; /* which a gantry of another kind may have */
+    struct journal_image image;
+    memcpy(bytes + head + 12, &n, sizeof(n));
+    const uint64_t sum = journal_record_sum(bytes + sizeof(struct journal_head) + 8,
+                                            8 + (size_t)all, 1, sizeof(struct journal_head));
+    memcpy(bytes + sizeof(struct journal_head), &sum, sizeof(sum));
+    assert_int_equal(journal_image_read("x", bytes, len, &image, &err), ST_ERR_FORMAT);
+    assert_non_null(strstr(err.text, "a canary of 3 tokens"));
+    free(bytes);
+    world_free(w);
+}
+
 static void test_journal_disk__cut_anywhere_it_holds_a_prefix(void **state UNUSED)
 {
     struct world *w = world_make(0);
@@ -566,6 +682,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_journal_disk__what_is_written_is_read),
         cmocka_unit_test(test_journal_disk__several_answers_are_one_request),
+        cmocka_unit_test(test_journal_disk__canaries_are_kept_a_later_one_of_a_profile_counts),
+        cmocka_unit_test(test_journal_disk__more_profiles_of_canaries_than_are_kept_are_damage),
+        cmocka_unit_test(test_journal_disk__half_a_canary_is_damage),
         cmocka_unit_test(test_journal_disk__cut_anywhere_it_holds_a_prefix),
         cmocka_unit_test(test_journal_disk__zeros_behind_a_cut_are_a_cut),
         cmocka_unit_test(test_journal_disk__damage_is_named),
