@@ -20,7 +20,7 @@ cluster() {
 
 # kill_wait SECONDS: between SIGTERM and SIGKILL; slurm-up says 5, too few for a machine that is busy.
 kill_wait() {
-    sed -i "s/^KillWait=.*/KillWait=$1/" "$GX_STATE/slurm/etc/slurm.conf"
+    sed -i "s/^KillWait=.*/KillWait=$(($1 * slow))/" "$GX_STATE/slurm/etc/slurm.conf"
     on_head scontrol reconfigure
 }
 daemons() { # HOST NAME: pids

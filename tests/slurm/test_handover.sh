@@ -11,7 +11,9 @@ wanted 1 2 3 4
 script=$GANTRY_SOURCE_DIR/cluster/deploy/gantry.sbatch
 export GANTRY GANTRY_MODEL=$model GANTRY_DIR=$dir/run GANTRY_LISTEN=127.0.0.1:$port GANTRY_GO_ON=1
 
-queue -t 1 -N2 --ntasks-per-node=1 "$script" --tp 1 --pp 2 --wall-margin 45 --grace 0 \
+# 15 s to the end; under a sanitizer two minutes, in which a stream ends
+minutes=$((slow > 1 ? 4 : 1)) margin=$((slow > 1 ? 120 : 45))
+queue -t "$minutes" -N2 --ntasks-per-node=1 "$script" --tp 1 --pp 2 --wall-margin "$margin" --grace 0 \
     --journal "$dir/journal" --on-term handover --resume-window 120
 serves
 # Streams without a pause until the end of the time: each round compares, the last one is cut in two (unless the end falls between

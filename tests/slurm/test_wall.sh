@@ -16,7 +16,7 @@ ok "a job that is shorter than --wall-margin is refused"
 submit -t 1 -N2 --ntasks-per-node=1 -- --tp 1 --pp 2 --wall-margin 50
 serves
 grep -q 'requests are refused from 50 s before that on, and running answers then have 40 s' "$dir/job.log" || fail "the plan for the end is printed"
-grep -q "running answers have 38 s (SLURM's KillWait is 40 s)" "$dir/job.log" || fail "and what scancel leaves"
+grep -q "running answers have $((40 * slow - 2)) s (SLURM's KillWait is $((40 * slow)) s)" "$dir/job.log" || fail "and what scancel leaves"
 is_stopping() { grep -q "^stopping before the job's end" "$dir/job.log"; }
 rounds=0
 while ! is_stopping; do
