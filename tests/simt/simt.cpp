@@ -576,7 +576,12 @@ cudaError_t cudaSetDevice(int)
 cudaError_t cudaDeviceGetAttribute(int *value_p, cudaDeviceAttr attr, int)
 {
     /* One multiprocessor: two tiles fill the device, and small tests reach both ways of every op. */
-    *value_p = attr == cudaDevAttrMultiProcessorCount ? 1 : 0;
+    const char *units = getenv("SIMT_UNITS");
+
+    *value_p = 0;
+    if (attr == cudaDevAttrMultiProcessorCount) {
+        *value_p = units != nullptr ? atoi(units) : 1;
+    }
     if (attr == cudaDevAttrComputeCapabilityMajor) {
         *value_p = 9;
     }

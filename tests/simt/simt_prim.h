@@ -1,7 +1,4 @@
-/* tests/simt/simt_prim.h - kernels/cuda/prim.cuh for a processor.
- *
- * The product of a tensor core is taken as exact sums of 16 products, rounded once to f32: near what
- * the hardware does, not its bits. */
+/* tests/simt/simt_prim.h - kernels/cuda/prim.cuh for a processor. */
 #ifndef TESTS_SIMT_SIMT_PRIM_H
 #define TESTS_SIMT_SIMT_PRIM_H
 
@@ -21,6 +18,9 @@ static inline void wait_for_previous()
 {
 }
 
+/* c + the sum of 16 products of bf16 (simt_dot.cpp). */
+float simt_dot(float c, const uint16_t a[16], const uint16_t b[16]);
+
 static inline void mma(float d[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                        uint32_t b1)
 {
@@ -29,16 +29,15 @@ static inline void mma(float d[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32
     const uint32_t g = simt_lane() / 4, c = simt_lane() % 4;
 
     for (uint32_t i = 0; i < 4; i++) { /* rows g, g+8; columns 2c, 2c+1 */
-        double sum = 0.0;
+        uint16_t x[16], y[16];
 
         for (uint32_t k = 0; k < 16; k++) {
             const uint32_t a_lane = g * 4 + k % 8 / 2, b_lane = (2 * c + i % 2) * 4 + k % 8 / 2;
-            const uint32_t a = all[a_lane * 8 + i / 2 + k / 8 * 2], b = all[b_lane * 8 + 4 + k / 8];
 
-            sum += (double)bf16_to_f32((uint16_t)(a >> k % 2 * 16)) *
-                   (double)bf16_to_f32((uint16_t)(b >> k % 2 * 16));
+            x[k] = (uint16_t)(all[a_lane * 8 + i / 2 + k / 8 * 2] >> k % 2 * 16);
+            y[k] = (uint16_t)(all[b_lane * 8 + 4 + k / 8] >> k % 2 * 16);
         }
-        d[i] = (float)((double)d[i] + sum);
+        d[i] = simt_dot(d[i], x, y);
     }
 }
 

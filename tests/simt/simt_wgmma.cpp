@@ -1,7 +1,7 @@
 /* tests/simt/simt_wgmma.cpp - products of four warps: kept as they were given until they are waited for, and then
  * done. What must not be written in between is looked at again, and the program ends with a word if it was.
  *
- * The sums are those of mma in simt_prim.h. */
+ * The sums are mma's (simt_dot.cpp). */
 #include "simt_wgmma.h"
 
 #include "cuda_runtime.h"
@@ -12,6 +12,7 @@
 #include <vector>
 
 extern char *simt_shared;
+float simt_dot(float c, const uint16_t a[16], const uint16_t b[16]);
 
 /* A product of four warps that is under way: what it was given, to be looked at again when it is
  * waited for. */
@@ -19,8 +20,8 @@ struct wg_op {
     float *d;
     const uint32_t *a[4];
     uint32_t a_then[4];
-    double a_rows[2][16]; /* rows g and g + 8 of this warp's part of A */
-    uint64_t b, b_sum;    /* descriptor; lane 0: a sum over B's bits */
+    uint16_t a_rows[2][16]; /* rows g and g + 8 of this warp's part of A */
+    uint64_t b, b_sum;      /* descriptor; lane 0: a sum over B's bits */
 };
 
 /* Its D until then: the registers themselves hold a pattern. */
@@ -144,11 +145,8 @@ void simt_wg_mma(float *d, const uint32_t *const a[4], uint64_t b)
     }
     for (uint32_t i = 0; i < 32; i++) { /* register r: row g + r % 2 * 8, k from r / 2 * 8 on */
         const uint32_t k = i % 16, from = (g * 4 + k % 8 / 2) * 8 + i / 16 + k / 8 * 2;
-        const uint32_t bits = (all[from] >> k % 2 * 16) << 16;
-        float v;
 
-        memcpy(&v, &bits, 4);
-        op.a_rows[i / 16][k] = (double)v;
+        op.a_rows[i / 16][k] = (uint16_t)(all[from] >> k % 2 * 16);
     }
     for (const wg_acc &s : f.accs) {
         known = known || s.d == d;
@@ -176,21 +174,18 @@ static void wg_finish(const wg_op &op, float v[64])
     const uint32_t c = threadIdx.x % 4;
 
     for (uint32_t i = 0; i < 64; i++) {
-        const double *a = op.a_rows[i % 4 / 2];
-        double sum = 0.0;
+        const uint16_t *a = op.a_rows[i % 4 / 2];
+        uint16_t x[16], late[16] = { 0 };
 
         for (uint32_t k = 0; k < 16; k++) {
-            const uint32_t bits = (uint32_t)*wg_b(op.b, i / 4 * 8 + 2 * c + i % 2, k) << 16;
-            float x;
-
-            memcpy(&x, &bits, 4);
-            sum += a[k] * (double)x;
-            if (other && k == 7) {
-                v[i] = (float)((double)v[i] + sum);
-                sum = 0.0;
+            x[k] = *wg_b(op.b, i / 4 * 8 + 2 * c + i % 2, k);
+            if (other && k > 7) {
+                late[k] = x[k];
+                x[k] = 0;
             }
         }
-        v[i] = (float)((double)v[i] + sum);
+        v[i] = simt_dot(v[i], a, x);
+        v[i] = other ? simt_dot(v[i], a, late) : v[i];
     }
 }
 
