@@ -144,6 +144,7 @@ struct sim {
     bool canary_is_kept; /* its answer is in the journal, or in the one coordinator that there is */
     bool has_failed;     /* it could not start, and is ended by itself */
     bool dies_silently;
+    bool was_undurable;         /* its journal, before the event in which it dies */
     uint64_t tick_ns;           /* of the next tick of serve.c */
     uint64_t start_due_ns;      /* a service that has never served by then is ended */
     struct rpc_call *calls;     /* all there ever were, owned */

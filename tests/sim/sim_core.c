@@ -120,6 +120,7 @@ static void after(struct sim *s)
     if (s->is_dying) {
         serve_bury(s);
     } else {
+        s->was_undurable = !serve_is_durable(s);
         check_often(s);
     }
 }

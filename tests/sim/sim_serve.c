@@ -300,7 +300,7 @@ void serve_bury(struct sim *s)
 
     sim_note(s, "dead", s->epoch, is_power);
     s->died_ns = s->now_ns;
-    if (is_power || !serve_is_durable(s)) {
+    if (is_power || s->was_undurable || !serve_is_durable(s)) {
         clients_doubt(s);
     }
     sim_disk_mute(s->disk, !s->has_failed); /* one that fails to start ends by itself */
@@ -317,7 +317,7 @@ void serve_bury(struct sim *s)
         sim_disk_power_cut(s->disk);
         jobs_power_cut(s);
     }
-    s->is_dying = s->dies_silently = false;
+    s->is_dying = s->dies_silently = s->was_undurable = false;
     s->coord_free_ns = 0;
     s->idle_since_ns = 0;
     sim_after(s, (is_power ? NS_PER_S : 0) + draw_delay(s), serve_again, s);
