@@ -169,7 +169,7 @@ client_ends crash "$client" 10 6 "rank 1 (host" "a rank crashes: the client is t
 serve_ends 10 6 "a rank crashes: the service ends"
 grep -qE "trail r1 signal 11: [0-9]+ steps" "$run/mpirun.log" || fail "a rank that crashes leaves its last steps" "$run/mpirun.log"
 left_nothing "a rank crashes"
-serve draining "${four[@]}" --grace 60
+serve draining "${four[@]}" --grace $((60 * slow))
 ready
 mapfile -t ranks < <(rank_pids)
 stream draining

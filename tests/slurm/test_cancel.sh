@@ -8,7 +8,7 @@ cluster 4
 kill_wait 60
 wanted 1 2 3 4
 
-submit -N4 --ntasks-per-node=1 -- --tp 2 --pp 1 --replicas 2 --grace 50
+submit -N4 --ntasks-per-node=1 -- --tp 2 --pp 1 --replicas 2 --grace $((50 * slow))
 serves
 disturbed cancel 1 2 3 4
 on_head scancel "$job"

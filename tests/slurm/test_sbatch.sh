@@ -20,7 +20,7 @@ shipped() { # SBATCH-OPTIONS... -- SERVE-OPTIONS...
     queue "${options[@]}" "$script" "$@"
 }
 
-shipped -N2 -t 10 -- --tp 1 --pp 2 --grace 50
+shipped -N2 -t 10 -- --tp 1 --pp 2 --grace $((50 * slow))
 on_head "$GANTRY" status --run-dir "$GANTRY_DIR" --wait 90 || fail "the run directory says where the service is, once it is there"
 serves
 on_head "$GANTRY" generate --run-dir "$GANTRY_DIR" Once --max-tokens 4 > "$dir/once" || fail "and holds its token"

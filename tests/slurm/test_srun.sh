@@ -13,7 +13,7 @@ on_head env -u SLURM_JOB_ID "$GANTRY" serve "$model" --launcher srun --dry-run >
 grep -q 'inside a job of SLURM' "$dir/out" || fail "it says why" "$dir/out"
 
 # SLURM's PMIx gives up after a few tries where a busy machine is late; such a start hangs and is made again.
-submit -N4 --ntasks-per-node=1 -- --tp 1 --pp 2 --launcher srun --hang-timeout 20 --grace 50 --start-timeout 25
+submit -N4 --ntasks-per-node=1 -- --tp 1 --pp 2 --launcher srun --hang-timeout 20 --grace $((50 * slow)) --start-timeout $((25 * slow))
 serves
 grep -q 'starting 2 ranks with srun' "$dir/job.log" || fail "srun starts the ranks"
 status > "$dir/status"
