@@ -118,7 +118,7 @@ bench_predict() {
 peers_ours() {
     ranks 1 "$build/tests/bench.step_bench" "$1" 1 1 "$threads" 1 512 64 |
         awk '/^prefill/ { print "gantry       prompt 512        " $(NF - 1) " tokens/s" } /^decode/ { print "gantry       decode b1 ctx 512 " $2 " tokens/s" }'
-    ranks 1 "$build/tests/bench.step_bench" "$1" 1 1 "$threads" 16 512 32 |
+    ranks 1 "$build/tests/bench.step_bench" "$1" 1 1 "$threads" 16 512 64 |
         awk '/^decode/ { print "gantry       decode b16 ctx 512 " $2 " tokens/s" }'
 }
 

@@ -3,7 +3,8 @@
  *
  *   mpirun -n TP*PP step_bench MODEL TP PP THREADS STREAMS PROMPT TOKENS
  *
- * Prints load time, prefill rate, mean decode step, the kernels' share on every rank, and what is
+ * Decoding is measured from the last stream's first token to the first stream's end, so with all of them under way: TOKENS
+ * must be more than the steps that the prompts take. Prints load time, prefill rate, mean decode step, the kernels' share on every rank, and what is
  * left: the time of a step that no kernel accounts for (scheduling, plans, collectives, waiting for
  * the slower slice). The kernels' part of a step is the sum over stages of the slowest slice's. */
 #include "worker/rank.h"
@@ -55,14 +56,14 @@ static status events(void *self, const struct msg_events *e, struct err *err UNU
             r->prefilled_ns = clock_now_ns(clock_real());
             atomic_store(&r->progress->step_ns, 0); /* means of decode steps from here on */
             atomic_store(&r->progress->kernel_ns, 0);
-        } else if (r->n_first == r->n_streams) {
+        } else if (r->n_first == r->n_streams && r->n_ended == 0) {
             r->n_decoded++;
         }
     }
-    r->n_ended += e->n_finishes;
-    if (r->n_ended == r->n_streams) {
+    if (r->n_ended == 0 && e->n_finishes != 0) {
         r->ended_ns = clock_now_ns(clock_real());
     }
+    r->n_ended += e->n_finishes;
     return ST_OK;
 }
 
@@ -96,7 +97,12 @@ static void report(const struct run *r, const struct plan *plan, const double *k
            (double)plan->parts[0].weight_bytes / 1e9 / load_s);
     printf("prefill    %u x %u tokens: %.3f s, %.1f tokens/s\n", r->n_streams, r->n_prompt,
            prefill_s, r->n_streams * r->n_prompt / prefill_s);
-    printf("decode     %.1f tokens/s, %u streams\n", (double)r->n_decoded / decode_s, r->n_streams);
+    if (r->prefilled_ns != 0 && r->ended_ns > r->prefilled_ns) {
+        printf("decode     %.1f tokens/s, %u streams\n", (double)r->n_decoded / decode_s,
+               r->n_streams);
+    } else {
+        printf("decode     not measured: a stream ended before all had begun\n");
+    }
     printf("step       %.1f us mean, kernels %.1f us, outside kernels %.1f us\n", step_us, kernels,
            step_us - kernels);
 }
